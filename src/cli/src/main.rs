@@ -1,0 +1,3 @@
+//! The `flatlan` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The packet engine: sessions, lanes and paths of one worker, without IO.

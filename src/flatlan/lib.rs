@@ -1,0 +1,1 @@
+//! One flat, encrypted virtual LAN over every site.

@@ -1,0 +1,1 @@
+//! The hub's machine: attachments, labels, forwarding, presence, link state.

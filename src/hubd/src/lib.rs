@@ -1,0 +1,1 @@
+//! Runs a hub: driver, configuration, admin page.

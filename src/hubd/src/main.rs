@@ -1,0 +1,3 @@
+//! The `flatlan-hub` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A whole internet in network namespaces on one machine.

@@ -1,0 +1,1 @@
+//! The node's control machine: attachments, roster, presence, candidates.

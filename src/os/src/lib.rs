@@ -1,0 +1,1 @@
+//! TUN, UDP, TLS streams, routes and files: the only crate that touches the kernel unsafely.

@@ -1,0 +1,1 @@
+//! IP, TCP, UDP and ICMP views, super-packets, segmentation and coalescing.

@@ -1,0 +1,1 @@
+//! Candidates, probes, scores and failover of one peer.

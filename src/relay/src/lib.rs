@@ -1,0 +1,1 @@
+//! The wire between node and hub, and hub and hub.

@@ -1,0 +1,1 @@
+//! What the admin signed: records, head, chain, claims, tokens.

@@ -1,0 +1,24 @@
+//! Keys, ids, names, prefixes and endpoints: one type per meaning.
+//!
+//! Every other crate speaks in these words, so that an overlay address can never be used as a place to
+//! send a datagram, and a key of one kind can never stand for another. Parsing happens here once;
+//! nothing downstream checks again. This crate holds no protocol logic and does no IO.
+
+mod endpoint;
+mod key;
+mod name;
+mod pair;
+mod prefix;
+mod text;
+mod time;
+
+pub use endpoint::{Endpoint, HostPort, ParseHostPortError};
+pub use key::{
+    AdminKey, AdminSecret, HubKey, HubSecret, InviteKey, InviteSecret, MemberId, NetworkId, NodeKeys, NodeSecret,
+    NodeSeed, RecoveryKey, SessionKey, Signature, SignatureError,
+};
+pub use name::{Name, ParseNameError};
+pub use pair::{PairKey, SenderHint};
+pub use prefix::{ParsePrefixError, Prefix, VirtualIp};
+pub use text::KeyTextError;
+pub use time::{BootEpoch, UnixTime};

@@ -1,0 +1,1 @@
+//! WireGuard sessions: the trait, its boringtun engine, lanes and the sealed handshake.
