@@ -9,6 +9,7 @@ mod key;
 mod name;
 mod pair;
 mod prefix;
+mod slot;
 mod text;
 mod time;
 
@@ -20,5 +21,6 @@ pub use key::{
 pub use name::{Name, ParseNameError};
 pub use pair::{PairKey, SenderHint};
 pub use prefix::{ParsePrefixError, Prefix, VirtualIp};
+pub use slot::{HubSlot, Label, LaneId, LaneKey, PeerSlot};
 pub use text::KeyTextError;
 pub use time::{BootEpoch, UnixTime};
