@@ -1,1 +1,39 @@
 //! The packet engine: sessions, lanes and paths of one worker, without IO.
+//!
+//! A [`Worker`] is what stands between a TUN and the underlay. It owns the sessions, labels, probes and
+//! path state of its lanes and alone decides failover; nothing about a packet is ever looked up in
+//! another thread. Its owner is a loop that waits for the TUN, the sockets, commands or the timeout,
+//! reads the clock once, hands the batch in, and drains: *mutate, drain, mutate*.
+//!
+//! ```text
+//! OUTBOUND  app -> kernel -> TUN              INBOUND  UDP | TLS
+//!   outbound                                    inbound
+//!     1 parse (fail closed)                       1 classify: WireGuard | sealed | label
+//!     2 owner of the destination                  2 open, each behind the last
+//!     3 own source?                               3 source owned by this key?
+//!     4 which lane, which path                    4 path evidence
+//!     5 seal every segment into one batch         5 one coalesced super-packet
+//! ```
+//!
+//! Downward come immutable [`Snapshot`]s by generation and [`Command`]s; upward go bounded [`Event`]s.
+//! What it does not do: sockets, clocks, threads, roster verification, talking to hubs about anything
+//! but the binding of its own UDP socket.
+
+mod batch;
+mod command;
+mod drops;
+mod handshake;
+mod hub_leg;
+mod inbound;
+mod outbound;
+mod peer;
+mod probe;
+mod sink;
+mod snapshot;
+mod worker;
+
+pub use command::{Command, Event, HubUdp};
+pub use drops::{DropReason, Drops};
+pub use sink::{Sink, Transmit};
+pub use snapshot::{Owner, Owners, PeerInfo, PeerKeys, Snapshot};
+pub use worker::{LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};
