@@ -107,12 +107,7 @@ impl Batch {
 }
 
 /// Sends one datagram on its own, past the batch: handshakes, probes, bindings.
-pub(crate) fn send_now(
-    to: Destination,
-    datagram: &[u8],
-    drops: &mut Drops,
-    out: &mut impl Sink,
-) {
+pub(crate) fn send_now(to: Destination, datagram: &[u8], drops: &mut Drops, out: &mut impl Sink) {
     let sent = match to {
         Destination::Udp(to) => out.send_udp(&Transmit { to, contents: datagram, segment: datagram.len(), ecn: 0 }),
         Destination::Stream(hub) => match u16::try_from(datagram.len()) {

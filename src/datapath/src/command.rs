@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flatlan_path::PathKind;
+use flatlan_path::{MoveReason, PathKind};
 use flatlan_types::{BootEpoch, Endpoint, HubSlot, Label, LaneId, PeerSlot};
 
 /// What the node's control machine tells a worker. Each replaces what was said before of the same thing.
@@ -56,7 +56,7 @@ pub enum Command {
     SendMessage {
         /// To whom.
         peer: PeerSlot,
-        /// At most [`flatlan_path::frame::MAX_MESSAGE`] bytes.
+        /// At most [`crate::MAX_MESSAGE`] bytes.
         bytes: Vec<u8>,
         /// On which path; `None`: the one in use, or else every one that might work.
         path: Option<PathKind>,
@@ -76,12 +76,12 @@ pub enum Command {
 }
 
 /// A hub's UDP port and the key of our binding there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubUdp {
     /// The hub's UDP port.
     pub endpoint: Endpoint,
     /// The key that came over the control stream.
-    pub bind: flatlan_relay::bind::BindKey,
+    pub bind: flatlan_relay::BindKey,
 }
 
 /// What a worker tells the node's control machine.
@@ -114,8 +114,8 @@ pub enum Event {
         path: Option<PathKind>,
         /// The one before.
         was: Option<PathKind>,
-        /// Why, in a word or two.
-        reason: &'static str,
+        /// Why.
+        reason: MoveReason,
     },
     /// Our UDP socket is bound at a hub.
     LegUp {

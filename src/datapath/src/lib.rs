@@ -34,6 +34,7 @@ mod worker;
 
 pub use command::{Command, Event, HubUdp};
 pub use drops::{DropReason, Drops};
+pub use probe::MAX_MESSAGE;
 pub use sink::{Sink, Transmit};
 pub use snapshot::{Owner, Owners, PeerInfo, PeerKeys, Snapshot};
 pub use worker::{LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};

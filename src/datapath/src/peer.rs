@@ -1,0 +1,232 @@
+//! What a worker holds for one peer with which it has something to do.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use flatlan_path::{Leg, PathKind, PeerPaths, Relay};
+use flatlan_types::{BootEpoch, Endpoint, HubSlot, Label, LaneId, LaneKey, PeerSlot};
+use flatlan_wg::sealed::{FrameCounter, PairKeys, ReplayWindow};
+
+use crate::{batch::Destination, hub_leg::Hubs};
+
+/// A peer's state. Made on first need; gone with the member, or after minutes of silence.
+pub(crate) struct Peer {
+    pub(crate) slot: PeerSlot,
+    pub(crate) link: Link,
+    pub(crate) lanes: [Lane; LaneId::COUNT],
+    pub(crate) queue: Queue,
+    /// Data went either way at this time.
+    pub(crate) last_data: Option<Instant>,
+    pub(crate) need_told: Option<Instant>,
+    pub(crate) stale_told: Option<Instant>,
+    pub(crate) tx_bytes: u64,
+    pub(crate) rx_bytes: u64,
+}
+
+/// How a peer is spoken to.
+pub(crate) enum Link {
+    /// A node of ours.
+    Node(Box<NodeLink>),
+    /// A plain WireGuard device: it roams as WireGuard does, to wherever its last authentic packet came from.
+    Stock { endpoint: Option<Endpoint> },
+}
+
+/// All that only nodes of ours have between each other.
+pub(crate) struct NodeLink {
+    pub(crate) keys: PairKeys,
+    pub(crate) paths: PeerPaths,
+    /// The greatest epoch that the peer has spoken under; zero: it has not spoken yet.
+    pub(crate) epoch: BootEpoch,
+    pub(crate) replay: ReplayWindow,
+    /// Counter of the sealed frames sent under this node's own epoch: never used twice with one key.
+    pub(crate) counter: FrameCounter,
+    /// What each hub wants to see on frames to this peer.
+    pub(crate) labels: BTreeMap<HubSlot, Label>,
+}
+
+/// One lane's handshake state.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Lane {
+    /// Somebody waits for a session.
+    pub(crate) wanted: bool,
+    pub(crate) next_try: Option<Instant>,
+    pub(crate) tries: u32,
+    /// The engine has state for this lane.
+    pub(crate) open: bool,
+}
+
+/// Packets that wait for a session: few and fresh.
+#[derive(Default)]
+pub(crate) struct Queue {
+    packets: VecDeque<(Instant, Vec<u8>)>,
+    bytes: usize,
+}
+
+/// Where a datagram for a peer goes, and what stands before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) to: Destination,
+    pub(crate) label: Option<Label>,
+}
+
+impl Peer {
+    pub(crate) fn node(slot: PeerSlot, keys: PairKeys, counter: FrameCounter, paths: PeerPaths) -> Self {
+        Self::new(
+            slot,
+            Link::Node(Box::new(NodeLink {
+                keys,
+                paths,
+                epoch: BootEpoch::default(),
+                replay: ReplayWindow::new(BootEpoch::default()),
+                counter,
+                labels: BTreeMap::new(),
+            })),
+        )
+    }
+
+    pub(crate) fn stock(slot: PeerSlot) -> Self {
+        Self::new(slot, Link::Stock { endpoint: None })
+    }
+
+    fn new(slot: PeerSlot, link: Link) -> Self {
+        Self {
+            slot,
+            link,
+            lanes: Default::default(),
+            queue: Queue::default(),
+            last_data: None,
+            need_told: None,
+            stale_told: None,
+            tx_bytes: 0,
+            rx_bytes: 0,
+        }
+    }
+
+    pub(crate) fn lane_key(&self, lane: LaneId) -> LaneKey {
+        LaneKey { peer: self.slot, lane }
+    }
+
+    pub(crate) fn lane_mut(&mut self, lane: LaneId) -> &mut Lane {
+        self.lanes.get_mut(lane.index()).expect("a lane's index is below LaneId::COUNT")
+    }
+
+    pub(crate) fn node_link(&self) -> Option<&NodeLink> {
+        match &self.link {
+            Link::Node(link) => Some(link),
+            Link::Stock { .. } => None,
+        }
+    }
+
+    pub(crate) fn node_link_mut(&mut self) -> Option<&mut NodeLink> {
+        match &mut self.link {
+            Link::Node(link) => Some(link),
+            Link::Stock { .. } => None,
+        }
+    }
+
+    /// Where packets of a lane go at this moment.
+    pub(crate) fn lane_route(&self, lane: LaneId, hubs: &Hubs) -> Option<Route> {
+        match &self.link {
+            Link::Node(link) => link.route(link.paths.active(lane)?, hubs),
+            Link::Stock { endpoint } => Some(Route { to: Destination::Udp((*endpoint)?), label: None }),
+        }
+    }
+}
+
+impl NodeLink {
+    /// How a path is taken.
+    pub(crate) fn route(&self, path: PathKind, hubs: &Hubs) -> Option<Route> {
+        match path {
+            PathKind::Direct(endpoint) => Some(Route { to: Destination::Udp(endpoint), label: None }),
+            PathKind::Relay { hub, leg } => {
+                let label = Some(*self.labels.get(&hub)?);
+                let to = match leg {
+                    Leg::Udp => Destination::Udp(hubs.udp_endpoint(hub)?),
+                    Leg::Tls => hubs.has_stream(hub).then_some(Destination::Stream(hub))?,
+                };
+                Some(Route { to, label })
+            }
+        }
+    }
+
+    /// The relayed ways that exist: a label, and a leg to the hub.
+    pub(crate) fn relays(&self, hubs: &Hubs) -> Vec<Relay> {
+        let mut relays = Vec::new();
+        for hub in self.labels.keys().copied() {
+            if let Some(rtt) = hubs.udp_up(hub) {
+                relays.push(Relay { hub, leg: Leg::Udp, rtt });
+            }
+            if hubs.has_stream(hub) {
+                relays.push(Relay { hub, leg: Leg::Tls, rtt: hubs.udp_up(hub).unwrap_or_default() });
+            }
+        }
+        relays
+    }
+}
+
+impl Queue {
+    /// Keeps a packet (behind its virtio-net header); the oldest go where there are too many. Returns
+    /// how many were dropped.
+    pub(crate) fn push(&mut self, packet: Vec<u8>, now: Instant) -> u64 {
+        let mut dropped = self.expire(now);
+        if packet.len() > MAX_QUEUE_BYTES {
+            return dropped + 1;
+        }
+        while self.packets.len() >= MAX_QUEUE_PACKETS || self.bytes + packet.len() > MAX_QUEUE_BYTES {
+            self.pop();
+            dropped += 1;
+        }
+        self.bytes += packet.len();
+        self.packets.push_back((now, packet));
+        dropped
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Vec<u8>> {
+        let (_, packet) = self.packets.pop_front()?;
+        self.bytes -= packet.len();
+        Some(packet)
+    }
+
+    /// Drops what has waited too long; returns how many.
+    pub(crate) fn expire(&mut self, now: Instant) -> u64 {
+        let mut dropped = 0;
+        while self.packets.front().is_some_and(|(at, _)| now.duration_since(*at) > MAX_QUEUE_AGE) {
+            self.pop();
+            dropped += 1;
+        }
+        dropped
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.packets.front().map(|(at, _)| *at + MAX_QUEUE_AGE)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+}
+
+const MAX_QUEUE_PACKETS: usize = 32;
+const MAX_QUEUE_BYTES: usize = 128 * 1024;
+/// A TCP SYN is sent again after a second (RFC 6298): what is older has a successor.
+const MAX_QUEUE_AGE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_keeps_few_and_fresh_packets_and_counts_the_others() {
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        let dropped: u64 = (0..40u8).map(|n| queue.push(vec![n; 100], start)).sum();
+        assert_eq!(dropped, 8);
+        assert_eq!(queue.pop().unwrap()[0], 8);
+        assert_eq!(queue.push(vec![0; MAX_QUEUE_BYTES + 1], start), 1);
+        assert_eq!(queue.push(vec![1; 10], start + MAX_QUEUE_AGE + Duration::from_millis(1)), 31);
+        assert_eq!(queue.pop().unwrap(), vec![1; 10]);
+        assert!(queue.is_empty() && queue.bytes == 0);
+    }
+}
