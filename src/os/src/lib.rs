@@ -1,1 +1,33 @@
 //! TUN, UDP, TLS streams, routes and files: the only crate that touches the kernel unsafely.
+//!
+//! The cores are pure; here is what they are driven with. Each module wraps one thing of the machine
+//! behind a small safe interface and knows the traps of that thing, so that no shell has to:
+//!
+//! * [`tun`]: the overlay's network device, with offloads where the kernel has them.
+//! * [`udp`]: datagrams, many to a system call.
+//! * [`poll`]: what a worker thread waits on.
+//! * [`stream`]: WebSocket over TLS over TCP, to and at a hub.
+//! * [`route`]: addresses, routes and their changes, by netlink.
+//! * [`netns`]: doing a thing inside another network namespace.
+//! * [`file`]: the state directory.
+//! * [`resolve`], [`clock`], [`entropy`], [`harden`]: names, time, chance, and what a process gives up.
+//!
+//! Every error is a sentence for an operator, `what failed: why: what to do`, and knows its [`ExitClass`].
+//! No protocol of ours is here, and no decision.
+#![expect(clippy::wildcard_enum_match_arm, reason = "other crates' enums: what is not named is not meant")]
+
+mod exit;
+
+pub mod clock;
+pub mod entropy;
+pub mod file;
+pub mod harden;
+pub mod netns;
+pub mod poll;
+pub mod resolve;
+pub mod route;
+pub mod stream;
+pub mod tun;
+pub mod udp;
+
+pub use exit::{ExitClass, Why};

@@ -1,0 +1,430 @@
+//! Datagrams, many to a system call.
+//!
+//! A send is one run of equal segments to one endpoint (GSO); a receive is up to [`RecvBatch::BUFFERS`]
+//! buffers, each of which may hold a whole run (GRO). `quinn-udp` talks to the kernel; what is added here:
+//!
+//! * one socket for both families, or IPv4 alone where the machine has no IPv6;
+//! * runs cut to what the kernel takes;
+//! * a refused run is sent again in single datagrams, so that nothing is lost, and only where those go
+//!   through are runs given up, until [`UdpSocket::reset_offload`];
+//! * a full send buffer is waited for, briefly and never twice in a row;
+//! * errors of one destination never look like errors of the socket.
+//!
+//! Path MTU is not the kernel's business here: fragments are forbidden and its guesses ignored
+//! (IP_PMTUDISC_PROBE), so that a datagram over the link's MTU fails with EMSGSIZE.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use flatlan_types::Endpoint;
+use quinn_udp::{EcnCodepoint, RecvMeta, UdpSockRef, UdpSocketState};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{ExitClass, Why};
+
+/// A bound socket. One thread should receive; any may send.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: Socket,
+    /// Sends runs; a refusal marks it for good.
+    runs: UdpSocketState,
+    /// Receives, and sends single datagrams.
+    singles: UdpSocketState,
+    local: SocketAddr,
+    /// Whether runs are sent as such.
+    gso: AtomicBool,
+    /// The last send found no room in time.
+    clogged: AtomicBool,
+}
+
+/// How to bind.
+#[derive(Debug, Clone, Copy)]
+pub struct UdpOptions {
+    /// Whether to hand runs to the kernel.
+    pub gso: Gso,
+    /// Whether several sockets may share the port: the kernel spreads senders over them.
+    pub port: Port,
+    /// What to ask for as send and receive buffer, in bytes.
+    pub buffer: usize,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self { gso: Gso::Auto, port: Port::Own, buffer: BUFFER }
+    }
+}
+
+/// Segmentation by the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gso {
+    /// Until it refuses.
+    Auto,
+    /// Never: some kernels corrupt runs.
+    Off,
+}
+
+/// Who owns the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// This socket alone.
+    Own,
+    /// Every socket of this user that also says so.
+    Shared,
+}
+
+/// What to send.
+#[derive(Debug, Clone, Copy)]
+pub struct Transmit<'a> {
+    /// Where to.
+    pub to: Endpoint,
+    /// The source address, where the machine has several and the answer must come from the one asked.
+    pub from: Option<IpAddr>,
+    /// One datagram, or a run of them.
+    pub contents: &'a [u8],
+    /// The length of each datagram of a run; the last may be shorter.
+    pub segment: Option<usize>,
+    /// The two ECN bits (RFC 3168).
+    pub ecn: u8,
+}
+
+/// What was received into one buffer.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// The sender.
+    pub from: Endpoint,
+    /// The address of ours that it was sent to.
+    pub to: Option<IpAddr>,
+    /// The two ECN bits.
+    pub ecn: u8,
+    /// The length of each datagram in `contents`; the last may be shorter. Never zero.
+    pub stride: usize,
+    /// One datagram, or a run of them. Never empty.
+    pub contents: &'a mut [u8],
+}
+
+/// Buffers to receive into, used again and again.
+pub struct RecvBatch {
+    buffers: Box<[u8]>,
+    metas: [RecvMeta; Self::BUFFERS],
+    filled: usize,
+}
+
+impl RecvBatch {
+    /// How many buffers there are.
+    pub const BUFFERS: usize = 8;
+    /// How long each is: less would cut runs short.
+    pub const BUFFER_LEN: usize = 65536;
+
+    /// A batch with nothing in it.
+    pub fn new() -> Self {
+        Self {
+            buffers: vec![0; Self::BUFFERS * Self::BUFFER_LEN].into_boxed_slice(),
+            metas: [RecvMeta::default(); Self::BUFFERS],
+            filled: 0,
+        }
+    }
+
+    /// What the last receive brought, in order of arrival.
+    pub fn received(&mut self) -> impl Iterator<Item = Received<'_>> {
+        let filled = self.metas.iter().take(self.filled);
+        filled.zip(self.buffers.chunks_exact_mut(Self::BUFFER_LEN)).filter_map(|(meta, buffer)| {
+            let contents = buffer.get_mut(..meta.len).filter(|contents| !contents.is_empty())?;
+            Some(Received {
+                from: Endpoint::new(meta.addr),
+                to: meta.dst_ip.map(|ip| ip.to_canonical()),
+                ecn: meta.ecn.map_or(0, |ecn| ecn as u8),
+                stride: if meta.stride == 0 { meta.len } else { meta.stride },
+                contents,
+            })
+        })
+    }
+}
+
+impl Default for RecvBatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for RecvBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecvBatch").field("filled", &self.filled).finish_non_exhaustive()
+    }
+}
+
+impl UdpSocket {
+    /// Binds to `address`. The unspecified IPv6 address means both families, and IPv4 alone where the
+    /// machine has no IPv6.
+    ///
+    /// # Errors
+    /// Where the port is taken or not allowed, or the address is not this machine's.
+    pub fn bind(address: SocketAddr, options: UdpOptions) -> Result<Self, UdpError> {
+        let bound = Self::bind_exactly(address, options);
+        match bound {
+            Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && no_such_family(&error) => {
+                let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+                Self::bind_exactly(v4, options).map_err(|e| UdpError::bind(v4, e))
+            }
+            Err(error) => Err(UdpError::bind(address, error)),
+            Ok(socket) => Ok(socket),
+        }
+    }
+
+    fn bind_exactly(address: SocketAddr, options: UdpOptions) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
+        }
+        if options.port == Port::Shared {
+            socket.set_reuse_port(true)?;
+        }
+        // Privilege lifts the system's limit; without it take what is allowed.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, options.buffer)
+            .or_else(|_| rustix::net::sockopt::set_socket_recv_buffer_size(&socket, options.buffer));
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, options.buffer)
+            .or_else(|_| rustix::net::sockopt::set_socket_send_buffer_size(&socket, options.buffer));
+        socket.bind(&address.into())?;
+        let local = socket.local_addr()?.as_socket().ok_or(Errno::AFNOSUPPORT)?;
+        let (runs, singles) = (UdpSocketState::new((&socket).into())?, UdpSocketState::new((&socket).into())?);
+        let gso = options.gso == Gso::Auto && runs.max_gso_segments() > 1;
+        Ok(Self { socket, runs, singles, local, gso: AtomicBool::new(gso), clogged: AtomicBool::new(false) })
+    }
+
+    /// Receives what is there, without waiting; the number of buffers filled.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where nothing is there. Errors that ICMP brought are passed over.
+    pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.filled = 0;
+        let mut chunks = batch.buffers.chunks_exact_mut(RecvBatch::BUFFER_LEN);
+        let mut slices: [IoSliceMut<'_>; RecvBatch::BUFFERS] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        for _ in 0..ERRORS_IN_A_ROW {
+            match self.singles.recv(UdpSockRef::from(&self.socket), &mut slices, &mut batch.metas) {
+                Ok(filled) => {
+                    batch.filled = filled;
+                    return Ok(filled);
+                }
+                Err(error) if of_one_destination(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Sends one datagram or one run.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where the send buffer stayed full: the rest of the run is lost.
+    /// Other errors mean this destination (EMSGSIZE: over the link's MTU); the socket goes on.
+    pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let to = transmit.to.socket_addr();
+        // The kernel would answer EINVAL, as it does where it cannot segment.
+        if to.port() == 0 || transmit.contents.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let to = match (to, self.local) {
+            (SocketAddr::V4(v4), SocketAddr::V6(_)) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            (SocketAddr::V6(_), SocketAddr::V4(_)) => return Err(Errno::AFNOSUPPORT.into()),
+            (same, _) => same,
+        };
+        let segment = transmit.segment.unwrap_or(usize::MAX).clamp(1, transmit.contents.len());
+        let run = (MOST_BYTES / segment).clamp(1, MOST_SEGMENTS) * segment;
+        for contents in transmit.contents.chunks(run) {
+            let one = quinn_udp::Transmit {
+                destination: to,
+                ecn: EcnCodepoint::from_bits(transmit.ecn),
+                contents,
+                segment_size: Some(segment),
+                src_ip: transmit.from,
+            };
+            self.send_run(&one, segment)?;
+        }
+        Ok(())
+    }
+
+    fn send_run(&self, run: &quinn_udp::Transmit<'_>, segment: usize) -> io::Result<()> {
+        if run.contents.len() <= segment {
+            return self.send_patiently(&self.singles, run);
+        }
+        if self.gso.load(Ordering::Relaxed) {
+            match self.send_patiently(&self.runs, run) {
+                Err(error) if refuses_runs(&error) => {
+                    self.send_singles(run, segment)?;
+                    // The same bytes went through one by one: it is the segmentation that is refused.
+                    if self.gso.swap(false, Ordering::Relaxed) {
+                        tracing::warn!(reason = %Why(error), "segmentation offload refused, sending single datagrams");
+                    }
+                    return Ok(());
+                }
+                done => return done,
+            }
+        }
+        self.send_singles(run, segment)
+    }
+
+    fn send_singles(&self, run: &quinn_udp::Transmit<'_>, segment: usize) -> io::Result<()> {
+        for contents in run.contents.chunks(segment) {
+            let single = quinn_udp::Transmit { contents, segment_size: None, ..*run };
+            self.send_patiently(&self.singles, &single)?;
+        }
+        Ok(())
+    }
+
+    fn send_patiently(&self, state: &UdpSocketState, transmit: &quinn_udp::Transmit<'_>) -> io::Result<()> {
+        loop {
+            match state.try_send(UdpSockRef::from(&self.socket), transmit) {
+                Ok(()) => {
+                    self.clogged.store(false, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.clogged.swap(true, Ordering::Relaxed) || !self.wait_for_room()? {
+                        return Err(error);
+                    }
+                    self.clogged.store(false, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn wait_for_room(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT)];
+        let patience = Timespec::try_from(PATIENCE).ok();
+        match poll(&mut fds, patience.as_ref()) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Forgets what the kernel refused: after the network has changed, other links may segment.
+    ///
+    /// # Errors
+    /// Where the socket refuses options that it took when it was bound.
+    pub fn reset_offload(&mut self) -> io::Result<()> {
+        self.runs = UdpSocketState::new((&self.socket).into())?;
+        self.singles = UdpSocketState::new((&self.socket).into())?;
+        self.gso.store(self.runs.max_gso_segments() > 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Stops handing runs to the kernel: for a caller that sees it lose them.
+    pub fn disable_gso(&self) {
+        self.gso.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether runs are handed to the kernel whole.
+    pub fn gso(&self) -> bool {
+        self.gso.load(Ordering::Relaxed)
+    }
+
+    /// Where it is bound.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn refuses_runs(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::INVAL | Errno::MSGSIZE))
+}
+
+fn no_such_family(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+}
+
+fn of_one_destination(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::CONNREFUSED
+                | Errno::CONNRESET
+                | Errno::HOSTUNREACH
+                | Errno::MSGSIZE
+                | Errno::NETUNREACH
+                | Errno::PROTO
+        )
+    )
+}
+
+/// Kernels take 64 segments; some more, none promises it.
+const MOST_SEGMENTS: usize = 64;
+/// The largest UDP payload in IPv4 (RFC 768, RFC 791).
+const MOST_BYTES: usize = 65507;
+const BUFFER: usize = 7 << 20;
+const ERRORS_IN_A_ROW: usize = 64;
+/// How long a send waits for room: longer than a burst takes to leave, shorter than a path's death.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Why a socket cannot be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// Any other reason.
+    #[error("cannot bind UDP {address}: {why}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// The kernel's reason.
+        why: Why,
+    },
+    /// The address is of another machine.
+    #[error("cannot bind UDP {address}: this machine has no address {}: use 0.0.0.0 or [::] for all", address.ip())]
+    NotLocal {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// A port below 1024, or a security policy.
+    #[error(
+        "cannot bind UDP {address}: not permitted: ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    )]
+    NotPermitted {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// Somebody has it.
+    #[error("cannot bind UDP {address}: the port is in use: stop what uses it (`ss -ulpn sport = {}` shows it), or choose another port", address.port())]
+    Taken {
+        /// Where.
+        address: SocketAddr,
+    },
+}
+
+impl UdpError {
+    fn bind(address: SocketAddr, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::Taken { address },
+            io::ErrorKind::AddrNotAvailable => Self::NotLocal { address },
+            io::ErrorKind::PermissionDenied => Self::NotPermitted { address },
+            _ => Self::Bind { address, why: error.into() },
+        }
+    }
+
+    /// Which exit code it asks for.
+    pub fn exit_class(&self) -> ExitClass {
+        match self {
+            Self::Bind { why, .. } => ExitClass::of(why),
+            Self::NotLocal { .. } => ExitClass::Wrong,
+            Self::NotPermitted { .. } => ExitClass::NotPermitted,
+            Self::Taken { .. } => ExitClass::Failed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
