@@ -66,6 +66,10 @@ impl Coalescer {
     pub fn commit(&mut self, len: usize, flush: &mut impl FnMut(&VnetHeader, &mut [u8])) {
         let Some(slot) = self.slot.take() else { return };
         let len = len.min(slot.len);
+        if len == 0 {
+            self.restore(&slot);
+            return;
+        }
         if let Some(mut current) = self.current.take() {
             if let Some(joint) = self.judge(&mut current, &slot, len) {
                 self.restore(&slot);
@@ -129,9 +133,6 @@ impl Coalescer {
     /// Makes the packet in the slot the current one, or hands it out where nothing could join it.
     #[inline]
     fn begin(&mut self, slot: &Slot, len: usize, flush: &mut impl FnMut(&VnetHeader, &mut [u8])) {
-        if len == 0 {
-            return;
-        }
         let packet = self.buffer.get(slot.start..slot.start + len).unwrap_or_default();
         let Some(mut current) = Current::of(packet, slot.start, self.gro) else {
             self.hand_out(&VnetHeader::default(), slot.start, len, flush);

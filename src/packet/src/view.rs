@@ -341,3 +341,6 @@ pub(crate) const V6_LEN: usize = 40;
 
 /// Extension headers followed before giving up.
 const MAX_EXTENSIONS: usize = 8;
+
+#[cfg(test)]
+mod tests;
