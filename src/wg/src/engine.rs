@@ -26,7 +26,7 @@ use flatlan_types::{Endpoint, LaneId, LaneKey, NodeSecret, PeerSlot, SessionKey}
 use crate::{
     index::IndexTable,
     limiter::SourceLimiter,
-    message::{self, COUNTER_MAX, DATA_OVERHEAD, HANDSHAKE_MAX, MessageKind, PADDING},
+    message::{self, COUNTER_MAX, HANDSHAKE_MAX, MessageKind, PADDING},
     sessions::{Admission, Handshake, OpenError, Opened, PeerSession, SealError, Sessions, Stock, sealed_len},
     tunnel::{Admit, Step, Tunnel, TunnelConfig, TunnelError},
     wheel::{Phase, TICK, Wheel},
@@ -36,18 +36,20 @@ use crate::{
 pub struct Engine<T: Tunnel> {
     identity: T::Identity,
     /// By peer slot.
-    peers: Vec<Option<Box<Lanes<T>>>>,
+    peers: Vec<Option<Box<Peer<T>>>>,
     indices: IndexTable,
     wheel: Wheel,
     /// Lane 0 of the stock peers, by static key.
     stock: BTreeMap<SessionKey, LaneKey>,
     limiter: SourceLimiter,
-    gate_reset: Option<Instant>,
     /// Where a packet is padded that the caller did not pad.
     scratch: Box<[u8]>,
 }
 
-type Lanes<T> = [Option<Box<Lane<T>>>; LaneId::COUNT];
+/// The lanes of one peer.
+struct Peer<T> {
+    lanes: [Option<Box<Lane<T>>>; LaneId::COUNT],
+}
 
 impl<T: Tunnel> Engine<T> {
     /// An engine without lanes. `seed` must be random: the indices on the wire come from it.
@@ -59,13 +61,12 @@ impl<T: Tunnel> Engine<T> {
             wheel: Wheel::new(seed),
             stock: BTreeMap::new(),
             limiter: SourceLimiter::new(seed),
-            gate_reset: None,
             scratch: vec![0; PACKET_MAX.next_multiple_of(PADDING)].into_boxed_slice(),
         }
     }
 
     fn lane(&self, key: LaneKey) -> Option<&Lane<T>> {
-        self.peers.get(key.peer.0 as usize)?.as_ref()?.get(key.lane.index())?.as_deref()
+        self.peers.get(key.peer.0 as usize)?.as_ref()?.lanes.get(key.lane.index())?.as_deref()
     }
 
     fn lane_mut(&mut self, key: LaneKey) -> Option<&mut Lane<T>> {
@@ -74,8 +75,8 @@ impl<T: Tunnel> Engine<T> {
 }
 
 /// Apart from `self`, so that the rest of the engine can be used beside the lane.
-fn lane_mut<T: Tunnel>(peers: &mut [Option<Box<Lanes<T>>>], key: LaneKey) -> Option<&mut Lane<T>> {
-    peers.get_mut(key.peer.0 as usize)?.as_mut()?.get_mut(key.lane.index())?.as_deref_mut()
+fn lane_mut<T: Tunnel>(peers: &mut [Option<Box<Peer<T>>>], key: LaneKey) -> Option<&mut Lane<T>> {
+    peers.get_mut(key.peer.0 as usize)?.as_mut()?.lanes.get_mut(key.lane.index())?.as_deref_mut()
 }
 
 impl<T: Tunnel> Sessions for Engine<T> {
@@ -94,8 +95,8 @@ impl<T: Tunnel> Sessions for Engine<T> {
             self.peers.resize_with(at + 1, || None);
         }
         let Some(place) = self.peers.get_mut(at) else { return };
-        let lanes = place.get_or_insert_default();
-        if let Some(place) = lanes.get_mut(lane.lane.index()) {
+        let peer_lanes = &mut place.get_or_insert_with(|| Box::new(Peer { lanes: Default::default() })).lanes;
+        if let Some(place) = peer_lanes.get_mut(lane.lane.index()) {
             *place = Some(Box::new(Lane::new(tunnel, index, &peer, now)));
         }
         if peer.stock == Stock::Yes && lane.lane == LaneId::PRIMARY {
@@ -105,8 +106,8 @@ impl<T: Tunnel> Sessions for Engine<T> {
     }
 
     fn close_lane(&mut self, lane: LaneKey) {
-        let Some(Some(lanes)) = self.peers.get_mut(lane.peer.0 as usize) else { return };
-        let Some(old) = lanes.get_mut(lane.lane.index()).and_then(Option::take) else { return };
+        let Some(Some(peer)) = self.peers.get_mut(lane.peer.0 as usize) else { return };
+        let Some(old) = peer.lanes.get_mut(lane.lane.index()).and_then(Option::take) else { return };
         self.indices.remove(old.index);
         self.wheel.remove(lane, Phase::of(old.index));
         if self.stock.get(&old.key) == Some(&lane) {
@@ -225,10 +226,7 @@ impl<T: Tunnel> Sessions for Engine<T> {
     }
 
     fn handle_timeout(&mut self, now: Instant, emit: &mut dyn FnMut(LaneKey, &[u8])) {
-        if self.gate_reset.is_none_or(|at| now >= at) {
-            self.gate_reset = Some(now + GATE_RESET);
-            T::reset_gate(&mut self.identity);
-        }
+        T::reset_gate(&mut self.identity, now);
         let mut out = [0; HANDSHAKE_MAX];
         for phase in self.wheel.due(now) {
             let mut at = 0;
@@ -413,7 +411,7 @@ impl<T: Tunnel> Lane<T> {
     /// The tunnel stamps what happens with the time of its last tick; after a pause (suspend, a stalled
     /// worker) that would make a new session look old.
     fn catch_up(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
-        if now < self.last_tick + TICK * 2 {
+        if now < self.last_tick + STALE {
             return None;
         }
         let len = self.advance(now, out)?;
@@ -553,5 +551,9 @@ const REVIVE: Duration = Duration::from_secs(15);
 const QUIET: Duration = Duration::from_secs(10);
 /// How long the first packet after a quiet time has to be answered before the tunnel's timers see it.
 const HOLD: Duration = Duration::from_secs(1);
-const GATE_RESET: Duration = Duration::from_secs(1);
-const _: () = assert!(DATA_OVERHEAD <= HANDSHAKE_MAX);
+/// A tunnel that has not ticked for this long is ticked before a handshake.
+const STALE: Duration = Duration::from_secs(2);
+const _: () = assert!(STALE.as_millis() > HOLD.as_millis() + TICK.as_millis());
+
+#[cfg(test)]
+mod tests;

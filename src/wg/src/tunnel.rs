@@ -18,8 +18,8 @@ pub trait Tunnel: Sized {
     /// Judges a plain handshake message from `from`: its MAC, and under load its cookie.
     fn admit(identity: &mut Self::Identity, message: &[u8], from: IpAddr, out: &mut [u8]) -> Admit;
 
-    /// Called once a second while messages are being judged.
-    fn reset_gate(identity: &mut Self::Identity);
+    /// Lets the gate start a new second if one has passed. Called at every tick.
+    fn reset_gate(identity: &mut Self::Identity, now: Instant);
 
     /// The static key inside an initiation that was made for us.
     fn initiator(identity: &Self::Identity, message: &[u8]) -> Option<SessionKey>;
