@@ -1,0 +1,135 @@
+//! CBOR read strictly.
+//!
+//! Bytes are signed, hashed and forwarded as they are, never encoded again. What wraps them must
+//! therefore have exactly one encoding: [`canonical`] decodes, encodes again and compares, so that no
+//! byte of a message can change without changing what it says. [`Envelope`] is the part of every
+//! signed map that lets a later version add to it: unknown keys are skipped, except those that the
+//! writer lists as critical (key 0), which refuse the map.
+
+use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+
+/// Decodes one value and refuses bytes behind it.
+pub(crate) fn whole<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, DecodeError> {
+    let mut d = Decoder::new(bytes);
+    let value = d.decode()?;
+    if d.position() != bytes.len() {
+        return Err(DecodeError::Trailing);
+    }
+    Ok(value)
+}
+
+/// Decodes one value whose encoding must be the one that this crate writes.
+pub(crate) fn canonical<'b, T: Decode<'b, ()> + Encode<()>>(bytes: &'b [u8], limit: usize) -> Result<T, DecodeError> {
+    if bytes.len() > limit {
+        return Err(DecodeError::TooLong { got: bytes.len(), limit });
+    }
+    let value: T = whole(bytes)?;
+    if to_bytes(&value) != bytes {
+        return Err(DecodeError::NotCanonical);
+    }
+    Ok(value)
+}
+
+/// The same, for what begins with a format number: another number is told apart from damage.
+pub(crate) fn versioned<'b, T: Decode<'b, ()> + Encode<()>>(
+    bytes: &'b [u8],
+    limit: usize,
+    format: u64,
+) -> Result<T, DecodeError> {
+    let mut d = Decoder::new(bytes);
+    d.array()?;
+    match d.u64()? {
+        got if got == format => canonical(bytes, limit),
+        got => Err(DecodeError::Version { got }),
+    }
+}
+
+/// Decodes a signed map, refusing one that has a critical key beyond `known`.
+pub(crate) fn map<'b, T: Decode<'b, ()>>(bytes: &'b [u8], known: u32) -> Result<T, DecodeError> {
+    let envelope: Envelope = whole(bytes)?;
+    let critical = envelope.critical.unwrap_or_default();
+    if let Some(key) = critical.into_iter().find(|key| *key > known) {
+        return Err(DecodeError::Critical { key });
+    }
+    whole(bytes)
+}
+
+/// Encodes into memory.
+pub(crate) fn to_bytes<T: Encode<()>>(value: &T) -> Vec<u8> {
+    minicbor::to_vec(value).expect("writing to memory does not fail")
+}
+
+/// Expects an array of exactly `length` items.
+pub(crate) fn tuple(d: &mut Decoder<'_>, length: u64) -> Result<(), decode::Error> {
+    if d.array()? == Some(length) { Ok(()) } else { Err(decode::Error::message("array of another length")) }
+}
+
+/// Expects the format version that this crate writes.
+pub(crate) fn format(d: &mut Decoder<'_>, expected: u64) -> Result<(), decode::Error> {
+    match d.u64()? {
+        got if got == expected => Ok(()),
+        _ => Err(decode::Error::message("another format")),
+    }
+}
+
+/// Byte strings, as an array.
+pub(crate) fn encode_blobs<'a, W: encode::Write>(
+    blobs: impl ExactSizeIterator<Item = &'a [u8]>,
+    e: &mut Encoder<W>,
+) -> Result<(), encode::Error<W::Error>> {
+    e.array(blobs.len() as u64)?;
+    for blob in blobs {
+        e.bytes(blob)?;
+    }
+    Ok(())
+}
+
+/// Byte strings, at most `limit` of them. Memory is bounded by the input: each costs at least a byte.
+pub(crate) fn decode_blobs(d: &mut Decoder<'_>, limit: usize) -> Result<Vec<Vec<u8>>, decode::Error> {
+    let count = d.array()?.ok_or_else(|| decode::Error::message("array of indefinite length"))?;
+    if count > limit as u64 {
+        return Err(decode::Error::message("too many entries"));
+    }
+    (0..count).map(|_| Ok(d.bytes()?.to_vec())).collect()
+}
+
+#[derive(Decode)]
+#[cbor(map)]
+struct Envelope {
+    #[n(0)]
+    critical: Option<Vec<u32>>,
+}
+
+/// Why bytes cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not the CBOR that was expected.
+    #[error("damaged, or cut off")]
+    Cbor(#[from] decode::Error),
+    /// The writer demands that a key is understood which this version does not know.
+    #[error("it holds field {key}, which this version does not know and may not ignore: upgrade flatlan")]
+    Critical {
+        /// The key.
+        key: u32,
+    },
+    /// A second way to write the same thing.
+    #[error("not in the one encoding that is allowed")]
+    NotCanonical,
+    /// Longer than anything legitimate.
+    #[error("{got} bytes are more than the {limit} allowed")]
+    TooLong {
+        /// Bytes given.
+        got: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// Bytes behind the end.
+    #[error("bytes behind the end")]
+    Trailing,
+    /// Written by a later version.
+    #[error("written by a later version of flatlan (format {got}): upgrade flatlan")]
+    Version {
+        /// The version named in the bytes.
+        got: u64,
+    },
+}
