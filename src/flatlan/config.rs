@@ -1,0 +1,125 @@
+//! How a node is run: typed once, from a file or from flags.
+
+use std::path::PathBuf;
+
+use flatlan_os::{stream::Proxy, tun::TunBackend, udp::Gso};
+use serde::{Deserialize, Serialize};
+
+/// What a node needs to know that its state directory does not hold.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The state directory that `join` made.
+    pub state: PathBuf,
+    /// Name of the TUN device, at most 15 bytes.
+    pub tun: String,
+    /// UDP port for direct paths and for binding at hubs; 0: any.
+    pub port: u16,
+    /// How packets get to the kernel.
+    pub tun_backend: TunBackend,
+    /// Whether runs of datagrams are handed to the kernel as one.
+    pub udp_gso: Gso,
+    /// Which underlay may be used.
+    pub transport: TransportChoice,
+    /// The HTTP proxy by which hubs are dialled.
+    pub proxy: Option<Proxy>,
+}
+
+/// Which underlay may be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportChoice {
+    /// UDP where it passes, TLS over TCP where it does not.
+    #[default]
+    Auto,
+    /// TLS over TCP only: nothing leaves by UDP.
+    Tcp,
+    /// UDP only for data; the control streams are TLS over TCP all the same.
+    Udp,
+}
+
+/// The file of `flatlan up --config`. Flags override it.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeFile {
+    /// The state directory that `join` made.
+    pub state: PathBuf,
+    /// Name of the TUN device, at most 15 bytes.
+    pub tun: String,
+    /// UDP port for direct paths; 0: any.
+    pub port: u16,
+    /// `auto`, `udp` or `tcp`.
+    pub transport: TransportChoice,
+    /// `auto`, `offload` or `plain`.
+    pub tun_backend: TunBackendChoice,
+    /// `auto` or `off`: segmentation of UDP by the kernel.
+    pub udp_gso: GsoChoice,
+    /// `http://[user@]HOST:PORT` of a proxy that allows CONNECT; empty: none.
+    pub proxy: String,
+    /// File with the proxy's password; empty: none.
+    pub proxy_password_file: PathBuf,
+}
+
+impl Default for NodeFile {
+    fn default() -> Self {
+        Self {
+            state: PathBuf::from(DEFAULT_STATE),
+            tun: DEFAULT_TUN.to_owned(),
+            port: DEFAULT_PORT,
+            transport: TransportChoice::default(),
+            tun_backend: TunBackendChoice::default(),
+            udp_gso: GsoChoice::default(),
+            proxy: String::new(),
+            proxy_password_file: PathBuf::new(),
+        }
+    }
+}
+
+/// How packets get to the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunBackendChoice {
+    /// With offloads where the kernel has them, else plain.
+    #[default]
+    Auto,
+    /// With offloads, or not at all.
+    Offload,
+    /// One packet at a time.
+    Plain,
+}
+
+impl From<TunBackendChoice> for TunBackend {
+    fn from(choice: TunBackendChoice) -> Self {
+        match choice {
+            TunBackendChoice::Auto => Self::Auto,
+            TunBackendChoice::Offload => Self::Offload,
+            TunBackendChoice::Plain => Self::Plain,
+        }
+    }
+}
+
+/// Whether runs of datagrams are handed to the kernel as one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GsoChoice {
+    /// Until it refuses.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+impl From<GsoChoice> for Gso {
+    fn from(choice: GsoChoice) -> Self {
+        match choice {
+            GsoChoice::Auto => Self::Auto,
+            GsoChoice::Off => Self::Off,
+        }
+    }
+}
+
+/// Where a node's state is unless told otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/flatlan";
+/// The TUN device's name unless told otherwise.
+pub const DEFAULT_TUN: &str = "flatlan";
+/// The UDP port unless told otherwise.
+pub const DEFAULT_PORT: u16 = 51820;

@@ -1,0 +1,522 @@
+//! The control loop of a running node: streams, netlink, files and requests around one
+//! [`flatlan_node::Node`], and no decision in it.
+//!
+//! In order: open and lock the state directory, persist the boot epoch, bind the socket, start the control
+//! machine. The machine says what the overlay's interface is to be as soon as it knows a roster; then the
+//! TUN is made and the packet thread starts. Until then the orders for that thread wait.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use flatlan_datapath::{Command, Event, Worker, WorkerConfig};
+use flatlan_node::{Fatal, Interface, Node, Output, StreamId};
+use flatlan_os::{
+    ExitClass, clock, entropy,
+    file::FileMode,
+    route::{Changes, Netlink, RouteError},
+    tun::{Offloads, Queues, Tun, TunConfig, TunError},
+    udp::{Port, UdpError, UdpOptions, UdpSocket},
+};
+use flatlan_packet::{Gro, Offload};
+use flatlan_types::{Endpoint, Prefix};
+use flatlan_wg::{Boringtun, Engine};
+use ipnetwork::IpNetwork;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    config::{NodeConfig, TransportChoice},
+    control::{self, Request},
+    packet_loop::{Order, PacketLoopError, PacketThread, Unstarted},
+    state::{NodeState, SOCKET, StateError},
+    status::Status,
+    streams::{StreamEvent, Streams},
+};
+
+/// A node that runs. Dropping it does not stop it; [`RunningNode::stop`] does.
+pub struct RunningNode {
+    requests: mpsc::Sender<Request>,
+    notices: mpsc::Receiver<Notice>,
+    ended: tokio::task::JoinHandle<Result<(), NodeError>>,
+}
+
+/// What whoever started the node may want to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// Usable for the first time.
+    Up {
+        /// `NAME 10.77.0.1 fd..::.., 2 hubs`.
+        summary: String,
+    },
+    /// Not usable yet, and why.
+    Waiting {
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// Why a node does not run, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The control socket cannot be made.
+    #[error("cannot make the control socket {path}: {why}")]
+    Control {
+        /// Its path.
+        path: String,
+        /// Why.
+        why: flatlan_os::Why,
+    },
+    /// This node cannot go on.
+    #[error("{0}")]
+    Fatal(Fatal),
+    /// The saved roster or the like is of no use.
+    #[error("{0}")]
+    Node(flatlan_node::NodeError),
+    /// No network was joined.
+    #[error("this node has not joined a network: {state} holds no network: run `flatlan join TOKEN --state {state}`")]
+    NotJoined {
+        /// The state directory.
+        state: String,
+    },
+    /// The range of the overlay is in use by a network that this machine is in.
+    #[error(
+        "the overlay's {overlay} overlaps {lan}, which this machine is in by {device}: choose another range with `flatlan network create --range`, or leave that network"
+    )]
+    Overlap {
+        /// Of the overlay.
+        overlay: Prefix,
+        /// Of the LAN.
+        lan: Prefix,
+        /// The device.
+        device: String,
+    },
+    /// The packet thread ended.
+    #[error("{0}")]
+    Packets(String),
+    /// A netlink request failed.
+    #[error("{0}")]
+    Route(RouteError),
+    /// The state directory cannot be used.
+    #[error("{0}")]
+    State(StateError),
+    /// The TUN device cannot be made.
+    #[error("{0}")]
+    Tun(TunError),
+    /// The UDP socket cannot be bound.
+    #[error("{0}")]
+    Udp(UdpError),
+}
+
+impl NodeError {
+    /// What it means to whoever started the program.
+    pub fn exit_class(&self) -> ExitClass {
+        match self {
+            Self::Control { .. } | Self::Fatal(_) | Self::Node(_) | Self::Packets(_) => ExitClass::Failed,
+            Self::NotJoined { .. } | Self::Overlap { .. } => ExitClass::Wrong,
+            Self::Route(error) => error.exit_class(),
+            Self::State(error) => error.exit_class(),
+            Self::Tun(error) => error.exit_class(),
+            Self::Udp(error) => error.exit_class(),
+        }
+    }
+}
+
+impl RunningNode {
+    /// Starts a node; returns once its state is read, its port bound and its control socket open.
+    ///
+    /// # Errors
+    /// Whatever is wrong before that: see [`NodeError`].
+    pub async fn start(config: NodeConfig) -> Result<Self, NodeError> {
+        let (requests, requests_rx) = mpsc::channel(16);
+        let (notices_tx, notices) = mpsc::channel(16);
+        let driver = Box::new(Driver::open(config, requests.clone(), notices_tx).await?);
+        let ended = tokio::spawn(driver.run(requests_rx));
+        Ok(Self { requests, notices, ended })
+    }
+
+    /// The next thing worth saying; `None` once the node has ended.
+    pub async fn notice(&mut self) -> Option<Notice> {
+        self.notices.recv().await
+    }
+
+    /// How things are; `None` once the node has ended.
+    pub async fn status(&self) -> Option<Status> {
+        let (reply, status) = oneshot::channel();
+        self.requests.send(Request::Status(reply)).await.ok()?;
+        status.await.ok().map(|status| *status)
+    }
+
+    /// A handle by which the node is told to stop or to look around again.
+    pub fn handle(&self) -> NodeHandle {
+        NodeHandle { requests: self.requests.clone() }
+    }
+
+    /// Waits until the node has ended.
+    ///
+    /// # Errors
+    /// Why it ended, where it was not told to.
+    pub async fn ended(self) -> Result<(), NodeError> {
+        match self.ended.await {
+            Ok(ended) => ended,
+            Err(error) => Err(NodeError::Packets(format!("the control loop broke: {error}"))),
+        }
+    }
+}
+
+/// See [`RunningNode::handle`].
+#[derive(Clone)]
+pub struct NodeHandle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl NodeHandle {
+    /// Ends the node: what is to be remembered is written, the TUN goes.
+    pub async fn stop(&self) {
+        let _ = self.requests.send(Request::Stop).await;
+    }
+
+    /// The network may have changed: everything is tried again at once.
+    pub async fn reload(&self) {
+        let _ = self.requests.send(Request::Reload).await;
+    }
+}
+
+struct Driver {
+    config: NodeConfig,
+    state: NodeState,
+    node: Node,
+    streams: Streams,
+    stream_events: mpsc::Receiver<StreamEvent>,
+    packets: PacketThread,
+    worker_events: mpsc::Receiver<Event>,
+    /// What the packet thread is started with, until it is.
+    unstarted: Option<(Unstarted, UdpSocket, WorkerConfig)>,
+    packets_ended: Option<oneshot::Receiver<Result<(), PacketLoopError>>>,
+    data_streams: BTreeMap<StreamId, flatlan_types::HubSlot>,
+    interface: Option<Interface>,
+    netlink: Netlink,
+    changes: Changes,
+    port: u16,
+    notices: mpsc::Sender<Notice>,
+    up: bool,
+    next_waiting: Instant,
+    control: tokio::task::JoinHandle<()>,
+}
+
+impl Driver {
+    async fn open(
+        config: NodeConfig,
+        requests: mpsc::Sender<Request>,
+        notices: mpsc::Sender<Notice>,
+    ) -> Result<Self, NodeError> {
+        let state = NodeState::open(&config.state).map_err(NodeError::State)?;
+        let Some(network) = state.network().map_err(NodeError::State)? else {
+            return Err(NodeError::NotJoined { state: config.state.display().to_string() });
+        };
+        let seed = state.seed().map_err(NodeError::State)?;
+        let read = |file: &str| state.dir().read(file).map_err(|e| NodeError::State(StateError::File(e)));
+        let unix = clock::unix();
+        let (epoch, epoch_file) =
+            flatlan_node::persist::next_epoch(read(flatlan_node::persist::EPOCH)?.as_deref(), unix);
+        state
+            .dir()
+            .write(flatlan_node::persist::EPOCH, &epoch_file, FileMode::Secret)
+            .map_err(|e| NodeError::State(StateError::File(e)))?;
+        let options = UdpOptions { gso: config.udp_gso, port: Port::Own, ..UdpOptions::default() };
+        let udp = UdpSocket::bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), config.port), options)
+            .map_err(NodeError::Udp)?;
+        let port = udp.local().port();
+        let socket = config.state.join(SOCKET);
+        let listener = control::bind(&socket)
+            .map_err(|why| NodeError::Control { path: socket.display().to_string(), why: why.into() })?;
+        let secret = Arc::new(seed.derive());
+        let persisted = flatlan_node::Persisted {
+            roster: read(flatlan_node::persist::ROSTER)?,
+            ratchet: read(flatlan_node::persist::RATCHET)?,
+            peers: read(flatlan_node::persist::PEERS)?,
+        };
+        let now = clock::now();
+        let node_config = flatlan_node::NodeConfig {
+            network: network.network,
+            secret: secret.clone(),
+            epoch,
+            bootstrap: network.hubs,
+        };
+        let mut node = Node::new(node_config, persisted, entropy::seed(), now, unix).map_err(NodeError::Node)?;
+        let (streams, stream_events) = Streams::new(config.proxy.clone());
+        let (packets, unstarted, worker_events) =
+            PacketThread::prepare().map_err(|e| NodeError::Packets(e.to_string()))?;
+        let worker = WorkerConfig {
+            network: network.network,
+            secret,
+            epoch,
+            mtu: usize::from(DEFAULT_MTU),
+            gro: Gro::default(),
+            seed: entropy::seed(),
+        };
+        let netlink = Netlink::open().map_err(NodeError::Route)?;
+        let changes = Changes::watch(&[]).map_err(NodeError::Route)?;
+        if config.transport != TransportChoice::Tcp {
+            let candidates = host_candidates(&netlink, port).await?;
+            node.handle_host_candidates(candidates, now);
+        }
+        Ok(Self {
+            state,
+            node,
+            streams,
+            stream_events,
+            packets,
+            worker_events,
+            unstarted: Some((unstarted, udp, worker)),
+            packets_ended: None,
+            data_streams: BTreeMap::new(),
+            interface: None,
+            netlink,
+            changes,
+            port,
+            notices,
+            up: false,
+            next_waiting: now + FIRST_WAITING,
+            control: tokio::spawn(control::serve(listener, requests)),
+            config,
+        })
+    }
+
+    async fn run(mut self: Box<Self>, mut requests: mpsc::Receiver<Request>) -> Result<(), NodeError> {
+        let ended = self.run_until_stopped(&mut requests).await;
+        self.node.shutdown(clock::now());
+        // what is to be remembered is written even where the end is an error
+        let drained = self.drain().await;
+        self.control.abort();
+        let _ = std::fs::remove_file(self.config.state.join(SOCKET));
+        if self.unstarted.is_none() {
+            self.packets.stop().await;
+        }
+        ended.and(drained)
+    }
+
+    async fn run_until_stopped(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), NodeError> {
+        loop {
+            self.drain().await?;
+            let deadline = self.node.poll_timeout();
+            let waiting = (!self.up).then_some(self.next_waiting);
+            let deadline = [deadline, waiting].into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                Some(request) = requests.recv() => match request {
+                    Request::Stop => return Ok(()),
+                    Request::Status(reply) => { let _ = reply.send(Box::new(self.status().await)); }
+                    Request::Reload => self.network_changed().await?,
+                },
+                Some(event) = self.stream_events.recv() => self.handle_stream(event),
+                Some(event) = self.worker_events.recv() => self.node.handle_event(event, clock::now(), clock::unix()),
+                ended = packets_ended(&mut self.packets_ended) => return Err(ended),
+                () = self.changes.changed() => self.network_changed().await?,
+                () = until(deadline) => self.handle_timeout(),
+            }
+        }
+    }
+
+    fn handle_timeout(&mut self) {
+        let now = clock::now();
+        self.node.handle_timeout(now, clock::unix());
+        if !self.up && self.next_waiting <= now {
+            self.next_waiting = now + WAITING;
+            if let Some(waiting) = self.node.status(now).waiting {
+                let _ = self.notices.try_send(Notice::Waiting { reason: waiting.to_string() });
+            }
+        }
+    }
+
+    fn handle_stream(&mut self, event: StreamEvent) {
+        let now = clock::now();
+        match event {
+            StreamEvent::Opened { stream, exporter, remote } => self.node.handle_opened(stream, exporter, remote, now),
+            StreamEvent::Message { stream, bytes } => self.node.handle_message(stream, &bytes, now, clock::unix()),
+            StreamEvent::Closed { stream, reason } => {
+                self.streams.close(stream);
+                self.node.handle_closed(stream, reason, now);
+            }
+        }
+    }
+
+    /// Does what the control machine wants, in order.
+    async fn drain(&mut self) -> Result<(), NodeError> {
+        while let Some(output) = self.node.poll_output() {
+            let now = clock::now();
+            match output {
+                Output::Dial { stream, target, .. } => self.streams.dial(stream, target),
+                Output::Send { stream, bytes } => {
+                    if let Err(reason) = self.streams.send(stream, bytes) {
+                        self.node.handle_closed(stream, reason.to_owned(), now);
+                    }
+                }
+                Output::Close { stream } => {
+                    self.streams.close(stream);
+                    if let Some(hub) = self.data_streams.remove(&stream) {
+                        self.packets.order(Order::CloseStream(hub)).await;
+                    }
+                }
+                Output::BindData { stream, hub } => {
+                    if let Some(sender) = self.streams.bind(stream, hub, self.packets.stream_inbox()) {
+                        self.data_streams.insert(stream, hub);
+                        self.packets.order(Order::OpenStream(hub, sender)).await;
+                    }
+                }
+                Output::Worker(command) => {
+                    if let Some(command) = self.allowed(command) {
+                        self.packets.order(Order::Command(command)).await;
+                    }
+                }
+                Output::Snapshot(snapshot) => self.packets.order(Order::Snapshot(snapshot)).await,
+                Output::Interface(interface) => self.set_interface(interface).await?,
+                Output::Resolve { place } => {
+                    let found = flatlan_os::resolve::resolve(&place, RESOLVE).await.unwrap_or_default();
+                    self.node.handle_resolved(&place, found, clock::now());
+                }
+                Output::Persist { file, bytes, token } => {
+                    let written = self.state.dir().write(&file, &bytes, FileMode::Secret);
+                    if let Err(error) = &written {
+                        tracing::error!(reason = %error, "the state directory cannot be written");
+                    }
+                    if let Some(token) = token {
+                        self.node.handle_persisted(token, written.is_ok(), now, clock::unix());
+                    }
+                }
+                Output::Up { hubs } => self.tell_up(hubs).await,
+                Output::Fatal(fatal) => return Err(NodeError::Fatal(fatal)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The command, cut down to the underlay that the operator allows.
+    fn allowed(&self, command: Command) -> Option<Command> {
+        match (self.config.transport, command) {
+            (TransportChoice::Tcp, Command::SetHub { hub, stream, .. }) => {
+                Some(Command::SetHub { hub, udp: None, stream })
+            }
+            (TransportChoice::Tcp, Command::SetDirect { .. }) => None,
+            (TransportChoice::Udp, Command::SetHub { hub, udp, .. }) => {
+                Some(Command::SetHub { hub, udp, stream: false })
+            }
+            (TransportChoice::Auto | TransportChoice::Tcp | TransportChoice::Udp, command) => Some(command),
+        }
+    }
+
+    async fn set_interface(&mut self, interface: Interface) -> Result<(), NodeError> {
+        let addresses: Vec<IpNetwork> = interface.ips.iter().map(|ip| IpNetwork::from(ip.ip())).collect();
+        if let Some((unstarted, udp, mut worker)) = self.unstarted.take() {
+            self.refuse_overlap(&interface).await?;
+            let config = TunConfig {
+                name: self.config.tun.clone(),
+                mtu: u32::from(interface.mtu),
+                backend: self.config.tun_backend,
+                queues: Queues::One,
+                addresses: addresses.clone(),
+            };
+            // making a device waits for the kernel
+            let tun = tokio::task::spawn_blocking(move || Tun::create(&config))
+                .await
+                .map_err(|e| NodeError::Packets(e.to_string()))?
+                .map_err(NodeError::Tun)?;
+            worker.mtu = usize::from(interface.mtu);
+            worker.gro = gro(tun.offloads());
+            let engine = Engine::new(Boringtun::new(worker.secret.clone()), worker.seed);
+            let (ended_tx, ended) = oneshot::channel();
+            self.packets_ended = Some(ended);
+            let worker = Worker::new(worker, engine);
+            let started = self.packets.start(unstarted, worker, tun, udp, ended_tx);
+            started.map_err(|e| NodeError::Packets(e.to_string()))?;
+        }
+        let link = self.netlink.link(&self.config.tun).await.map_err(NodeError::Route)?;
+        self.netlink.set_addresses(link, &addresses).await.map_err(NodeError::Route)?;
+        let connected = self.netlink.connected(&[link]).await.map_err(NodeError::Route)?;
+        let mut routes = BTreeMap::new();
+        for prefix in &interface.routes {
+            let source = interface.ips.iter().map(|ip| ip.ip()).find(|ip| ip.is_ipv4() == prefix.ip().is_ipv4());
+            let ours = interface.served.iter().any(|served| served == prefix);
+            // never over a LAN that this machine is in
+            if !ours && !connected.iter().any(|lan| lan.prefix == *prefix) {
+                routes.insert(*prefix, source);
+            }
+        }
+        self.netlink.set_routes(link, &routes).await.map_err(NodeError::Route)?;
+        self.interface = Some(interface);
+        Ok(())
+    }
+
+    async fn refuse_overlap(&self, interface: &Interface) -> Result<(), NodeError> {
+        for lan in self.netlink.connected(&[]).await.map_err(NodeError::Route)? {
+            if lan.prefix.overlaps(interface.range) {
+                return Err(NodeError::Overlap { overlay: interface.range, lan: lan.prefix, device: lan.device });
+            }
+        }
+        Ok(())
+    }
+
+    async fn network_changed(&mut self) -> Result<(), NodeError> {
+        if self.config.transport != TransportChoice::Tcp {
+            let candidates = host_candidates(&self.netlink, self.port).await?;
+            self.node.handle_host_candidates(candidates, clock::now());
+        }
+        self.packets.order(Order::Command(Command::NetworkChanged)).await;
+        Ok(())
+    }
+
+    async fn tell_up(&mut self, hubs: usize) {
+        self.up = true;
+        let Some(interface) = &self.interface else { return };
+        let ips: Vec<String> = interface.ips.iter().map(ToString::to_string).collect();
+        let hubs = match hubs {
+            1 => "1 hub".to_owned(),
+            hubs => format!("{hubs} hubs"),
+        };
+        let summary = format!("{} {}, {hubs}", interface.name, ips.join(" "));
+        let _ = self.notices.send(Notice::Up { summary }).await;
+    }
+
+    async fn status(&self) -> Status {
+        let report = if self.unstarted.is_some() { None } else { self.packets.report().await };
+        Status::new(&self.node.status(clock::now()), &report.unwrap_or_default(), &self.config.tun, self.port)
+    }
+}
+
+async fn host_candidates(netlink: &Netlink, port: u16) -> Result<Vec<Endpoint>, NodeError> {
+    let hosts = netlink.host_addresses().await.map_err(NodeError::Route)?;
+    Ok(hosts.into_iter().map(|host| Endpoint::new(SocketAddr::new(host.ip, port))).collect())
+}
+
+fn gro(offloads: Offloads) -> Gro {
+    let of = |on: bool| if on { Offload::On } else { Offload::Off };
+    Gro { tcp: of(offloads.tcp), udp: of(offloads.udp) }
+}
+
+async fn packets_ended(ended: &mut Option<oneshot::Receiver<Result<(), PacketLoopError>>>) -> NodeError {
+    let Some(receiver) = ended else { return std::future::pending().await };
+    let how = receiver.await;
+    *ended = None;
+    match how {
+        Ok(Ok(())) => NodeError::Packets("the packet thread stopped".to_owned()),
+        Ok(Err(error)) => NodeError::Packets(error.to_string()),
+        Err(_) => NodeError::Packets("the packet thread panicked".to_owned()),
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The overlay's MTU until the roster says otherwise.
+const DEFAULT_MTU: u16 = 1400;
+/// The first word on why a node is not up yet, and the pause between the others.
+const FIRST_WAITING: Duration = Duration::from_secs(2);
+const WAITING: Duration = Duration::from_secs(10);
+/// How long a name may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(2);

@@ -1,0 +1,363 @@
+//! The packet thread: one loop around one [`Worker`], and no decision in it.
+//!
+//! Wait for the TUN, the socket, a command or the timeout; read the clock once; hand the batch in; drain.
+//! Everything that the control side wants of the worker comes through one bounded channel, and frames of
+//! data streams through another, so that control never waits behind data. What the worker has to say
+//! goes up through a bounded channel; what finds no room there waits in the worker.
+
+use std::{collections::BTreeMap, io, sync::Arc, thread::JoinHandle, time::Instant};
+
+use bytes::Bytes;
+use flatlan_datapath::{
+    Command, DropReason, Event, LegReport, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
+};
+use flatlan_os::{
+    clock,
+    poll::{self, Waker},
+    tun::{self, Tun},
+    udp::{self, RecvBatch, UdpSocket},
+};
+use flatlan_packet::{Segments, SuperPacket, VNET_LEN, VnetHeader};
+use flatlan_types::HubSlot;
+use flatlan_wg::Sessions;
+use tokio::sync::{mpsc, oneshot};
+
+/// What the control side sends to a packet thread.
+pub(crate) enum Order {
+    /// A command for the worker.
+    Command(Command),
+    /// The roster changed.
+    Snapshot(Arc<Snapshot>),
+    /// A data stream to a hub is open: its frames go here.
+    OpenStream(HubSlot, mpsc::Sender<Bytes>),
+    /// The data stream is gone.
+    CloseStream(HubSlot),
+    /// Tell how things are.
+    Report(oneshot::Sender<Report>),
+    /// End.
+    Stop,
+}
+
+/// How things are with one worker.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) peers: Vec<PeerReport>,
+    pub(crate) legs: Vec<LegReport>,
+    pub(crate) stats: WorkerStats,
+    pub(crate) generation: u64,
+}
+
+/// The control side's end of a packet thread.
+pub(crate) struct PacketThread {
+    orders: mpsc::Sender<Order>,
+    streams: mpsc::Sender<(HubSlot, Bytes)>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The thread's ends of the channels, before it runs.
+pub(crate) struct Unstarted {
+    waker: Waker,
+    orders: mpsc::Receiver<Order>,
+    streams: mpsc::Receiver<(HubSlot, Bytes)>,
+    events: mpsc::Sender<Event>,
+}
+
+/// How a packet thread ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PacketLoopError {
+    /// The kernel refuses to wait.
+    #[error("waiting for packets failed")]
+    Poll(#[source] io::Error),
+    /// The thread could not be started.
+    #[error("the packet thread could not be started")]
+    Spawn(#[source] io::Error),
+    /// Somebody deleted the TUN device.
+    #[error("the TUN device {name} was deleted under us")]
+    TunGone {
+        /// Its name.
+        name: String,
+    },
+}
+
+struct PacketLoop<S> {
+    worker: Worker<S>,
+    io: Io,
+    waker: Waker,
+    orders: mpsc::Receiver<Order>,
+    streams: mpsc::Receiver<(HubSlot, Bytes)>,
+    events: mpsc::Sender<Event>,
+}
+
+/// Where the worker's output goes.
+struct Io {
+    tun: Tun,
+    udp: UdpSocket,
+    streams: BTreeMap<HubSlot, mpsc::Sender<Bytes>>,
+    gone: bool,
+}
+
+impl PacketThread {
+    /// A thread that is still to be started: orders wait until then.
+    pub(crate) fn prepare() -> Result<(Self, Unstarted, mpsc::Receiver<Event>), PacketLoopError> {
+        let waker = Waker::new().map_err(PacketLoopError::Poll)?;
+        let (orders, orders_rx) = mpsc::channel(ORDERS);
+        let (streams, streams_rx) = mpsc::channel(STREAM_MESSAGES);
+        let (events, events_rx) = mpsc::channel(EVENTS);
+        let unstarted = Unstarted { waker: waker.clone(), orders: orders_rx, streams: streams_rx, events };
+        Ok((Self { orders, streams, waker, thread: None }, unstarted, events_rx))
+    }
+
+    /// Starts the thread. `ended` is told how the loop ended, and is dropped where it panicked.
+    pub(crate) fn start<S: Sessions + Send + 'static>(
+        &mut self,
+        unstarted: Unstarted,
+        worker: Worker<S>,
+        tun: Tun,
+        udp: UdpSocket,
+        ended: oneshot::Sender<Result<(), PacketLoopError>>,
+    ) -> Result<(), PacketLoopError> {
+        let Unstarted { waker, orders, streams, events } = unstarted;
+        let io = Io { tun, udp, streams: BTreeMap::new(), gone: false };
+        let mut packet_loop = PacketLoop { worker, io, waker, orders, streams, events };
+        let thread = std::thread::Builder::new()
+            .name("flatlan-packets".to_owned())
+            .spawn(move || {
+                let _ = ended.send(packet_loop.run());
+            })
+            .map_err(PacketLoopError::Spawn)?;
+        self.thread = Some(thread);
+        Ok(())
+    }
+
+    /// Hands an order over; waits while too many are pending.
+    pub(crate) async fn order(&self, order: Order) {
+        if self.orders.send(order).await.is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// The end into which data streams put what they receive.
+    pub(crate) fn stream_inbox(&self) -> StreamInbox {
+        StreamInbox { streams: self.streams.clone(), waker: self.waker.clone() }
+    }
+
+    /// How things are; `None` where the thread has ended.
+    pub(crate) async fn report(&self) -> Option<Report> {
+        let (reply, report) = oneshot::channel();
+        self.order(Order::Report(reply)).await;
+        report.await.ok()
+    }
+
+    /// Ends the thread and waits for it.
+    pub(crate) async fn stop(mut self) {
+        self.order(Order::Stop).await;
+        if let Some(thread) = self.thread.take() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+/// Puts messages of data streams before the worker.
+#[derive(Clone)]
+pub(crate) struct StreamInbox {
+    streams: mpsc::Sender<(HubSlot, Bytes)>,
+    waker: Waker,
+}
+
+impl StreamInbox {
+    /// One message of the data stream to `hub`; waits while the worker is behind, which TCP tells the hub.
+    pub(crate) async fn put(&self, hub: HubSlot, message: Bytes) {
+        if self.streams.send((hub, message)).await.is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+impl<S: Sessions> PacketLoop<S> {
+    fn run(&mut self) -> Result<(), PacketLoopError> {
+        let mut received = RecvBatch::new();
+        let mut packet = vec![0; tun::RECV_LEN].into_boxed_slice();
+        loop {
+            let now = clock::now();
+            let mut busy = false;
+            while let Ok(order) = self.orders.try_recv() {
+                busy = true;
+                if self.handle_order(order, now) == Flow::Stop {
+                    return Ok(());
+                }
+            }
+            busy |= self.receive_streams(now);
+            busy |= self.receive_udp(&mut received, now);
+            busy |= self.receive_tun(&mut packet, now)?;
+            if self.io.gone {
+                return Err(PacketLoopError::TunGone { name: self.io.tun.name().to_owned() });
+            }
+            if self.worker.poll_timeout().is_some_and(|at| at <= now) {
+                busy = true;
+                self.worker.handle_timeout(now, &mut self.io);
+            }
+            let told_all = self.tell_events();
+            if !busy {
+                let deadline = if told_all { self.worker.poll_timeout() } else { Some(now + EVENT_RETRY) };
+                let descriptors = [std::os::fd::AsFd::as_fd(&self.io.tun), std::os::fd::AsFd::as_fd(&self.io.udp)];
+                poll::wait(descriptors, &self.waker, deadline).map_err(PacketLoopError::Poll)?;
+            }
+        }
+    }
+
+    fn handle_order(&mut self, order: Order, now: Instant) -> Flow {
+        match order {
+            Order::Command(command) => self.worker.handle_command(command, now, &mut self.io),
+            Order::Snapshot(snapshot) => self.worker.set_snapshot(snapshot),
+            Order::OpenStream(hub, sender) => {
+                self.io.streams.insert(hub, sender);
+            }
+            Order::CloseStream(hub) => {
+                self.io.streams.remove(&hub);
+            }
+            Order::Report(reply) => {
+                let _ = reply.send(Report {
+                    peers: self.worker.report(now),
+                    legs: self.worker.legs(),
+                    stats: self.worker.stats().clone(),
+                    generation: self.worker.generation(),
+                });
+            }
+            Order::Stop => return Flow::Stop,
+        }
+        Flow::Go
+    }
+
+    fn receive_streams(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Ok((hub, message)) = self.streams.try_recv() {
+            any = true;
+            self.worker.handle_stream(hub, &message, now, &mut self.io);
+        }
+        if any {
+            self.worker.flush_inbound(now, &mut self.io);
+        }
+        any
+    }
+
+    fn receive_udp(&mut self, batch: &mut RecvBatch, now: Instant) -> bool {
+        // an ICMP error of an earlier send is told by the receive after it; the next wait tells whether
+        // there is more
+        let Ok(count) = self.io.udp.recv(batch) else { return false };
+        for received in batch.received() {
+            self.worker.handle_network(received.from, received.contents, received.stride, now, &mut self.io);
+        }
+        self.worker.flush_inbound(now, &mut self.io);
+        count > 0
+    }
+
+    fn receive_tun(&mut self, buffer: &mut [u8], now: Instant) -> Result<bool, PacketLoopError> {
+        let mut any = false;
+        for _ in 0..TUN_BURST {
+            match self.io.tun.recv(buffer) {
+                Ok(len) => {
+                    any = true;
+                    if let Some(Ok(packet)) = buffer.get(..len).map(SuperPacket::parse) {
+                        self.worker.handle_tun(packet, now, &mut self.io);
+                    }
+                }
+                Err(error) if tun::is_gone(&error) => {
+                    return Err(PacketLoopError::TunGone { name: self.io.tun.name().to_owned() });
+                }
+                Err(_) => break,
+            }
+        }
+        if any {
+            self.worker.flush_outbound(&mut self.io);
+        }
+        Ok(any)
+    }
+
+    /// Hands events up while there is room; `false` where some had to wait.
+    fn tell_events(&mut self) -> bool {
+        loop {
+            let permit = match self.events.try_reserve() {
+                Ok(permit) => permit,
+                Err(mpsc::error::TrySendError::Full(())) => return false,
+                Err(mpsc::error::TrySendError::Closed(())) => {
+                    while self.worker.poll_event().is_some() {}
+                    return true;
+                }
+            };
+            match self.worker.poll_event() {
+                Some(event) => permit.send(event),
+                None => return true,
+            }
+        }
+    }
+}
+
+impl Sink for Io {
+    fn send_udp(&mut self, transmit: &Transmit<'_>) -> Result<(), DropReason> {
+        let several = transmit.contents.len() > transmit.segment;
+        let transmit = udp::Transmit {
+            to: transmit.to,
+            from: None,
+            contents: transmit.contents,
+            segment: several.then_some(transmit.segment),
+            ecn: transmit.ecn,
+        };
+        self.udp.send(&transmit).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => DropReason::Backpressure,
+            _ => DropReason::NoPath,
+        })
+    }
+
+    fn send_stream(&mut self, hub: HubSlot, packed: &[u8]) -> Result<(), DropReason> {
+        let stream = self.streams.get(&hub).ok_or(DropReason::NoPath)?;
+        stream.try_send(Bytes::copy_from_slice(packed)).map_err(|_| DropReason::Backpressure)
+    }
+
+    fn write_tun(&mut self, header_and_packet: &mut [u8]) -> Result<(), DropReason> {
+        match self.tun.send(header_and_packet) {
+            Ok(()) => Ok(()),
+            Err(error) if tun::is_refused(&error) => self.write_segments(header_and_packet),
+            Err(error) => {
+                self.gone |= tun::is_gone(&error);
+                Err(DropReason::Backpressure)
+            }
+        }
+    }
+}
+
+impl Io {
+    /// The kernel does not take this super-packet: its segments one by one.
+    fn write_segments(&mut self, header_and_packet: &[u8]) -> Result<(), DropReason> {
+        let (header, packet) = header_and_packet.split_at_checked(VNET_LEN).ok_or(DropReason::Malformed)?;
+        let header = VnetHeader::parse(header).map_err(|_| DropReason::Malformed)?;
+        let mut segments = Segments::new(SuperPacket { header, packet }, flatlan_packet::MAX_PACKET)
+            .map_err(|_| DropReason::Malformed)?;
+        let mut single = vec![0; VNET_LEN + flatlan_packet::MAX_PACKET];
+        let mut refused = Ok(());
+        while let Some(len) = single.get_mut(VNET_LEN..).and_then(|packet| segments.write_next(packet)) {
+            let frame = single.get(..VNET_LEN + len).unwrap_or_default();
+            if self.tun.send(frame).is_err() {
+                refused = Err(DropReason::Backpressure);
+            }
+        }
+        refused
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Flow {
+    Go,
+    Stop,
+}
+
+/// Packets read from the TUN before anything else is looked at.
+const TUN_BURST: usize = 32;
+/// Orders that may wait.
+const ORDERS: usize = 1024;
+/// Messages of data streams that may wait.
+const STREAM_MESSAGES: usize = 256;
+/// Events that may wait.
+const EVENTS: usize = 1024;
+/// When to try again to hand events up.
+const EVENT_RETRY: std::time::Duration = std::time::Duration::from_millis(10);

@@ -1,0 +1,157 @@
+//! The files of a node's state directory that the driver reads itself.
+//!
+//! | file | holds | mode |
+//! |---|---|---|
+//! | `seed` | the node's one secret, 32 bytes in hexadecimal | 0600 |
+//! | `network.json` | which network: its id (which makes its keys known), and where to find hubs | 0600 |
+//! | `version` | version of the directory's format | 0644 |
+//!
+//! The files that the control machine reads and writes are in [`flatlan_node::persist`].
+
+use std::path::Path;
+
+use flatlan_os::file::{FileError, FileMode, Lock, Privacy, StateDir};
+use flatlan_types::{HostPort, NetworkId, NodeSeed};
+use serde::{Deserialize, Serialize};
+
+/// What a node is told when it joins: whom to trust, and where to begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkFile {
+    /// The network's id.
+    pub network: NetworkId,
+    /// Where hubs answer on TCP: hints for the first start.
+    pub hubs: Vec<HostPort>,
+}
+
+/// A node's state directory, locked for this process.
+#[derive(Debug)]
+pub struct NodeState {
+    dir: StateDir,
+    _lock: Lock,
+}
+
+impl NodeState {
+    /// Opens and locks the directory.
+    ///
+    /// # Errors
+    /// It is missing, lax, in use, of a later version, or not permitted.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let dir = StateDir::open(path, Privacy::Private).map_err(StateError::File)?;
+        Self::locked(dir)
+    }
+
+    /// Opens and locks the directory, making it where it is missing.
+    ///
+    /// # Errors
+    /// It is lax, in use, of a later version, or not permitted.
+    pub fn create(path: &Path) -> Result<Self, StateError> {
+        let dir = StateDir::create(path, Privacy::Private).map_err(StateError::File)?;
+        Self::locked(dir)
+    }
+
+    fn locked(dir: StateDir) -> Result<Self, StateError> {
+        let lock = dir.lock().map_err(StateError::File)?;
+        if dir.check_version(VERSION).map_err(StateError::File)? == 0 {
+            dir.set_version(VERSION).map_err(StateError::File)?;
+        }
+        Ok(Self { dir, _lock: lock })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &StateDir {
+        &self.dir
+    }
+
+    /// The node's seed.
+    ///
+    /// # Errors
+    /// There is none, it is lax, or damaged.
+    pub fn seed(&self) -> Result<NodeSeed, StateError> {
+        let text = self.dir.read_secret(SEED).map_err(StateError::File)?;
+        parse_seed(&text).ok_or_else(|| StateError::Damaged { file: self.file(SEED) })
+    }
+
+    /// The node's seed, made now where there was none.
+    ///
+    /// # Errors
+    /// It is lax, damaged, or cannot be written.
+    pub fn seed_or_new(&self) -> Result<NodeSeed, StateError> {
+        if self.dir.exists(SEED).map_err(StateError::File)? {
+            return self.seed();
+        }
+        let seed = NodeSeed::from_bytes(flatlan_os::entropy::bytes());
+        let text: String = seed.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        self.dir.write_new(SEED, text.as_bytes(), FileMode::Secret).map_err(StateError::File)?;
+        Ok(seed)
+    }
+
+    /// Which network this node is of; `None` where it has not joined one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn network(&self) -> Result<Option<NetworkFile>, StateError> {
+        let Some(bytes) = self.dir.read(NETWORK).map_err(StateError::File)? else { return Ok(None) };
+        let file = serde_json::from_slice(&bytes).map_err(|_| StateError::Damaged { file: self.file(NETWORK) })?;
+        Ok(Some(file))
+    }
+
+    /// Remembers which network this node is of.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_network(&self, network: &NetworkFile) -> Result<(), StateError> {
+        let mut text = serde_json::to_vec_pretty(network).expect("keys and names are plain JSON strings");
+        text.push(b'\n');
+        self.dir.write(NETWORK, &text, FileMode::Secret).map_err(StateError::File)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+}
+
+/// What is wrong with a state directory.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file's contents make no sense.
+    #[error("{file} is damaged: restore it from a backup, or join again with a token of `flatlan invite --replace`")]
+    Damaged {
+        /// Its path.
+        file: String,
+    },
+    /// A file or the directory cannot be used.
+    #[error(transparent)]
+    File(FileError),
+}
+
+impl StateError {
+    /// What it means to whoever started the program.
+    pub fn exit_class(&self) -> flatlan_os::ExitClass {
+        match self {
+            Self::Damaged { .. } => flatlan_os::ExitClass::Failed,
+            Self::File(error) => error.exit_class(),
+        }
+    }
+}
+
+fn parse_seed(text: &[u8]) -> Option<NodeSeed> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let mut bytes = [0; 32];
+    if text.len() != 2 * bytes.len() || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(NodeSeed::from_bytes(bytes))
+}
+
+/// Version of the directory's format.
+pub const VERSION: u32 = 1;
+/// The file with the node's secret.
+pub const SEED: &str = "seed";
+/// The file that says of which network the node is.
+pub const NETWORK: &str = "network.json";
+/// The control socket.
+pub const SOCKET: &str = "control.sock";
