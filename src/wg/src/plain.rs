@@ -208,6 +208,24 @@ impl Tunnel for Plain {
 }
 
 impl Plain {
+    /// Local index of the session that seals.
+    #[cfg(test)]
+    pub(crate) fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// Local index of the newest session or initiation.
+    #[cfg(test)]
+    pub(crate) fn newest(&self) -> u32 {
+        self.newest
+    }
+
+    /// Whether the session that seals is the one that was confirmed.
+    #[cfg(test)]
+    pub(crate) fn current_is_confirmed(&self) -> bool {
+        self.sessions.get(slot(self.current)).and_then(Option::as_ref).is_some_and(|s| s.local == self.current)
+    }
+
     fn handle_initiation(&mut self, message: &[u8], out: &mut [u8]) -> Result<Step, TunnelError> {
         wire::macs(message, &self.own).ok_or(TunnelError::Forged)?;
         let initiation = Initiation::parse(message).ok_or(TunnelError::Malformed)?;
