@@ -70,42 +70,31 @@ fn length(len: usize) -> u32 {
 
 /// The native-order sum of a block; equal to the checksum sum modulo 0xffff, and zero only for zeros.
 ///
-/// Each lane keeps the sum of its 32-bit words (wrapping) and the exact sum of their upper halves; the
-/// exact sum of the lower halves is the difference. That is three vector operations for each vector.
+/// The sum of all 32-bit words may wrap, as long as the sum of their upper halves does not: the sum of the
+/// lower halves is the difference. That is three vector operations for each vector, in a loop so plain that
+/// the compiler always finds them.
 #[inline]
 fn sum_block(bytes: &[u8]) -> u64 {
     debug_assert!(bytes.len() <= BLOCK);
-    let mut whole = [0_u32; LANES];
-    let mut upper = [0_u32; LANES];
-    let (chunks, rest) = bytes.as_chunks::<{ 4 * LANES }>();
-    for chunk in chunks {
-        let (words, _) = chunk.as_chunks::<4>();
-        for ((whole, upper), word) in whole.iter_mut().zip(&mut upper).zip(words) {
-            let word = u32::from_ne_bytes(*word);
-            *whole = whole.wrapping_add(word);
-            *upper = upper.wrapping_add(word >> 16);
-        }
-    }
-    let mut total = 0;
-    for (whole, upper) in whole.into_iter().zip(upper) {
-        total += u64::from(upper) + u64::from(whole.wrapping_sub(upper << 16));
-    }
-    let (words, tail) = rest.as_chunks::<4>();
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut whole = 0_u32;
+    let mut upper = 0_u32;
     for word in words {
-        total += u64::from(u32::from_ne_bytes(*word));
+        let word = u32::from_ne_bytes(*word);
+        whole = whole.wrapping_add(word);
+        upper = upper.wrapping_add(word >> 16);
     }
-    let mut last = [0; 4];
-    for (place, byte) in last.iter_mut().zip(tail) {
-        *place = *byte;
-    }
-    total + u64::from(u32::from_ne_bytes(last))
+    let last = match *rest {
+        [] => 0,
+        [a] => u32::from_ne_bytes([a, 0, 0, 0]),
+        [a, b] => u32::from_ne_bytes([a, b, 0, 0]),
+        [a, b, c, ..] => u32::from_ne_bytes([a, b, c, 0]),
+    };
+    u64::from(upper) + u64::from(whole.wrapping_sub(upper << 16)) + u64::from(last)
 }
 
-/// 32-bit lanes summed in parallel.
-const LANES: usize = 16;
-
-/// Bytes summed before the lanes are added up; even, and small enough that no lane of halves overflows.
-const BLOCK: usize = 1 << 20;
+/// Bytes summed at once: even, and few enough that neither sum of halves exceeds 32 bits.
+const BLOCK: usize = 1 << 17;
 
 #[cfg(test)]
 mod tests {
