@@ -1,1 +1,26 @@
 //! A whole internet in network namespaces on one machine.
+mod error;
+mod fault;
+mod lab;
+mod link;
+mod namespace;
+mod nat;
+mod permission;
+mod process;
+mod proxy;
+mod reaper;
+mod run_dir;
+mod topology;
+mod wire;
+pub use error::LabError;
+pub use fault::{Direction, Fault, Injected, Place};
+pub use lab::{Host, Hub, Lab, LabBuilder, Site};
+pub use link::{End, connect};
+pub use namespace::Namespace;
+pub use nat::{Nat, ParseNatError};
+pub use permission::{Missing, check, enter};
+pub use process::{LogLine, Outcome, Process};
+pub use proxy::Proxy;
+pub use run_dir::sweep;
+pub use topology::{HubSpec, ProxySpec, SiteSpec, Underlay};
+pub use wire::{Counters, Traffic, TrafficLog};
