@@ -30,6 +30,10 @@ pub const LEN: usize = 24;
 pub const KIND_PROBE: u8 = 1;
 /// First byte of a reply's payload.
 pub const KIND_REPLY: u8 = 2;
+/// First byte of any other message from node to node; the rest is not this crate's.
+pub const KIND_MESSAGE: u8 = 3;
+/// The longest such message, without the kind byte: sealed and labelled it fits IPv6's least MTU.
+pub const MAX_MESSAGE: usize = 1152;
 
 const FLAG_KNOWN: u8 = 1;
 

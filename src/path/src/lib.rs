@@ -1,11 +1,17 @@
 //! Candidates, probes, evidence and failover for the paths to one peer.
 
+mod budget;
 mod config;
 mod event;
+mod evidence;
 pub mod frame;
 mod hub_leg;
 mod kind;
+mod path;
 mod peer;
+mod random;
+mod rtt;
+mod size;
 
 pub use config::{HubLegConfig, PathConfig};
 pub use event::{MoveReason, PathEvent};

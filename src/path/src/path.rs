@@ -1,0 +1,358 @@
+//! One path: its probes in flight, and what they say.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    evidence::{Ledger, Tally},
+    kind::{PathId, PathKind},
+    rtt::Rtt,
+    size::SizeSearch,
+};
+
+/// One path and everything known about it. It decides nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Path {
+    pub(crate) id: PathId,
+    pub(crate) kind: PathKind,
+    pub(crate) phase: Phase,
+    /// A relay's round trip to the hub; ranks the path until its own is known.
+    pub(crate) hint: Duration,
+    pub(crate) ledger: Ledger,
+    pub(crate) size: SizeSearch,
+    /// A probe is due then; `None`: the path is not probed.
+    pub(crate) due: Option<Instant>,
+    /// Probes still to be sent in quick succession.
+    pub(crate) burst: u32,
+    /// Probes sent since the last answer, or since the path got a new chance.
+    pub(crate) tries: u32,
+    /// No graceful move to this path before.
+    pub(crate) hold_until: Option<Instant>,
+    /// Swallowed data before: a last resort until then.
+    pub(crate) grey_until: Option<Instant>,
+    /// Its hub asked to be left.
+    pub(crate) draining: bool,
+    /// The peer names it as a candidate at present.
+    pub(crate) listed: bool,
+    /// The latest time at which something sent is known to have arrived.
+    alive: Option<Instant>,
+    last_sent: Option<Instant>,
+    sent: VecDeque<Sent>,
+    /// Deadlines missed since `alive`, and when the first of these probes was sent.
+    missed: u32,
+    missed_since: Option<Instant>,
+    answers: u32,
+    rtt: Rtt,
+    /// Samples came from replies by this same path; others are taken only as long as there are none.
+    rtt_origin: Option<Reverse>,
+    loss: f32,
+    deaths: Strikes,
+    blackouts: Strikes,
+}
+
+/// Where a path stands; suspicion is [`Path::missed`] above zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Did not answer enough yet.
+    Untested,
+    /// Answers.
+    Valid,
+    /// Stopped answering while others answered.
+    Dead,
+}
+
+/// The way a reply came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reverse {
+    /// By the probed path.
+    Same,
+    /// By another one.
+    Other,
+}
+
+impl Path {
+    pub(crate) fn new(id: PathId, kind: PathKind, hint: Duration, max_datagram: usize, now: Instant) -> Self {
+        Self {
+            id,
+            kind,
+            phase: Phase::Untested,
+            hint,
+            ledger: Ledger::default(),
+            size: SizeSearch::new(max_datagram),
+            due: Some(now),
+            burst: 0,
+            tries: 0,
+            hold_until: None,
+            grey_until: None,
+            draining: false,
+            listed: false,
+            alive: None,
+            last_sent: None,
+            sent: VecDeque::new(),
+            missed: 0,
+            missed_since: None,
+            answers: 0,
+            rtt: Rtt::default(),
+            rtt_origin: None,
+            loss: 0.0,
+            deaths: Strikes::default(),
+            blackouts: Strikes::default(),
+        }
+    }
+
+    /// A probe of `size` bytes leaves; `asked` is the ledger of the path it asks about.
+    pub(crate) fn probe(&mut self, seq: u32, size: usize, about: PathId, asked: Tally, now: Instant, min: Duration) {
+        let deadline = now + self.rtt.deadline(min);
+        self.sent.push_back(Sent { seq, at: now, deadline, size, about, asked, fate: Fate::Open });
+        if self.sent.len() > MAX_SENT {
+            self.sent.pop_front();
+        }
+        self.last_sent = Some(now);
+        self.tries = self.tries.saturating_add(1);
+        self.burst = self.burst.saturating_sub(1);
+    }
+
+    /// A reply to one of this path's probes. Returns what the probe asked about, once per probe.
+    pub(crate) fn answer(&mut self, seq: u32, reverse: Reverse, now: Instant) -> Option<Asked> {
+        let sent = self.sent.iter_mut().find(|sent| sent.seq == seq)?;
+        let first = sent.fate != Fate::Answered(Reverse::Same) && sent.fate != Fate::Answered(Reverse::Other);
+        let sample = now.saturating_duration_since(sent.at);
+        match (reverse, self.rtt_origin) {
+            (Reverse::Same, Some(Reverse::Same)) if sent.fate != Fate::Answered(Reverse::Same) => {
+                self.rtt.update(sample);
+            }
+            (Reverse::Same, Some(Reverse::Other) | None) => {
+                self.rtt = Rtt::default();
+                self.rtt.update(sample);
+                self.rtt_origin = Some(Reverse::Same);
+            }
+            (Reverse::Other, Some(Reverse::Other) | None) if first => {
+                self.rtt.update(sample);
+                self.rtt_origin = Some(Reverse::Other);
+            }
+            (Reverse::Same | Reverse::Other, _) => {}
+        }
+        let asked = Asked { at: sent.at, about: sent.about, tally: sent.asked };
+        let (was, size) = (sent.fate, sent.size);
+        if first || reverse == Reverse::Same {
+            sent.fate = Fate::Answered(reverse);
+        }
+        if !first {
+            return None;
+        }
+        if was == Fate::Open {
+            self.note_loss(0.0);
+        }
+        self.size.pass(size, now);
+        self.answers = self.answers.saturating_add(1);
+        self.tries = 0;
+        self.deliver(asked.at);
+        Some(asked)
+    }
+
+    /// The peer says, through another path, that it heard this probe.
+    pub(crate) fn heard(&mut self, seq: u32, now: Instant) {
+        let Some(sent) = self.sent.iter_mut().find(|sent| sent.seq == seq) else { return };
+        let (at, size, was) = (sent.at, sent.size, sent.fate);
+        match was {
+            Fate::Open | Fate::Missed => {
+                sent.fate = Fate::Heard;
+                self.size.pass(size, now);
+                if was == Fate::Open {
+                    self.note_loss(0.0);
+                }
+            }
+            Fate::Answered(_) | Fate::Heard => {}
+        }
+        self.deliver(at);
+    }
+
+    /// Something that was sent at `at` or later arrived.
+    pub(crate) fn deliver(&mut self, at: Instant) {
+        if self.alive >= Some(at) {
+            return;
+        }
+        self.alive = Some(at);
+        let mut later = self.sent.iter().filter(|sent| sent.fate == Fate::Missed && sent.at > at).map(|sent| sent.at);
+        self.missed_since = later.next();
+        self.missed = u32::from(self.missed_since.is_some()) + u32::try_from(later.count()).unwrap_or(u32::MAX);
+        if self.missed == 0 {
+            self.burst = 0;
+        }
+    }
+
+    /// Deadlines that passed.
+    pub(crate) fn expire(&mut self, now: Instant) -> Expired {
+        let mut expired = Expired::No;
+        let mut lost = 0;
+        for sent in self.sent.iter_mut().filter(|sent| sent.fate == Fate::Open && sent.deadline <= now) {
+            sent.fate = Fate::Missed;
+            self.size.miss(sent.size, sent.at);
+            lost += 1;
+            if self.alive < Some(sent.at) {
+                expired = Expired::Yes;
+                self.answers = 0;
+                self.missed = self.missed.saturating_add(1);
+                self.missed_since.get_or_insert(sent.at);
+            }
+        }
+        (0..lost).for_each(|_| self.note_loss(1.0));
+        while self.sent.front().is_some_and(|sent| now.saturating_duration_since(sent.at) > REMEMBER) {
+            self.sent.pop_front();
+        }
+        expired
+    }
+
+    /// The next deadline.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.sent.iter().filter(|sent| sent.fate == Fate::Open).map(|sent| sent.deadline).min()
+    }
+
+    /// Deadlines missed since the path was last known to deliver.
+    pub(crate) fn missed(&self) -> u32 {
+        self.missed
+    }
+
+    /// When the first of the missed ones was sent.
+    pub(crate) fn missed_since(&self) -> Option<Instant> {
+        self.missed_since
+    }
+
+    /// Forgets what is in flight: the other end or this one is in another place than before.
+    pub(crate) fn renew(&mut self, now: Instant) {
+        self.sent.clear();
+        (self.missed, self.missed_since) = (0, None);
+        (self.tries, self.due) = (0, Some(now));
+    }
+
+    /// Stopped working. It is not moved to gracefully for a while, longer each time.
+    pub(crate) fn die(&mut self, now: Instant) {
+        (self.phase, self.answers, self.burst, self.tries) = (Phase::Dead, 0, 0, 0);
+        self.missed_since.get_or_insert(now);
+        self.hold_until = Some(now + self.deaths.strike(now, HOLD, MAX_HOLD));
+    }
+
+    /// Swallowed data. It is a last resort for a while, longer each time.
+    pub(crate) fn black_out(&mut self, now: Instant) {
+        self.grey_until = Some(now + self.blackouts.strike(now, GREY, MAX_GREY));
+        self.size.forgive();
+        self.ledger.restart();
+    }
+
+    /// Answered often enough.
+    pub(crate) fn revive(&mut self) {
+        self.phase = Phase::Valid;
+    }
+
+    pub(crate) fn is_grey(&self, now: Instant) -> bool {
+        self.grey_until.is_some_and(|until| now < until)
+    }
+
+    pub(crate) fn is_held(&self, now: Instant) -> bool {
+        self.hold_until.is_some_and(|until| now < until)
+    }
+
+    /// The latest time at which something sent is known to have arrived.
+    pub(crate) fn alive(&self) -> Option<Instant> {
+        self.alive
+    }
+
+    pub(crate) fn last_sent(&self) -> Option<Instant> {
+        self.last_sent
+    }
+
+    /// Answers in a row.
+    pub(crate) fn answers(&self) -> u32 {
+        self.answers
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        self.rtt.smoothed()
+    }
+
+    /// Its round trip, or a guess.
+    pub(crate) fn cost(&self) -> Duration {
+        self.rtt.smoothed().unwrap_or(self.hint * 2)
+    }
+
+    pub(crate) fn loss(&self) -> f32 {
+        self.loss
+    }
+
+    fn note_loss(&mut self, sample: f32) {
+        self.loss += (sample - self.loss) / 32.0;
+    }
+}
+
+/// What an answered probe asked, and when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) at: Instant,
+    pub(crate) about: PathId,
+    pub(crate) tally: Tally,
+}
+
+/// Whether a deadline passed that says something new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expired {
+    No,
+    Yes,
+}
+
+/// A probe that was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    seq: u32,
+    at: Instant,
+    deadline: Instant,
+    size: usize,
+    about: PathId,
+    /// What had been sent by the path it asks about.
+    asked: Tally,
+    fate: Fate,
+}
+
+/// What became of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Its reply came, by this or another path.
+    Answered(Reverse),
+    /// It arrived, but its own reply did not come.
+    Heard,
+    /// Its deadline passed.
+    Missed,
+    /// In flight.
+    Open,
+}
+
+/// Doubles a penalty with every offence, and forgets after some time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Strikes {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Strikes {
+    fn strike(&mut self, now: Instant, first: Duration, most: Duration) -> Duration {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) > FORGET) {
+            self.count = 0;
+        }
+        self.last = Some(now);
+        self.count = self.count.saturating_add(1);
+        first.saturating_mul(1 << (self.count - 1).min(16)).min(most)
+    }
+}
+
+/// Probes remembered per path, and for how long: a longer round trip than any.
+const MAX_SENT: usize = 128;
+const REMEMBER: Duration = Duration::from_secs(8);
+/// After a death, no graceful return before.
+const HOLD: Duration = Duration::from_secs(2);
+const MAX_HOLD: Duration = Duration::from_secs(120);
+/// After swallowing data, a last resort until.
+const GREY: Duration = Duration::from_secs(10);
+const MAX_GREY: Duration = Duration::from_secs(300);
+/// Good behaviour for so long clears the record.
+const FORGET: Duration = Duration::from_secs(600);

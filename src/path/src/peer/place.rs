@@ -1,0 +1,334 @@
+//! Which path each lane uses.
+//!
+//! Two lanes: the primary carries flows, the spare waits on another way. A dead path moves the lane itself,
+//! for there is nothing in flight that could be overtaken. A better path is taken gracefully: the spare goes
+//! there (it carries nothing), then the two change roles, and the old primary stays where it is until what it
+//! has in flight has arrived.
+
+use std::time::{Duration, Instant};
+
+use flatlan_types::LaneId;
+
+use super::{Need, PeerPaths};
+use crate::{
+    event::MoveReason,
+    kind::{Leg, PathId, PathKind},
+    path::{Path, Phase},
+    size::Failed,
+};
+
+impl PeerPaths {
+    pub(super) fn place(&mut self, now: Instant) {
+        self.revive();
+        self.bury(now);
+        self.check_sizes(now);
+        self.place_primary(now);
+        self.place_spare(now);
+        let primary = self.lane(self.primary).and_then(|lane| lane.path);
+        let spare = self.lane(self.spare()).and_then(|lane| lane.path);
+        let ready =
+            |id: &PathId| Some(*id) != primary && self.paths.get(id).is_some_and(|path| path.phase != Phase::Dead);
+        self.standby = spare.filter(ready).or_else(|| self.choose(primary, None, now).map(|(id, _)| id));
+    }
+
+    /// Data does not arrive by this path although probes do. Lanes leave it if another path has what is
+    /// needed; with none the news is worth nothing, for they must stay anyway.
+    pub(super) fn condemn(&mut self, id: PathId, need: Need, now: Instant) -> Outcome {
+        if self.paths.get(&id).is_none_or(|path| path.is_grey(now)) {
+            return Outcome::Stays;
+        }
+        let since = now.checked_sub(FRESH);
+        let target = self.choose_by(Some(id), since, now, |path| match need {
+            Need::Life => true,
+            Need::Size(size) => path.size.current() >= size && path.size.proven() >= since && since.is_some(),
+        });
+        let Some((target, Health::Good)) = target else { return Outcome::Stays };
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.black_out(now);
+        }
+        if self.uses(self.primary, id) {
+            self.put(self.primary, target, MoveReason::Evidence);
+        }
+        self.excuse(id, MoveReason::Evidence);
+        Outcome::Leaves
+    }
+
+    /// Paths that answered often enough are valid.
+    fn revive(&mut self) {
+        for path in self.paths.values_mut() {
+            let enough = match (path.phase, path.kind) {
+                (Phase::Untested, PathKind::Relay { .. }) => 1,
+                (Phase::Untested, PathKind::Direct(_)) | (Phase::Dead, _) => ANSWERS,
+                (Phase::Valid, _) => continue,
+            };
+            if path.answers() >= enough {
+                path.revive();
+            }
+        }
+    }
+
+    /// Paths that missed too many probes while another path delivered are dead; so are those that were
+    /// silent for very long, but if nothing else answers no lane has reason to leave them.
+    fn bury(&mut self, now: Instant) {
+        if self.paths.values().all(|path| path.missed() == 0) {
+            return;
+        }
+        let heard: Vec<(PathId, Option<Instant>)> = self.paths.values().map(|path| (path.id, path.alive())).collect();
+        let mut dead = Vec::new();
+        for path in self.paths.values_mut().filter(|path| path.phase != Phase::Dead) {
+            let limit = match path.phase {
+                Phase::Untested => MISSES_UNTESTED,
+                Phase::Valid | Phase::Dead => MISSES,
+            };
+            let Some(since) = path.missed_since().filter(|_| path.missed() >= limit) else { continue };
+            let candidate = path.phase == Phase::Untested && path.kind.is_direct();
+            let others = heard.iter().any(|(id, alive)| *id != path.id && *alive > Some(since));
+            if !candidate && (others || now.saturating_duration_since(since) > SILENCE) {
+                path.die(now);
+                dead.push(path.id);
+            }
+        }
+        dead.into_iter().for_each(|id| self.excuse(id, MoveReason::Dead));
+    }
+
+    /// Paths that fail large probes are used with a smaller size that passes; where none but the smallest
+    /// passes, they swallow data.
+    fn check_sizes(&mut self, now: Instant) {
+        let failed = |path: &Path| Some((path.id, path.size.failed(path.alive())?, path.size.current()));
+        let valid = self.paths.values().filter(|path| path.phase == Phase::Valid);
+        let failed: Vec<(PathId, Failed, usize)> = valid.filter_map(failed).collect();
+        for (id, failed, size) in failed {
+            let left = match failed {
+                Failed::Size => Outcome::Stays,
+                Failed::Data => self.condemn(id, Need::Size(size), now),
+            };
+            if let Some(path) = self.paths.get_mut(&id).filter(|_| left == Outcome::Stays) {
+                path.size.step_down(now);
+            }
+        }
+    }
+
+    fn place_primary(&mut self, now: Instant) {
+        let current = self.lane(self.primary).and_then(|lane| lane.path);
+        let Some(path) = current.and_then(|id| self.paths.get(&id)) else {
+            if let Some((id, _)) = self.choose(None, None, now) {
+                let reason = self.lane(self.primary).map_or(MoveReason::First, |lane| lane.reason);
+                self.put(self.primary, id, reason);
+            }
+            return;
+        };
+        if path.phase != Phase::Dead {
+            self.consider_better(now);
+            return;
+        }
+        let since = path.missed_since().filter(|_| path.missed() > 0).or_else(|| now.checked_sub(FRESH));
+        if let Some((id, _)) = self.choose(current, since, now) {
+            let reason = self.lane(self.primary).map_or(MoveReason::Dead, |lane| lane.reason);
+            self.put(self.primary, id, reason);
+            self.better = None;
+        }
+    }
+
+    fn place_spare(&mut self, now: Instant) {
+        let spare = self.spare();
+        let Some(primary) = self.lane(self.primary).and_then(|lane| lane.path) else { return };
+        let Some(lane) = self.lane(spare).copied() else { return };
+        let Some((best, health)) = self.choose(Some(primary), None, now) else { return };
+        let (Some(primary), Some(target)) = (self.paths.get(&primary), self.paths.get(&best)) else { return };
+        let reason = match lane.path.and_then(|id| self.paths.get(&id)) {
+            None => lane.reason,
+            Some(current) if current.id == best => return,
+            Some(current) => {
+                let doomed = current.phase == Phase::Dead || current.is_grey(now);
+                let quiet = lane.quiet_until.is_some_and(|until| now < until);
+                if health > Health::Fair || (quiet && !doomed) {
+                    return;
+                }
+                let crowded = same_way(current.kind, primary.kind) && !same_way(target.kind, primary.kind);
+                let slow = class(current.kind) == Class::Tls && class(target.kind) == Class::Udp;
+                let apart = !same_way(target.kind, primary.kind) || same_way(current.kind, primary.kind);
+                if doomed {
+                    lane.reason
+                } else if current.draining && !target.draining {
+                    MoveReason::Drain
+                } else if crowded || current.id == primary.id {
+                    MoveReason::Spread
+                } else if slow && apart && health == Health::Good {
+                    MoveReason::Better
+                } else {
+                    return;
+                }
+            }
+        };
+        self.put(spare, best, reason);
+    }
+
+    /// A path that is better for long enough, or the only way to leave a draining hub, becomes the primary's.
+    fn consider_better(&mut self, now: Instant) {
+        let current = self.lane(self.primary).and_then(|lane| lane.path).and_then(|id| self.paths.get(&id));
+        let Some(current) = current else { return };
+        let fit = |path: &&Path| {
+            path.phase == Phase::Valid
+                && path.missed() == 0
+                && path.alive() >= now.checked_sub(RECENT)
+                && !(path.is_grey(now) || path.is_held(now) || path.draining)
+                && (path.size.proven().is_some() || !path.kind.is_direct())
+        };
+        let best = self.paths.values().filter(fit).min_by_key(|path| (class(path.kind), path.cost(), path.id));
+        let Some(best) = best.filter(|best| best.id != current.id) else {
+            self.better = None;
+            return;
+        };
+        let (old, new) = (current.cost(), best.cost());
+        let nearer = new + MARGIN.max(old / 4) < old || best.loss() + LOSS_MARGIN < current.loss();
+        let rested = self.dwell.is_none_or(|until| now >= until);
+        let same_class = class(best.kind) == class(current.kind);
+        let (wait, reason) = match class(best.kind) {
+            _ if current.draining => (Duration::ZERO, MoveReason::Drain),
+            Class::Direct if !same_class => (Duration::ZERO, MoveReason::Better),
+            _ if class(best.kind) < class(current.kind) => (SUSTAIN, MoveReason::Better),
+            _ if same_class && nearer && rested => (SUSTAIN, MoveReason::Better),
+            Class::Direct | Class::Udp | Class::Tls => {
+                self.better = None;
+                return;
+            }
+        };
+        let since = match self.better {
+            Some((id, since)) if id == best.id => since,
+            Some(_) | None => now,
+        };
+        let (best, round_trips) = (best.id, (old + new) * 2);
+        self.better = Some((best, since));
+        let spare_is_busy = self.lane(self.spare()).and_then(|lane| lane.quiet_until).is_some_and(|until| now < until);
+        let elsewhere = !self.uses(self.spare(), best);
+        if now.saturating_duration_since(since) < wait || (spare_is_busy && elsewhere) {
+            return;
+        }
+        if same_class {
+            self.dwell = Some(now + self.dwell_next);
+            self.dwell_next = (self.dwell_next * 2).min(MAX_DWELL);
+        }
+        self.promote(best, reason, now + round_trips.max(MIN_QUIET));
+    }
+
+    /// The spare goes to the better path, and carries the flows from here on.
+    fn promote(&mut self, best: PathId, reason: MoveReason, quiet_until: Instant) {
+        let (spare, old) = (self.spare(), self.primary);
+        self.put(spare, best, reason);
+        if let Some(lane) = self.lanes.get_mut(old.index()) {
+            lane.quiet_until = Some(quiet_until);
+        }
+        (self.primary, self.primary_reason, self.better) = (spare, reason, None);
+    }
+
+    fn put(&mut self, lane: LaneId, path: PathId, reason: MoveReason) {
+        let Some(lane) = self.lanes.get_mut(lane.index()) else { return };
+        if lane.path != Some(path) {
+            (lane.path, lane.reason, lane.quiet_until) = (Some(path), reason, None);
+        }
+    }
+
+    /// The best path to go to from `away`, if it is left because of what happened since `since`.
+    fn choose(&self, away: Option<PathId>, since: Option<Instant>, now: Instant) -> Option<(PathId, Health)> {
+        self.choose_by(away, since, now, |_| true)
+    }
+
+    fn choose_by(
+        &self,
+        away: Option<PathId>,
+        since: Option<Instant>,
+        now: Instant,
+        wanted: impl Fn(&Path) -> bool,
+    ) -> Option<(PathId, Health)> {
+        let left = away.and_then(|id| self.kind(id));
+        let others = self.paths.values().filter(|path| Some(path.id) != away && wanted(path));
+        let ranked = others.filter_map(|path| {
+            let close = left.is_some_and(|left| same_way(left, path.kind));
+            Some((health(path, since, now)?, close, class(path.kind), path.cost(), path.id))
+        });
+        ranked.min().map(|(health, .., id)| (id, health))
+    }
+}
+
+/// How far a path can be trusted with a lane; `None`: not at all.
+fn health(path: &Path, since: Option<Instant>, now: Instant) -> Option<Health> {
+    let fresh = since.is_none_or(|since| path.alive() > Some(since)) && path.missed() < MISSES_UNTESTED;
+    match (path.phase, path.kind) {
+        (Phase::Dead, _) => (since.is_some() && path.alive() > since && path.answers() > 0).then_some(Health::Last),
+        (Phase::Untested, PathKind::Direct(_)) => (path.answers() > 0).then_some(Health::Hope),
+        (Phase::Untested, PathKind::Relay { .. }) if path.missed() > 0 => Some(Health::Poor),
+        (Phase::Untested, PathKind::Relay { .. }) => Some(Health::Hope),
+        (Phase::Valid, _) if path.is_grey(now) || path.draining => Some(Health::Poor),
+        (Phase::Valid, _) if fresh && !path.is_held(now) => Some(Health::Good),
+        (Phase::Valid, _) => Some(Health::Fair),
+    }
+}
+
+/// How far a path can be trusted with a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Health {
+    /// Answers.
+    Good,
+    /// Answered, but not of late, or it died not long ago.
+    Fair,
+    /// Not asked yet.
+    Hope,
+    /// Swallows data, or will go away, or does not answer yet.
+    Poor,
+    /// Dead until a moment ago.
+    Last,
+}
+
+/// Whether a condemned path was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Leaves,
+    Stays,
+}
+
+/// The ranks of DESIGN: direct, then relayed, then TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    Direct,
+    Udp,
+    Tls,
+}
+
+pub(super) fn class(kind: PathKind) -> Class {
+    match kind {
+        PathKind::Direct(_) => Class::Direct,
+        PathKind::Relay { hub: _, leg: Leg::Udp } => Class::Udp,
+        PathKind::Relay { hub: _, leg: Leg::Tls } => Class::Tls,
+    }
+}
+
+/// Whether two paths are likely to fail together.
+fn same_way(a: PathKind, b: PathKind) -> bool {
+    a.hub() == b.hub()
+}
+
+/// Missed deadlines that make a path dead. Chance reaches this at 10 % loss once in years, and the
+/// burst that follows the first miss gets there in a tenth of a second.
+pub(super) const MISSES: u32 = 8;
+/// The same for a relay that never answered, where there is nothing to lose.
+const MISSES_UNTESTED: u32 = 3;
+/// Answers in a row that make a direct or a dead path valid.
+const ANSWERS: u32 = 3;
+/// Without an answer for so long a path is dead whether others answer or not.
+const SILENCE: Duration = Duration::from_secs(5);
+/// A path that answered within this can be moved to on evidence against another.
+const FRESH: Duration = Duration::from_millis(1500);
+/// A path that is promoted must have answered within this.
+const RECENT: Duration = Duration::from_secs(3);
+/// A relay must be better for so long.
+const SUSTAIN: Duration = Duration::from_millis(1500);
+/// A relay must be nearer by so much, or by a quarter.
+const MARGIN: Duration = Duration::from_millis(10);
+/// A relay must lose less by so much.
+const LOSS_MARGIN: f32 = 0.4;
+/// After a graceful move between paths of one rank, no other before; twice as long each time, for the
+/// load itself may be what makes the one that carries it look worse.
+pub(super) const DWELL: Duration = Duration::from_secs(10);
+const MAX_DWELL: Duration = Duration::from_secs(600);
+/// A lane that carried flows stays open and in its place for at least so long.
+const MIN_QUIET: Duration = Duration::from_millis(100);
