@@ -30,4 +30,7 @@ pub mod stream;
 pub mod tun;
 pub mod udp;
 
+#[cfg(test)]
+mod testing;
+
 pub use exit::{ExitClass, Why};

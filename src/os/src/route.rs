@@ -124,7 +124,7 @@ impl Netlink {
         self.handle.link().set(change).execute().await.map_err(|e| RouteError::of(what, e))
     }
 
-    /// Makes the device's addresses exactly these; link-local ones stay.
+    /// Makes the device's addresses exactly these, usable at once; link-local ones stay.
     ///
     /// # Errors
     /// Where it is not permitted, or an address is no unicast address.
@@ -142,8 +142,12 @@ impl Netlink {
             removed.map_err(|e| RouteError::of("remove an address", e))?;
         }
         for network in wanted {
-            let added = self.handle.address().add(link.index, network.ip(), network.prefix()).execute().await;
-            added.map_err(|e| RouteError::of("add an address", e))?;
+            let mut request = self.handle.address().add(link.index, network.ip(), network.prefix());
+            if network.is_ipv6() {
+                // Nobody else can have it, and until the kernel were sure of that it could not be used.
+                request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            }
+            request.execute().await.map_err(|e| RouteError::of("add an address", e))?;
         }
         Ok(())
     }

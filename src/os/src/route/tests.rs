@@ -1,1 +1,166 @@
+use std::time::Duration;
 
+use rtnetlink::LinkVeth;
+use tokio::time::timeout;
+
+use super::*;
+use crate::{
+    testing::{as_nobody, async_in_empty_netns, runtime},
+    tun::{Queues, Tun, TunBackend, TunConfig},
+};
+
+impl Netlink {
+    pub(crate) async fn delete_for_test(&self, name: &str) {
+        let link = self.link(name).await.unwrap();
+        self.handle.link().del(link.index).execute().await.unwrap();
+    }
+
+    /// A pair of devices, `a` and `b`, both up, `a` with these addresses.
+    async fn veth(&self, addresses: &[&str]) -> Link {
+        self.handle.link().add(LinkVeth::new("a", "b").build()).execute().await.unwrap();
+        for name in ["a", "b"] {
+            let link = self.link(name).await.unwrap();
+            self.set_up(link).await.unwrap();
+        }
+        let link = self.link("a").await.unwrap();
+        self.set_addresses(link, &networks(addresses)).await.unwrap();
+        link
+    }
+
+    async fn routes_of(&self, link: Link) -> Vec<(String, Option<IpAddr>)> {
+        let all = self.routes().await.unwrap();
+        let ours = all.iter().filter(|r| output(r) == Some(link.index) && r.header.protocol == PROTOCOL);
+        ours.map(|r| (destination(r).unwrap().to_string(), preferred_source(r))).collect()
+    }
+}
+
+fn networks(texts: &[&str]) -> Vec<IpNetwork> {
+    texts.iter().map(|t| t.parse().unwrap()).collect()
+}
+
+fn tun() -> Tun {
+    let addresses = networks(&["10.9.0.1/24", "fd09::1/64"]);
+    let config =
+        TunConfig { name: "os0".into(), mtu: 1400, backend: TunBackend::Plain, queues: Queues::One, addresses };
+    Tun::create(&config).unwrap()
+}
+
+#[test]
+fn addresses_become_exactly_what_was_asked() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        let link = netlink.veth(&["192.0.2.1/24", "2001:db8::1/64"]).await;
+        netlink.set_addresses(link, &networks(&["192.0.2.9/24", "2001:db8::1/64"])).await.unwrap();
+        let connected = netlink.connected(&[]).await.unwrap();
+        let texts: Vec<_> = connected.iter().map(|c| format!("{} {}", c.device, c.prefix)).collect();
+        assert_eq!(texts, ["a 192.0.2.0/24", "a 2001:db8::/64"]);
+        assert_eq!(netlink.connected(&[link]).await.unwrap(), []);
+    });
+}
+
+#[test]
+fn our_routes_become_exactly_what_was_asked_and_others_stay() {
+    async_in_empty_netns(|| async {
+        let tun = tun();
+        let netlink = Netlink::open().unwrap();
+        let link = netlink.link(tun.name()).await.unwrap();
+        let foreign = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(Ipv4Addr::new(10, 40, 0, 0), 16)
+            .output_interface(link.index)
+            .build();
+        netlink.handle.route().add(foreign).execute().await.unwrap();
+
+        let source: IpAddr = "10.9.0.1".parse().unwrap();
+        let route = |text: &str| text.parse::<Prefix>().unwrap();
+        let first = BTreeMap::from([
+            (route("10.20.0.0/16"), Some(source)),
+            (route("10.30.0.0/16"), None),
+            (route("fd20::/64"), None),
+        ]);
+        netlink.set_routes(link, &first).await.unwrap();
+        netlink.set_routes(link, &first).await.unwrap();
+        assert_eq!(
+            netlink.routes_of(link).await,
+            [("10.20.0.0/16".into(), Some(source)), ("10.30.0.0/16".into(), None), ("fd20::/64".into(), None)]
+        );
+
+        let second = BTreeMap::from([(route("10.20.0.0/16"), None), (route("fd30::/64"), None)]);
+        netlink.set_routes(link, &second).await.unwrap();
+        assert_eq!(netlink.routes_of(link).await, [("10.20.0.0/16".into(), None), ("fd30::/64".into(), None)]);
+        let all = netlink.routes().await.unwrap();
+        assert!(all.iter().any(|r| destination(r) == Some(route("10.40.0.0/16"))));
+
+        let mixed = BTreeMap::from([(route("fd40::/64"), Some(source))]);
+        let error = netlink.set_routes(link, &mixed).await.unwrap_err();
+        assert_eq!(error.to_string(), "cannot add the route fd40::/64: its source address is of the other family");
+    });
+}
+
+#[test]
+fn host_addresses_are_those_that_others_can_reach_the_default_route_first() {
+    async_in_empty_netns(|| async {
+        let _tun = tun();
+        let netlink = Netlink::open().unwrap();
+        netlink.veth(&["192.0.2.1/24", "169.254.7.7/16"]).await;
+        let b = netlink.link("b").await.unwrap();
+        netlink.set_addresses(b, &networks(&["198.51.100.1/24"])).await.unwrap();
+        let ips = |hosts: Vec<HostAddress>| hosts.iter().map(|h| h.ip.to_string()).collect::<Vec<_>>();
+        let mut all = ips(netlink.host_addresses().await.unwrap());
+        all.sort();
+        assert_eq!(all, ["192.0.2.1", "198.51.100.1"]);
+
+        let default = RouteMessageBuilder::<Ipv4Addr>::new()
+            .output_interface(b.index)
+            .gateway(Ipv4Addr::new(198, 51, 100, 254))
+            .build();
+        netlink.handle.route().add(default).execute().await.unwrap();
+        let hosts = netlink.host_addresses().await.unwrap();
+        assert_eq!(hosts[0].device, "b");
+        assert!(hosts[0].default_route && !hosts[1].default_route);
+        assert_eq!(ips(hosts), ["198.51.100.1", "192.0.2.1"]);
+    });
+}
+
+#[test]
+fn changes_are_told_but_not_those_of_the_excepted_device() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        let a = netlink.veth(&[]).await;
+        let b = netlink.link("b").await.unwrap();
+        let mut changes = Changes::watch(&[a]).unwrap();
+        // What the devices' coming up still brings.
+        while timeout(Duration::from_millis(300), changes.changed()).await.is_ok() {}
+
+        netlink.set_addresses(a, &networks(&["192.0.2.1/24"])).await.unwrap();
+        netlink.set_addresses(b, &networks(&["198.51.100.1/24"])).await.unwrap();
+        timeout(Duration::from_secs(5), changes.changed()).await.expect("b was told");
+        while timeout(Duration::from_millis(300), changes.changed()).await.is_ok() {}
+
+        netlink.set_addresses(a, &networks(&["192.0.2.2/32"])).await.unwrap();
+        assert!(timeout(Duration::from_millis(300), changes.changed()).await.is_err(), "a is excepted");
+    });
+}
+
+#[test]
+fn without_privilege_the_capability_is_named() {
+    let error = as_nobody(|| {
+        runtime().block_on(async {
+            let netlink = Netlink::open().unwrap();
+            let lo = netlink.link("lo").await.unwrap();
+            netlink.set_mtu(lo, 65536).await.unwrap_err()
+        })
+    });
+    assert_eq!(
+        error.to_string(),
+        "cannot set the MTU: not permitted: this needs root, or the capability CAP_NET_ADMIN"
+    );
+    assert_eq!(error.exit_class(), ExitClass::NotPermitted);
+}
+
+#[test]
+fn a_missing_device_is_named() {
+    async_in_empty_netns(|| async {
+        let error = Netlink::open().unwrap().link("nope").await.unwrap_err();
+        assert_eq!(error.to_string(), "there is no network device nope");
+    });
+}

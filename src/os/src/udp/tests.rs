@@ -1,1 +1,220 @@
+#![expect(unsafe_code, reason = "SO_NO_CHECK, by which a kernel is made to refuse segmentation, has no safe wrapper")]
 
+use std::os::fd::AsRawFd;
+
+use super::*;
+use crate::{
+    clock, poll as wait,
+    route::{self, Netlink},
+    testing::{as_nobody, in_empty_netns},
+};
+
+const V4: &str = "127.0.0.1:0";
+
+fn bind(address: &str) -> UdpSocket {
+    UdpSocket::bind(address.parse().unwrap(), UdpOptions::default()).unwrap()
+}
+
+fn here(socket: &UdpSocket) -> Endpoint {
+    Endpoint::new(socket.local())
+}
+
+fn transmit<'a>(to: Endpoint, contents: &'a [u8], segment: usize) -> Transmit<'a> {
+    Transmit { to, from: None, contents, segment: Some(segment), ecn: 0 }
+}
+
+struct Got {
+    from: Endpoint,
+    to: Option<IpAddr>,
+    ecn: u8,
+    stride: usize,
+    contents: Vec<u8>,
+}
+
+/// Receives until `bytes` have come.
+fn recv(socket: &UdpSocket, bytes: usize) -> Vec<Got> {
+    let waker = wait::Waker::new().unwrap();
+    let deadline = clock::now() + Duration::from_secs(5);
+    let mut batch = RecvBatch::new();
+    let mut all: Vec<Got> = Vec::new();
+    while all.iter().map(|got| got.contents.len()).sum::<usize>() < bytes {
+        assert!(clock::now() < deadline, "lost some");
+        wait::wait([socket.as_fd()], &waker, Some(deadline)).unwrap();
+        if let Err(error) = socket.recv(&mut batch) {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        }
+        all.extend(batch.received().map(|r| Got {
+            from: r.from,
+            to: r.to,
+            ecn: r.ecn,
+            stride: r.stride,
+            contents: r.contents.to_vec(),
+        }));
+    }
+    all
+}
+
+fn run(datagrams: usize, segment: usize, last: usize) -> Vec<u8> {
+    let length = (datagrams - 1) * segment + last;
+    (0..length).map(|i| u8::try_from(i / segment % 251).unwrap()).collect()
+}
+
+#[test]
+fn a_run_arrives_as_one_run() {
+    in_empty_netns(|| {
+        for address in [V4, "[::1]:0"] {
+            let (a, b) = (bind(address), bind(address));
+            assert!(a.gso());
+            let contents = run(30, 1400, 900);
+            a.send(&transmit(here(&b), &contents, 1400)).unwrap();
+            let got = recv(&b, contents.len());
+            assert_eq!(got.len(), 1, "one buffer");
+            assert_eq!((got[0].stride, got[0].from), (1400, here(&a)));
+            assert_eq!(got[0].contents, contents);
+        }
+    });
+}
+
+#[test]
+fn a_long_run_is_cut_to_what_the_kernel_takes() {
+    in_empty_netns(|| {
+        let (a, b) = (bind(V4), bind(V4));
+        for (segment, datagrams) in [(1452, 150), (100, 500), (32_000, 5)] {
+            let contents = run(datagrams, segment, 7);
+            a.send(&transmit(here(&b), &contents, segment)).unwrap();
+            let got = recv(&b, contents.len());
+            assert!(got.iter().all(|g| g.stride == segment || g.contents.len() == 7));
+            assert_eq!(got.into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
+        }
+        assert!(a.gso(), "nothing was refused");
+    });
+}
+
+#[test]
+fn a_refused_run_is_sent_in_single_datagrams_and_nothing_is_lost() {
+    in_empty_netns(|| {
+        let (mut a, b) = (bind(V4), bind(V4));
+        set_no_check(&a, 1);
+        let contents = run(100, 1000, 10);
+        a.send(&Transmit { ecn: 1, ..transmit(here(&b), &contents, 1000) }).unwrap();
+        assert!(!a.gso(), "the kernel refused");
+        let got = recv(&b, contents.len());
+        assert!(got.iter().all(|g| g.ecn == 1), "ECN outlives the refusal");
+        assert_eq!(got.into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
+
+        a.send(&transmit(here(&b), &contents, 1000)).unwrap();
+        let got = recv(&b, contents.len());
+        assert_eq!(got.into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
+
+        set_no_check(&a, 0);
+        a.reset_offload().unwrap();
+        a.send(&transmit(here(&b), &contents[..9000], 1000)).unwrap();
+        assert_eq!(recv(&b, 9000).len(), 1);
+        assert!(a.gso());
+    });
+}
+
+fn set_no_check(socket: &UdpSocket, value: libc::c_int) {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap();
+    let value: *const libc::c_int = &raw const value;
+    // SAFETY: `value` points to `length` bytes for the whole call.
+    let done = unsafe {
+        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, value.cast(), length)
+    };
+    assert_eq!(done, 0);
+}
+
+#[test]
+fn a_bad_destination_says_so_and_the_socket_goes_on_segmenting() {
+    in_empty_netns(|| {
+        route::block_on(async {
+            let netlink = Netlink::open().unwrap();
+            let lo = netlink.link("lo").await.unwrap();
+            netlink.set_mtu(lo, 1500).await.unwrap();
+        })
+        .unwrap();
+        let (a, b) = (bind(V4), bind(V4));
+        let errno = |result: io::Result<()>| Errno::from_io_error(&result.unwrap_err());
+        let contents = run(4, 2000, 2000);
+        assert_eq!(errno(a.send(&transmit(here(&b), &contents, 2000))), Some(Errno::MSGSIZE));
+        assert_eq!(errno(a.send(&transmit(here(&b), &contents[..2000], 2000))), Some(Errno::MSGSIZE));
+        let nowhere = Endpoint::new("192.0.2.1:9".parse().unwrap());
+        assert_eq!(errno(a.send(&transmit(nowhere, &contents, 1000))), Some(Errno::NETUNREACH));
+        let port_0 = Endpoint::new("127.0.0.1:0".parse().unwrap());
+        assert_eq!(a.send(&transmit(port_0, &contents, 1000)).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let v6 = Endpoint::new("[::1]:9".parse().unwrap());
+        assert_eq!(errno(a.send(&transmit(v6, &contents, 1000))), Some(Errno::AFNOSUPPORT));
+        assert!(a.gso());
+        a.send(&transmit(here(&b), &contents[..4000], 1000)).unwrap();
+        assert_eq!(recv(&b, 4000).len(), 1);
+    });
+}
+
+#[test]
+fn a_closed_port_breaks_nothing() {
+    in_empty_netns(|| {
+        let (a, b) = (bind(V4), bind(V4));
+        let closed = here(&bind(V4));
+        for _ in 0..3 {
+            a.send(&transmit(closed, b"x", 1)).unwrap();
+        }
+        assert_eq!(a.recv(&mut RecvBatch::new()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        b.send(&transmit(here(&a), b"y", 1)).unwrap();
+        assert_eq!(recv(&a, 1)[0].contents, b"y");
+    });
+}
+
+#[test]
+fn one_socket_speaks_both_families_and_sees_ecn_and_its_own_address() {
+    in_empty_netns(|| {
+        let both = bind("[::]:0");
+        let port = both.local().port();
+        for (peer, address) in [(bind(V4), "127.0.0.9"), (bind("[::1]:0"), "::1")] {
+            let ip: IpAddr = address.parse().unwrap();
+            let to = Endpoint::new(SocketAddr::new(ip, port));
+            peer.send(&Transmit { ecn: 3, ..transmit(to, b"ask", 3) }).unwrap();
+            let got = recv(&both, 3);
+            assert_eq!((got[0].from, got[0].to, got[0].ecn), (here(&peer), Some(ip), 3));
+            both.send(&Transmit { ecn: 2, from: got[0].to, ..transmit(got[0].from, b"answer", 6) }).unwrap();
+            let got = recv(&peer, 6);
+            assert_eq!((got[0].from, got[0].ecn), (to, 2), "the answer comes from the address that was asked");
+        }
+    });
+}
+
+#[test]
+fn two_sockets_share_a_port_only_where_both_say_so() {
+    in_empty_netns(|| {
+        let shared = UdpOptions { port: Port::Shared, ..UdpOptions::default() };
+        let first = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), shared).unwrap();
+        UdpSocket::bind(first.local(), shared).unwrap();
+        let taken = UdpSocket::bind(first.local(), UdpOptions::default()).unwrap_err();
+        let port = first.local().port();
+        assert_eq!(
+            taken.to_string(),
+            format!(
+                "cannot bind UDP 127.0.0.1:{port}: the port is in use: stop what uses it (`ss -ulpn sport = {port}` \
+                 shows it), or choose another port"
+            )
+        );
+        assert_eq!(taken.exit_class(), ExitClass::Failed);
+    });
+}
+
+#[test]
+fn refusals_to_bind_say_what_to_do() {
+    in_empty_netns(|| {
+        let error = |address: &str| UdpSocket::bind(address.parse().unwrap(), UdpOptions::default()).unwrap_err();
+        assert_eq!(
+            error("192.0.2.1:7").to_string(),
+            "cannot bind UDP 192.0.2.1:7: this machine has no address 192.0.2.1: use 0.0.0.0 or [::] for all"
+        );
+        let denied = as_nobody(|| error("127.0.0.1:7"));
+        assert_eq!(
+            denied.to_string(),
+            "cannot bind UDP 127.0.0.1:7: not permitted: ports below 1024 need root or the capability \
+             CAP_NET_BIND_SERVICE"
+        );
+        assert_eq!(denied.exit_class(), ExitClass::NotPermitted);
+    });
+}
