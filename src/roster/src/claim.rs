@@ -310,7 +310,7 @@ impl<'b, C> Decode<'b, C> for UncheckedCountersigned {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Cannot be read.
-    #[error("the claim cannot be read: {0}")]
+    #[error("the claim cannot be read")]
     Decode(#[from] DecodeError),
     /// The hub's signature does not hold.
     #[error("the claim's countersignature is not of the hub that it names")]

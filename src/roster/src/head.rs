@@ -290,7 +290,7 @@ pub enum HeadError {
     #[error("the roster's signature does not match the network's admin key")]
     BadSignature,
     /// Cannot be read.
-    #[error("the roster's head cannot be read: {0}")]
+    #[error("the roster's head cannot be read")]
     Decode(#[from] DecodeError),
     /// Signed for another link of the chain of keys.
     #[error("the roster's head is of key epoch {head}, but its chain of keys ends at epoch {chain}")]

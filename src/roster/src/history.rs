@@ -161,7 +161,7 @@ pub enum HistoryError {
         got: usize,
     },
     /// Cannot be read.
-    #[error("the roster's history cannot be read: {0}")]
+    #[error("the roster's history cannot be read")]
     Decode(#[from] DecodeError),
 }
 

@@ -1,6 +1,6 @@
 //! What the admin signed: records, head, chain, claims, tokens.
 //!
-//! The admin's one source of truth is `network.toml` . It compiles to sorted [`Records`];
+//! The admin's one source of truth is `network.toml` ([`Source`]). It compiles to sorted [`Records`];
 //! one signed [`Head`] commits to all of them ([`VerifiedRoster::sign`]). Hubs store and nodes fetch the
 //! bundle, and use it only after [`VerifiedRoster::verify`], which needs to trust nothing but the
 //! [`NetworkId`](flatlan_types::NetworkId) and the [`Ratchet`], the greatest head seen so far.
@@ -8,7 +8,7 @@
 //! A machine joins by [`Token`]: it makes a [`Claim`], one hub countersigns it, and every member folds it
 //! into its record by the same rules. [`OwnerTable`] says whose an address is.
 //!
-//! The order of things: create (`Source::create`) → edit → compile → sign → upload → verify → advance
+//! The order of things: create ([`Source::create`]) → edit → compile → sign → upload → verify → advance
 //! the ratchet and store it → use. Recovery: [`Authority::recover`] and publish again.
 //!
 //! This crate does no IO and reads no clock. It does not decide when a roster is fetched, nor what
@@ -26,6 +26,7 @@ mod record;
 mod records;
 mod roster;
 mod rules;
+pub mod source;
 mod token;
 mod wire;
 
@@ -43,5 +44,6 @@ pub use record::{
 pub use records::{MAX_RECORDS, Records, RecordsError};
 pub use roster::{CountersignError, Draft, MAX_BUNDLE, SignError, VerifiedRoster, VerifyError};
 pub use rules::{DEFAULT_LIFE, Entry, MAX_MTU, MIN_MTU, Violation, site_prefix};
+pub use source::Source;
 pub use token::{Token, TokenError};
 pub use wire::DecodeError;

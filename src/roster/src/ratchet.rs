@@ -305,7 +305,7 @@ pub enum RatchetError {
 #[derive(Debug, thiserror::Error)]
 pub enum RatchetDecodeError {
     /// Cannot be read.
-    #[error("it cannot be read: {0}")]
+    #[error("it cannot be read")]
     Decode(#[from] DecodeError),
     /// A head does not hold.
     #[error(transparent)]

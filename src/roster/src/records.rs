@@ -116,7 +116,7 @@ pub(crate) fn digest(records: &[Vec<u8>]) -> [u8; 32] {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
     /// One cannot be read.
-    #[error("a record cannot be read: {0}")]
+    #[error("a record cannot be read")]
     Decode(#[from] DecodeError),
     /// Not in strictly rising order.
     #[error("the records are out of order, or one is there twice")]

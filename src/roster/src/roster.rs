@@ -381,7 +381,7 @@ pub enum VerifyError {
     #[error(transparent)]
     Claim(#[from] ClaimError),
     /// Cannot be read.
-    #[error("the roster cannot be read: {0}")]
+    #[error("the roster cannot be read")]
     Decode(#[from] DecodeError),
     /// The head does not hold.
     #[error(transparent)]

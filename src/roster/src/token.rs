@@ -134,7 +134,7 @@ pub enum TokenError {
         length: usize,
     },
     /// Whole, but not to be read.
-    #[error("the token cannot be read: {0}")]
+    #[error("the token cannot be read")]
     Decode(#[from] DecodeError),
     /// Nothing there.
     #[error("the token is empty: paste what `flatlan invite NAME` printed")]
