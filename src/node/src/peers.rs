@@ -1,0 +1,276 @@
+//! The peer table: one entry a member, at a slot that is never given to another.
+//!
+//! A peer is *of interest* while somebody speaks to it or it speaks to this node; only those are watched,
+//! labelled, told candidates and compared heads with. The others cost a row in this table.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use flatlan_types::{BootEpoch, Endpoint, HostPort, MemberId, Name, PeerSlot};
+
+use crate::{candidates::MAX_CANDIDATES, persist::RememberedPeer};
+
+/// Every member that this process has known.
+#[derive(Default)]
+pub(crate) struct Peers {
+    table: Vec<Peer>,
+    slots: BTreeMap<MemberId, PeerSlot>,
+    active: BTreeSet<PeerSlot>,
+    /// What the file says of members that are in no roster seen yet.
+    remembered: BTreeMap<MemberId, RememberedPeer>,
+}
+
+/// One member.
+pub(crate) struct Peer {
+    pub(crate) id: MemberId,
+    pub(crate) name: Name,
+    /// In the roster in use.
+    pub(crate) member: bool,
+    /// A plain WireGuard device, or a node of ours.
+    pub(crate) kind: PeerKind,
+    /// The roster's hint where it is.
+    pub(crate) configured: Option<HostPort>,
+    /// What that resolves to.
+    pub(crate) configured_at: Vec<Endpoint>,
+    /// Where it answered, the last one first.
+    pub(crate) good: Vec<Endpoint>,
+    /// What it said itself, as far as that may be probed.
+    pub(crate) offered: Vec<Endpoint>,
+    /// What the workers were told.
+    pub(crate) told: Vec<Endpoint>,
+    /// The greatest epoch that it spoke under.
+    pub(crate) epoch: BootEpoch,
+    /// Its statement of that epoch, or of one before.
+    pub(crate) statement: Option<(BootEpoch, Vec<u8>)>,
+    /// A session is up.
+    pub(crate) session: bool,
+    /// A session was up when it was last of interest, perhaps in a life before this one.
+    pub(crate) open: bool,
+    /// Somebody last wanted it at this time.
+    pub(crate) interest: Option<Instant>,
+    /// Candidates that were sent and not answered: when to send again, and how often it was done.
+    pub(crate) offer: Option<Offer>,
+    /// Candidates were last sent.
+    pub(crate) sent: Option<Instant>,
+    /// A summary was last sent.
+    pub(crate) summarized: Option<Instant>,
+    /// It was last told that its epoch is stale.
+    pub(crate) stale_told: Option<Instant>,
+    /// Pieces of the roster that it may still have, and since when.
+    pub(crate) pieces: (usize, Option<Instant>),
+}
+
+/// What speaks there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PeerKind {
+    Node,
+    Stock,
+}
+
+/// An offer of candidates that has no answer yet.
+#[derive(Clone, Copy)]
+pub(crate) struct Offer {
+    pub(crate) next: Instant,
+    pub(crate) tries: u32,
+}
+
+impl Peers {
+    pub(crate) fn new(remembered: Vec<RememberedPeer>) -> Self {
+        let remembered = remembered.into_iter().map(|peer| (peer.id, peer)).collect();
+        Self { remembered, ..Self::default() }
+    }
+
+    /// The slot of a member, given now if it has none.
+    pub(crate) fn ensure(&mut self, id: MemberId, name: &Name, kind: PeerKind) -> PeerSlot {
+        if let Some(slot) = self.slots.get(&id) {
+            return *slot;
+        }
+        let slot = PeerSlot(u32::try_from(self.table.len()).expect("rosters hold far fewer than 2^32 members"));
+        let old = self.remembered.remove(&id);
+        let mut peer = Peer::new(id, name.clone(), kind);
+        if let Some(old) = old {
+            peer.epoch = old.epoch;
+            peer.statement = old.statement.map(|bytes| (old.epoch, bytes.into()));
+            peer.good = old.endpoints;
+            peer.good.truncate(MAX_GOOD);
+            peer.open = old.open;
+        }
+        self.table.push(peer);
+        self.slots.insert(id, slot);
+        slot
+    }
+
+    pub(crate) fn slot(&self, id: &MemberId) -> Option<PeerSlot> {
+        self.slots.get(id).copied()
+    }
+
+    /// The slot of a node that is a member.
+    pub(crate) fn member_slot(&self, id: &MemberId) -> Option<PeerSlot> {
+        let slot = self.slot(id)?;
+        self.get(slot).filter(|peer| peer.is_node()).map(|_| slot)
+    }
+
+    pub(crate) fn get(&self, slot: PeerSlot) -> Option<&Peer> {
+        self.table.get(slot.0 as usize)
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: PeerSlot) -> Option<&mut Peer> {
+        self.table.get_mut(slot.0 as usize)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (PeerSlot, &mut Peer)> {
+        (0..).map(PeerSlot).zip(&mut self.table)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerSlot, &Peer)> {
+        (0..).map(PeerSlot).zip(&self.table)
+    }
+
+    /// Somebody wants this peer. Whether nobody did before.
+    pub(crate) fn interest(&mut self, slot: PeerSlot, now: Instant) -> bool {
+        let Some(peer) = self.get_mut(slot).filter(|peer| peer.member) else { return false };
+        peer.interest = Some(now);
+        self.active.insert(slot)
+    }
+
+    /// Nobody wants it any more.
+    pub(crate) fn forget(&mut self, slot: PeerSlot) -> bool {
+        if let Some(peer) = self.get_mut(slot) {
+            peer.interest = None;
+            peer.offer = None;
+            peer.session = false;
+            peer.open = false;
+            peer.summarized = None;
+        }
+        self.active.remove(&slot)
+    }
+
+    /// The peers of interest.
+    pub(crate) fn active(&self) -> Vec<PeerSlot> {
+        self.active.iter().copied().collect()
+    }
+
+    /// The ids of the nodes of interest.
+    pub(crate) fn active_ids(&self) -> Vec<MemberId> {
+        let nodes = self.active.iter().filter_map(|slot| self.get(*slot)).filter(|peer| peer.is_node());
+        nodes.map(|peer| peer.id).collect()
+    }
+
+    /// What is worth a place in the file.
+    pub(crate) fn to_remember(&self) -> Vec<RememberedPeer> {
+        let worth =
+            |peer: &&Peer| peer.member && (!peer.good.is_empty() || peer.open || peer.epoch != BootEpoch::default());
+        let remember = |peer: &Peer| RememberedPeer {
+            id: peer.id,
+            epoch: peer.epoch,
+            statement: peer.statement.as_ref().filter(|(of, _)| *of == peer.epoch).map(|(_, b)| b.clone().into()),
+            endpoints: peer.good.clone(),
+            open: peer.open,
+        };
+        self.table.iter().filter(worth).map(remember).chain(self.remembered.values().cloned()).collect()
+    }
+}
+
+impl Peer {
+    fn new(id: MemberId, name: Name, kind: PeerKind) -> Self {
+        Self {
+            id,
+            name,
+            member: true,
+            kind,
+            configured: None,
+            configured_at: Vec::new(),
+            good: Vec::new(),
+            offered: Vec::new(),
+            told: Vec::new(),
+            epoch: BootEpoch::default(),
+            statement: None,
+            session: false,
+            open: false,
+            interest: None,
+            offer: None,
+            sent: None,
+            summarized: None,
+            stale_told: None,
+            pieces: (0, None),
+        }
+    }
+
+    /// Whether it is a node of ours, and a member.
+    pub(crate) fn is_node(&self) -> bool {
+        self.member && self.kind == PeerKind::Node
+    }
+
+    /// Where to try it directly: the last good places, what the admin wrote, what it says itself.
+    pub(crate) fn direct(&self) -> Vec<Endpoint> {
+        let mut all: Vec<Endpoint> = Vec::with_capacity(MAX_CANDIDATES);
+        for endpoint in self.good.iter().chain(&self.configured_at).chain(&self.offered) {
+            if all.len() < MAX_CANDIDATES && !all.contains(endpoint) {
+                all.push(*endpoint);
+            }
+        }
+        all
+    }
+
+    /// It answered there. Whether that is news.
+    pub(crate) fn answered_at(&mut self, endpoint: Endpoint) -> bool {
+        if self.good.first() == Some(&endpoint) {
+            return false;
+        }
+        self.good.retain(|other| *other != endpoint);
+        self.good.insert(0, endpoint);
+        self.good.truncate(MAX_GOOD);
+        true
+    }
+
+    /// Whether it may have `count` more pieces of the roster.
+    pub(crate) fn may_have(&mut self, count: usize, now: Instant) -> bool {
+        let (left, since) = self.pieces;
+        let fresh = since.is_none_or(|since| now.duration_since(since) >= PIECES_TIME);
+        let (left, since) = if fresh { (PIECES, Some(now)) } else { (left, since) };
+        let enough = left >= count;
+        self.pieces = (if enough { left - count } else { left }, since);
+        enough
+    }
+}
+
+/// Good endpoints that are remembered.
+const MAX_GOOD: usize = 3;
+/// Pieces of the roster that one peer gets in each [`PIECES_TIME`].
+const PIECES: usize = 800;
+const PIECES_TIME: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> MemberId {
+        MemberId::from_bytes([n; 32])
+    }
+
+    #[test]
+    fn a_slot_is_never_given_to_another_member() {
+        let mut peers = Peers::default();
+        let name: Name = "a".parse().unwrap();
+        let first = peers.ensure(id(1), &name, PeerKind::Node);
+        peers.get_mut(first).unwrap().member = false;
+        let second = peers.ensure(id(2), &name, PeerKind::Node);
+        assert_ne!(first, second);
+        assert_eq!(peers.ensure(id(1), &name, PeerKind::Node), first);
+        assert_eq!(peers.member_slot(&id(1)), None);
+        assert_eq!(peers.member_slot(&id(2)), Some(second));
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_member_not_seen_yet_stays_in_the_file() {
+        let remembered =
+            RememberedPeer { id: id(9), epoch: BootEpoch(3), statement: None, endpoints: Vec::new(), open: true };
+        let mut peers = Peers::new(vec![remembered.clone()]);
+        assert_eq!(peers.to_remember(), vec![remembered.clone()]);
+        let slot = peers.ensure(id(9), &"a".parse().unwrap(), PeerKind::Node);
+        assert_eq!(peers.get(slot).unwrap().epoch, BootEpoch(3));
+        assert_eq!(peers.to_remember(), vec![remembered]);
+    }
+}

@@ -1,0 +1,160 @@
+//! The files of a node's state directory that this machine reads at start and has written.
+//!
+//! | file | holds | written |
+//! |------|-------|---------|
+//! | [`EPOCH`] | the boot epoch in use | by the driver before the machine starts, and before each rise |
+//! | [`ROSTER`] | the roster in use, as published | before [`RATCHET`] |
+//! | [`RATCHET`] | the greatest head ever seen | before the roster is used |
+//! | [`PEERS`] | per peer, the last good endpoints and the greatest epoch | now and then, and at the end |
+//! | `fork-SERIAL` | two heads of which one should not exist | when seen |
+//!
+//! Formats are CBOR with a version in front; a later version's file is refused untouched. This module
+//! reads and writes bytes; the driver owns the files.
+
+use flatlan_types::{BootEpoch, Endpoint, MemberId, UnixTime};
+use minicbor::{Decode, Decoder, Encode, bytes::ByteVec};
+
+/// The file with the boot epoch.
+pub const EPOCH: &str = "epoch";
+/// The file with the roster in use.
+pub const ROSTER: &str = "roster";
+/// The file with the greatest head seen.
+pub const RATCHET: &str = "ratchet";
+/// The file with what is remembered of peers.
+pub const PEERS: &str = "peers";
+
+/// What the state directory held when the node started: each file's bytes, where there is one.
+#[derive(Debug, Default)]
+pub struct Persisted {
+    /// [`ROSTER`].
+    pub roster: Option<Vec<u8>>,
+    /// [`RATCHET`].
+    pub ratchet: Option<Vec<u8>>,
+    /// [`PEERS`].
+    pub peers: Option<Vec<u8>>,
+}
+
+/// The epoch of this start, and the bytes that must be in [`EPOCH`] before it is used. A file that
+/// cannot be read counts as none: the clock alone then decides, and a hub or peer that knows better says so.
+pub fn next_epoch(file: Option<&[u8]>, unix: UnixTime) -> (BootEpoch, Vec<u8>) {
+    let persisted = file.and_then(|bytes| versioned::<BootEpoch>(bytes).ok()).unwrap_or_default();
+    let epoch = BootEpoch::next(persisted, unix);
+    (epoch, encode_epoch(epoch))
+}
+
+/// The contents of [`EPOCH`].
+pub(crate) fn encode_epoch(epoch: BootEpoch) -> Vec<u8> {
+    encode(&epoch)
+}
+
+/// What is remembered of one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RememberedPeer {
+    /// Whom.
+    #[n(0)]
+    pub id: MemberId,
+    /// The greatest epoch it spoke under.
+    #[n(1)]
+    pub epoch: BootEpoch,
+    /// Its own statement of that epoch, encoded: for handing back.
+    #[n(2)]
+    pub statement: Option<ByteVec>,
+    /// Where it answered directly, the last one first.
+    #[n(3)]
+    pub endpoints: Vec<Endpoint>,
+    /// Whether a session was up.
+    #[n(4)]
+    pub open: bool,
+}
+
+/// The contents of [`PEERS`].
+pub(crate) fn encode_peers(peers: &Vec<RememberedPeer>) -> Vec<u8> {
+    encode(peers)
+}
+
+/// Reads [`PEERS`].
+///
+/// # Errors
+/// It is damaged, or of a later version.
+pub fn decode_peers(bytes: &[u8]) -> Result<Vec<RememberedPeer>, PersistError> {
+    versioned(bytes)
+}
+
+fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
+    let mut bytes = minicbor::to_vec(VERSION).expect("a Vec takes every byte");
+    minicbor::encode(value, &mut bytes).expect("a Vec takes every byte");
+    bytes
+}
+
+fn versioned<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, PersistError> {
+    let mut decoder = Decoder::new(bytes);
+    let version: u8 = decoder.decode().map_err(PersistError::Malformed)?;
+    if version > VERSION {
+        return Err(PersistError::Version { got: version });
+    }
+    let value = decoder.decode().map_err(PersistError::Malformed)?;
+    if decoder.position() != bytes.len() {
+        return Err(PersistError::Trailing);
+    }
+    Ok(value)
+}
+
+/// Why a file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PersistError {
+    /// Damaged.
+    #[error("damaged")]
+    Malformed(#[source] minicbor::decode::Error),
+    /// Bytes behind the end.
+    #[error("bytes behind the end")]
+    Trailing,
+    /// Of a later version.
+    #[error("written by a later version ({got}; this one reads up to {VERSION})")]
+    Version {
+        /// Which.
+        got: u8,
+    },
+}
+
+const VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_epoch_rises_with_every_start_even_when_the_clock_is_set_back() {
+        let (first, file) = next_epoch(None, UnixTime(1000));
+        assert_eq!(first, BootEpoch(1000));
+        let (second, file) = next_epoch(Some(&file), UnixTime(10));
+        assert_eq!(second, BootEpoch(1001));
+        let (third, _) = next_epoch(Some(&file), UnixTime(5000));
+        assert_eq!(third, BootEpoch(5000));
+        assert_eq!(next_epoch(Some(b"\xff\xff"), UnixTime(7)).0, BootEpoch(7));
+    }
+
+    #[test]
+    fn remembered_peers_survive_the_file_and_a_later_version_is_refused() {
+        let peers = vec![RememberedPeer {
+            id: MemberId::from_bytes([1; 32]),
+            epoch: BootEpoch(5),
+            statement: Some(vec![1, 2, 3].into()),
+            endpoints: vec![Endpoint::new(([192, 0, 2, 1], 9).into())],
+            open: true,
+        }];
+        let mut bytes = encode_peers(&peers);
+        assert_eq!(decode_peers(&bytes).unwrap(), peers);
+        bytes.push(0);
+        assert!(matches!(decode_peers(&bytes), Err(PersistError::Trailing)));
+        bytes[0] = VERSION + 1;
+        assert!(matches!(decode_peers(&bytes), Err(PersistError::Version { .. })));
+        assert!(matches!(decode_peers(&[]), Err(PersistError::Malformed(_))));
+    }
+
+    #[test]
+    fn the_first_version_of_the_files_is_still_read() {
+        // Committed bytes: a later version must read them.
+        assert_eq!(encode_epoch(BootEpoch(1_700_000_000)), [0x01, 0x1a, 0x65, 0x53, 0xf1, 0x00]);
+    }
+}

@@ -1,0 +1,377 @@
+//! Labels: one relayed direction to each peer by each hub, and the ones that this node gave.
+//!
+//! Each direction is asked for by who sends in it; the answer is the label that the next hop wants to
+//! see. A direction alone is of little use, so whoever is asked for one asks for the reverse at the same
+//! hub, and answers when that is there:
+//!
+//! ```text
+//!  a            hub            b
+//!  |--PathOpen-->|--PathOpen-->|        b has no way back yet: it asks first
+//!  |<--PathOpen--|<--PathOpen--|        a's own request is under way: it answers at once
+//!  |--PathOpened>|--PathOpened>|        b has its label, so now a gets one
+//!  |<-PathOpened-|<-PathOpened-|
+//! ```
+//!
+//! Neither waits for the other when both begin at once, and nobody waits longer than [`HOLD`].
+//!
+//! This module keeps what was asked and given. Who is worth a path is decided by its caller.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use flatlan_datapath::Command;
+use flatlan_relay::{Control, MAX_HOPS, PathOpen, PathReason};
+use flatlan_types::{HubKey, HubSlot, Label, MemberId, NetworkId, PeerSlot};
+
+use crate::{hubs::Hubs, output::Outbox, rng::Rng};
+
+/// Every label asked for and every label given.
+pub(crate) struct Relays {
+    network: NetworkId,
+    me: MemberId,
+    outward: BTreeMap<(PeerSlot, HubSlot), Outward>,
+    requests: BTreeMap<(HubSlot, u32), PeerSlot>,
+    given: BTreeMap<Label, Given>,
+    held: Vec<Held>,
+    next_request: u32,
+    next_slot: u32,
+}
+
+/// One direction from this node, by one hub.
+struct Outward {
+    to: MemberId,
+    state: State,
+    failures: u32,
+}
+
+enum State {
+    Asking { request: u32, until: Instant },
+    Open { label: Label, via: Vec<HubKey> },
+    Waiting { until: Instant },
+}
+
+/// A label of our own.
+struct Given {
+    hub: HubSlot,
+    peer: PeerSlot,
+    since: Instant,
+}
+
+/// An answer that waits for the way back.
+struct Held {
+    hub: HubSlot,
+    request: u32,
+    label: Label,
+    peer: PeerSlot,
+    until: Instant,
+}
+
+impl Relays {
+    pub(crate) fn new(network: NetworkId, me: MemberId) -> Self {
+        Self {
+            network,
+            me,
+            outward: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            given: BTreeMap::new(),
+            held: Vec::new(),
+            next_request: 0,
+            next_slot: 0,
+        }
+    }
+
+    /// Asks for a way to a peer at every hub of `hubs` where there is none and none is asked for.
+    pub(crate) fn want(&mut self, peer: PeerSlot, to: MemberId, hubs: &Hubs, now: Instant, out: &mut Outbox) {
+        for hub in hubs.attached().take(MAX_HUBS).collect::<Vec<_>>() {
+            self.want_at(peer, to, hub, hubs, now, out);
+        }
+    }
+
+    /// A peer has become present: what waits after a failure is asked for at once.
+    pub(crate) fn retry(&mut self, peer: PeerSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
+        let waiting: Vec<(HubSlot, MemberId)> = self
+            .outward
+            .range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX)))
+            .filter(|(_, outward)| matches!(outward.state, State::Waiting { .. }))
+            .map(|((_, hub), outward)| (*hub, outward.to))
+            .collect();
+        for (hub, to) in waiting {
+            if let Some(outward) = self.outward.get_mut(&(peer, hub)) {
+                outward.failures = 0;
+            }
+            self.ask(peer, to, hub, hubs, now, out);
+        }
+    }
+
+    /// A hub asks on behalf of a member for the label of frames from it.
+    pub(crate) fn handle_open(
+        &mut self,
+        hub: HubSlot,
+        open: &PathOpen,
+        peer: Option<PeerSlot>,
+        hubs: &Hubs,
+        rng: &mut Rng,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let fail = |reason| Control::PathFailed { request: open.request, reason };
+        let Some(peer) = peer.filter(|_| open.network == self.network && open.to == self.me) else {
+            hubs.send(hub, &fail(PathReason::NotMember), out);
+            return;
+        };
+        let Some(label) = self.give(hub, peer, rng, now, out) else {
+            hubs.send(hub, &fail(PathReason::Quota), out);
+            return;
+        };
+        let way_back = self.outward.get(&(peer, hub)).map(|outward| &outward.state);
+        if matches!(way_back, Some(State::Asking { .. } | State::Open { .. })) {
+            hubs.send(hub, &opened(open.request, label), out);
+            return;
+        }
+        self.held.push(Held { hub, request: open.request, label, peer, until: now + HOLD });
+        self.ask(peer, open.from, hub, hubs, now, out);
+    }
+
+    /// A hub's label for what was asked. The peer, where it is one that is still wanted.
+    pub(crate) fn handle_opened(
+        &mut self,
+        hub: HubSlot,
+        request: u32,
+        label: Label,
+        via: Vec<HubKey>,
+        hubs: &Hubs,
+        out: &mut Outbox,
+    ) -> Option<PeerSlot> {
+        let asked = self.requests.remove(&(hub, request)).and_then(|peer| {
+            let outward = self.outward.get_mut(&(peer, hub))?;
+            matches!(outward.state, State::Asking { request: of, .. } if of == request).then_some((peer, outward))
+        });
+        let Some((peer, outward)) = asked else {
+            hubs.send(hub, &Control::PathClose { label }, out);
+            return None;
+        };
+        outward.state = State::Open { label, via };
+        outward.failures = 0;
+        out.worker(Command::SetLabel { peer, hub, label: Some(label) });
+        self.release_held(|held| held.peer == peer && held.hub == hub, hubs, out);
+        Some(peer)
+    }
+
+    /// What was asked came to nothing: again later.
+    pub(crate) fn handle_failed(
+        &mut self,
+        hub: HubSlot,
+        request: u32,
+        reason: PathReason,
+        hubs: &Hubs,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let Some(peer) = self.requests.remove(&(hub, request)) else { return };
+        if let Some(outward) = self.outward.get_mut(&(peer, hub))
+            && matches!(outward.state, State::Asking { request: of, .. } if of == request)
+        {
+            tracing::debug!(peer = peer.0, hub = hub.0, reason = ?reason, "no path by this hub");
+            outward.wait(now);
+        }
+        self.release_held(|held| held.peer == peer && held.hub == hub, hubs, out);
+    }
+
+    /// A hub's label leads nowhere any more. The peer, where the label was in use.
+    pub(crate) fn handle_lost(
+        &mut self,
+        hub: HubSlot,
+        label: Label,
+        now: Instant,
+        out: &mut Outbox,
+    ) -> Option<PeerSlot> {
+        let holds = |outward: &Outward| matches!(&outward.state, State::Open { label: of, .. } if *of == label);
+        let ((peer, _), outward) = self.outward.iter_mut().find(|((_, at), outward)| *at == hub && holds(outward))?;
+        outward.wait(now);
+        let peer = *peer;
+        out.worker(Command::SetLabel { peer, hub, label: None });
+        Some(peer)
+    }
+
+    /// A hub will not use a label of ours again.
+    pub(crate) fn handle_close(&mut self, hub: HubSlot, label: Label, out: &mut Outbox) {
+        if self.given.get(&label).is_some_and(|given| given.hub == hub) {
+            self.given.remove(&label);
+            out.worker(Command::RemoveInLabel { label });
+        }
+    }
+
+    /// A hub is gone, with every label at it. The workers know by `RemoveHub`.
+    pub(crate) fn remove_hub(&mut self, hub: HubSlot) {
+        self.outward.retain(|(_, at), _| *at != hub);
+        self.requests.retain(|(at, _), _| *at != hub);
+        self.given.retain(|_, given| given.hub != hub);
+        self.held.retain(|held| held.hub != hub);
+    }
+
+    /// Nobody speaks to or as this peer any more: everything about it is given back.
+    pub(crate) fn remove_peer(&mut self, peer: PeerSlot, reason: PathReason, hubs: &Hubs, out: &mut Outbox) {
+        let keys: Vec<(PeerSlot, HubSlot)> =
+            self.outward.range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX))).map(|(key, _)| *key).collect();
+        for key in keys {
+            let Some(outward) = self.outward.remove(&key) else { continue };
+            if let State::Open { label, .. } = outward.state {
+                hubs.send(key.1, &Control::PathClose { label }, out);
+                out.worker(Command::SetLabel { peer, hub: key.1, label: None });
+            }
+        }
+        self.requests.retain(|_, of| *of != peer);
+        self.held.retain(|held| held.peer != peer);
+        let given: Vec<(Label, HubSlot)> = self
+            .given
+            .iter()
+            .filter(|(_, given)| given.peer == peer)
+            .map(|(label, given)| (*label, given.hub))
+            .collect();
+        for (label, hub) in given {
+            self.given.remove(&label);
+            hubs.send(hub, &Control::PathLost { label, reason }, out);
+            out.worker(Command::RemoveInLabel { label });
+        }
+    }
+
+    /// Timers: answers that waited long enough, requests without an answer, failures to try again.
+    pub(crate) fn handle_timeout(&mut self, hubs: &Hubs, now: Instant, out: &mut Outbox) {
+        self.release_held(|held| held.until <= now, hubs, out);
+        let mut again = Vec::new();
+        for ((peer, hub), outward) in &mut self.outward {
+            match outward.state {
+                State::Asking { request, until } if until <= now => {
+                    self.requests.remove(&(*hub, request));
+                    outward.wait(now);
+                }
+                State::Waiting { until } if until <= now => again.push((*peer, *hub, outward.to)),
+                State::Asking { .. } | State::Open { .. } | State::Waiting { .. } => {}
+            }
+        }
+        for (peer, hub, to) in again {
+            self.ask(peer, to, hub, hubs, now, out);
+        }
+    }
+
+    /// When [`Relays::handle_timeout`] has something to do.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let outward = self.outward.values().filter_map(|outward| match outward.state {
+            State::Asking { until, .. } | State::Waiting { until } => Some(until),
+            State::Open { .. } => None,
+        });
+        outward.chain(self.held.iter().map(|held| held.until)).min()
+    }
+
+    /// Whether a hub relays to this peer.
+    pub(crate) fn has_label(&self, peer: PeerSlot) -> bool {
+        self.labels(peer).next().is_some()
+    }
+
+    /// By which hubs frames to a peer go, with all the hubs that they cross.
+    pub(crate) fn labels(&self, peer: PeerSlot) -> impl Iterator<Item = (HubSlot, &[HubKey])> {
+        let range = self.outward.range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX)));
+        range.filter_map(|((_, hub), outward)| match &outward.state {
+            State::Open { via, .. } => Some((*hub, via.as_slice())),
+            State::Asking { .. } | State::Waiting { .. } => None,
+        })
+    }
+
+    fn want_at(&mut self, peer: PeerSlot, to: MemberId, hub: HubSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
+        if !self.outward.contains_key(&(peer, hub)) {
+            self.ask(peer, to, hub, hubs, now, out);
+        }
+    }
+
+    fn ask(&mut self, peer: PeerSlot, to: MemberId, hub: HubSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
+        self.next_request = self.next_request.wrapping_add(1);
+        let request = self.next_request;
+        let state = State::Asking { request, until: now + PATIENCE };
+        match self.outward.get_mut(&(peer, hub)) {
+            Some(outward) => outward.state = state,
+            None => {
+                self.outward.insert((peer, hub), Outward { to, state, failures: 0 });
+            }
+        }
+        self.requests.insert((hub, request), peer);
+        let others = hubs.attached().filter(|other| *other != hub).filter_map(|other| hubs.key(other));
+        let open = PathOpen {
+            request,
+            network: self.network,
+            from: self.me,
+            to,
+            hops: MAX_HOPS,
+            via: Vec::new(),
+            avoid: others.collect(),
+        };
+        hubs.send(hub, &Control::PathOpen(open), out);
+    }
+
+    /// Answers what waited for a way back.
+    fn release_held(&mut self, due: impl Fn(&Held) -> bool, hubs: &Hubs, out: &mut Outbox) {
+        self.held.retain(|held| {
+            if !due(held) {
+                return true;
+            }
+            hubs.send(held.hub, &opened(held.request, held.label), out);
+            false
+        });
+    }
+
+    /// A label of our own for frames from `peer` by `hub`. The oldest goes where there are too many; a
+    /// fresh one each time, so that an old path's end never takes a new one's label along.
+    fn give(&mut self, hub: HubSlot, peer: PeerSlot, rng: &mut Rng, now: Instant, out: &mut Outbox) -> Option<Label> {
+        let same: Vec<(Instant, Label)> = self
+            .given
+            .iter()
+            .filter(|(_, given)| given.hub == hub && given.peer == peer)
+            .map(|(label, given)| (given.since, *label))
+            .collect();
+        if same.len() >= MAX_SAME
+            && let Some((_, oldest)) = same.iter().min()
+        {
+            self.given.remove(oldest);
+            out.worker(Command::RemoveInLabel { label: *oldest });
+        }
+        if self.given.len() >= MAX_GIVEN {
+            return None;
+        }
+        // slots go round, so that one is not used again soon; the generation is random as well
+        let label = (0..=MAX_GIVEN).find_map(|_| {
+            self.next_slot = self.next_slot.wrapping_add(1) & 0xf_ffff;
+            let label = Label::new(self.next_slot, rng.next() as u16);
+            (!self.given.contains_key(&label)).then_some(label)
+        })?;
+        self.given.insert(label, Given { hub, peer, since: now });
+        out.worker(Command::AddInLabel { label, hub, peer });
+        Some(label)
+    }
+}
+
+impl Outward {
+    fn wait(&mut self, now: Instant) {
+        let delay = AGAIN.saturating_mul(1 << self.failures.min(8)).min(AGAIN_MOST);
+        self.failures = self.failures.saturating_add(1);
+        self.state = State::Waiting { until: now + delay };
+    }
+}
+
+fn opened(request: u32, label: Label) -> Control {
+    Control::PathOpened { request, label, via: Vec::new(), rtt_us: 0 }
+}
+
+/// How long an answer waits for the way back.
+pub(crate) const HOLD: Duration = Duration::from_millis(200);
+/// A hub that does not answer a request within this does not know the way.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The first retry after a failure; each later one waits twice as long, up to [`AGAIN_MOST`].
+const AGAIN: Duration = Duration::from_millis(150);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
+/// Hubs by which one peer is reached.
+const MAX_HUBS: usize = 3;
+/// Labels given for one peer at one hub: paths that replace each other.
+const MAX_SAME: usize = 4;
+/// Labels given in all.
+const MAX_GIVEN: usize = 65_536;
