@@ -9,7 +9,7 @@
 //! * [`stream`]: WebSocket over TLS over TCP, to and at a hub.
 //! * [`route`]: addresses, routes and their changes, by netlink.
 //! * [`netns`]: doing a thing inside another network namespace.
-//! * [`file`]: the state directory.
+//! * [`mod@file`]: the state directory.
 //! * [`resolve`], [`clock`], [`entropy`], [`harden`]: names, time, chance, and what a process gives up.
 //!
 //! Every error is a sentence for an operator, `what failed: why: what to do`, and knows its [`ExitClass`].

@@ -40,6 +40,8 @@ pub struct UdpSocket {
     /// Receives, and sends single datagrams.
     singles: UdpSocketState,
     local: SocketAddr,
+    /// What the caller wanted.
+    wanted: Gso,
     /// Whether runs are sent as such.
     gso: AtomicBool,
     /// The last send found no room in time.
@@ -196,7 +198,15 @@ impl UdpSocket {
         let local = socket.local_addr()?.as_socket().ok_or(Errno::AFNOSUPPORT)?;
         let (runs, singles) = (UdpSocketState::new((&socket).into())?, UdpSocketState::new((&socket).into())?);
         let gso = options.gso == Gso::Auto && runs.max_gso_segments() > 1;
-        Ok(Self { socket, runs, singles, local, gso: AtomicBool::new(gso), clogged: AtomicBool::new(false) })
+        Ok(Self {
+            socket,
+            runs,
+            singles,
+            local,
+            wanted: options.gso,
+            gso: AtomicBool::new(gso),
+            clogged: AtomicBool::new(false),
+        })
     }
 
     /// Receives what is there, without waiting; the number of buffers filled.
@@ -315,7 +325,8 @@ impl UdpSocket {
     pub fn reset_offload(&mut self) -> io::Result<()> {
         self.runs = UdpSocketState::new((&self.socket).into())?;
         self.singles = UdpSocketState::new((&self.socket).into())?;
-        self.gso.store(self.runs.max_gso_segments() > 1, Ordering::Relaxed);
+        let gso = self.wanted == Gso::Auto && self.runs.max_gso_segments() > 1;
+        self.gso.store(gso, Ordering::Relaxed);
         Ok(())
     }
 

@@ -1,8 +1,13 @@
 //! Where streams come in: a listening TCP socket that survives a shortage of descriptors.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use flatlan_types::Endpoint;
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -16,12 +21,19 @@ use crate::{ExitClass, Why};
 pub struct Listener(TcpListener);
 
 impl Listener {
-    /// Listens at `address`. The unspecified IPv6 address means both families. Needs a tokio runtime.
+    /// Listens at `address`. The unspecified IPv6 address means both families, and IPv4 alone where the
+    /// machine has no IPv6. Needs a tokio runtime.
     ///
     /// # Errors
     /// Where the port is taken or not allowed, or the address is not this machine's.
     pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
-        Self::try_bind(address).map_err(|e| ListenError::of(address, e))
+        match Self::try_bind(address) {
+            Err(e) if address.ip() == Ipv6Addr::UNSPECIFIED && Errno::from_io_error(&e) == Some(Errno::AFNOSUPPORT) => {
+                let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+                Self::try_bind(v4).map_err(|e| ListenError::of(v4, e))
+            }
+            bound => bound.map_err(|e| ListenError::of(address, e)),
+        }
     }
 
     fn try_bind(address: SocketAddr) -> io::Result<Self> {

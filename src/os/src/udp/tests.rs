@@ -114,6 +114,22 @@ fn a_refused_run_is_sent_in_single_datagrams_and_nothing_is_lost() {
     });
 }
 
+#[test]
+fn runs_that_were_switched_off_stay_off() {
+    in_empty_netns(|| {
+        let off = UdpOptions { gso: Gso::Off, ..UdpOptions::default() };
+        let (mut a, b) = (UdpSocket::bind(V4.parse().unwrap(), off).unwrap(), bind(V4));
+        let contents = run(10, 1000, 10);
+        for _ in 0..2 {
+            assert!(!a.gso());
+            a.send(&transmit(here(&b), &contents, 1000)).unwrap();
+            let got = recv(&b, contents.len());
+            assert_eq!(got.into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
+            a.reset_offload().unwrap();
+        }
+    });
+}
+
 fn set_no_check(socket: &UdpSocket, value: libc::c_int) {
     let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap();
     let value: *const libc::c_int = &raw const value;
