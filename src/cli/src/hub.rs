@@ -1,0 +1,18 @@
+//! `flatlan hub ...`: the same code as the `flatlan-hub` binary.
+
+use crate::{args::HubCommand, failure::Failure, log, output};
+
+/// `flatlan hub`.
+pub(crate) fn run(command: HubCommand) -> Result<(), Failure> {
+    match command {
+        HubCommand::Init(args) => {
+            let key = flatlan_hubd::init(&args)?;
+            output::result(key.full());
+            Ok(())
+        }
+        HubCommand::Run(args) => {
+            log::start(args.log.as_deref(), log::LogFormat::Text)?;
+            Ok(flatlan_hubd::run(args)?)
+        }
+    }
+}
