@@ -17,9 +17,7 @@
 //! packet with a wrong one is handed out alone and untouched, for the kernel to drop and count. Packets never
 //! overtake each other.
 
-use std::ops::Range;
-
-use crate::bytes::{put, put_u16, u8_at, u16_at, u32_at};
+use crate::bytes::{array_at, put, put_u16, u8_at, u16_at, u32_at};
 use crate::segment::{UDP_LEN, tcp_flag};
 use crate::view::V6_LEN;
 use crate::{GsoType, IpVersion, MAX_PACKET, VNET_LEN, VnetHeader, checksum, protocol};
@@ -27,18 +25,16 @@ use crate::{GsoType, IpVersion, MAX_PACKET, VNET_LEN, VnetHeader, checksum, prot
 /// Joins packets of one flow. One per worker: it owns the buffer into which datagrams are opened.
 #[derive(Debug)]
 pub struct Coalescer {
-    buffer: Box<[u8]>,
+    tape: Tape,
     gro: Gro,
     current: Option<Current>,
     slot: Option<Slot>,
-    /// The bytes of `current` on which the slot lies.
-    saved: [u8; MAX_HEADERS],
 }
 
 impl Coalescer {
     /// A coalescer that makes only what the TUN takes.
     pub fn new(gro: Gro) -> Self {
-        Self { buffer: vec![0; CAPACITY].into(), gro, current: None, slot: None, saved: [0; MAX_HEADERS] }
+        Self { tape: Tape::new(), gro, current: None, slot: None }
     }
 
     /// Where the next datagram is to be opened: `max` bytes, at most [`Coalescer::MAX_SLOT`].
@@ -52,38 +48,37 @@ impl Coalescer {
             None => (VNET_LEN, 0),
         };
         let slot = Slot { start, len: max.min(Self::MAX_SLOT), covered };
-        self.save(&slot);
-        let range = slot.start..slot.start + slot.len;
+        self.tape.save(&slot);
         self.slot = Some(slot);
-        self.buffer.get_mut(range).expect("CAPACITY holds a slot behind the longest packet at LATEST_START")
+        let place = self.tape.buffer.get_mut(slot.start..slot.start + slot.len);
+        place.expect("CAPACITY holds a slot behind the longest packet at LATEST_START")
     }
 
     /// Takes in the packet that now fills the first `len` bytes of the slot.
     ///
-    /// The caller has parsed it, and `len` is the length that its header tells. Whatever is complete is handed
-    /// to `flush`: the header, and one slice that holds the same header and the packet, ready for one write.
+    /// The caller has parsed it, and `len` is the length that its header tells; zero discards the slot. Whatever
+    /// is complete is handed to `flush`: the header, and one slice that holds the same header and the packet,
+    /// ready for one write.
     #[inline]
     pub fn commit(&mut self, len: usize, flush: &mut impl FnMut(&VnetHeader, &mut [u8])) {
         let Some(slot) = self.slot.take() else { return };
         let len = len.min(slot.len);
         if len == 0 {
-            self.restore(&slot);
+            self.tape.restore(&slot);
             return;
         }
-        if let Some(mut current) = self.current.take() {
-            if let Some(joint) = self.judge(&mut current, &slot, len) {
-                self.restore(&slot);
+        if let Some(current) = &mut self.current {
+            if let Some(joint) = current.judge(&mut self.tape, &slot, len) {
+                self.tape.restore(&slot);
                 current.grow(&joint);
                 if joint.closes {
-                    self.emit(current, flush);
-                } else {
-                    self.current = Some(current);
+                    self.emit(flush);
                 }
                 return;
             }
-            self.swap(&slot);
-            self.emit(current, flush);
-            self.swap(&slot);
+            self.tape.swap(&slot);
+            self.emit(flush);
+            self.tape.swap(&slot);
         }
         self.begin(&slot, len, flush);
     }
@@ -92,7 +87,7 @@ impl Coalescer {
     #[inline]
     pub fn discard(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.restore(&slot);
+            self.tape.restore(&slot);
         }
     }
 
@@ -100,9 +95,7 @@ impl Coalescer {
     #[inline]
     pub fn flush(&mut self, flush: &mut impl FnMut(&VnetHeader, &mut [u8])) {
         self.discard();
-        if let Some(current) = self.current.take() {
-            self.emit(current, flush);
-        }
+        self.emit(flush);
     }
 
     /// Changes what the TUN takes, from the next packet on: for a kernel that refuses super-packets.
@@ -113,45 +106,49 @@ impl Coalescer {
     /// Longest slot there is: any UDP datagram fits.
     pub const MAX_SLOT: usize = 65_600;
 
-    /// Whether the packet in the slot continues `current`. The buffer is left as it was.
-    #[inline]
-    fn judge(&mut self, current: &mut Current, slot: &Slot, len: usize) -> Option<Joint> {
-        let packet = self.buffer.get(slot.start..slot.start + len)?;
-        let joint = current.joint(packet)?;
-        if !current.is_intact(packet) {
-            return None;
-        }
-        if current.first == First::Unchecked {
-            self.swap(slot);
-            let packet = self.buffer.get(current.start..current.start + current.len)?;
-            current.first = if current.is_intact(packet) { First::Intact } else { First::Broken };
-            self.swap(slot);
-        }
-        (current.first == First::Intact).then_some(joint)
-    }
-
     /// Makes the packet in the slot the current one, or hands it out where nothing could join it.
     #[inline]
     fn begin(&mut self, slot: &Slot, len: usize, flush: &mut impl FnMut(&VnetHeader, &mut [u8])) {
-        let packet = self.buffer.get(slot.start..slot.start + len).unwrap_or_default();
-        let Some(mut current) = Current::of(packet, slot.start, self.gro) else {
-            self.hand_out(&VnetHeader::default(), slot.start, len, flush);
-            return;
-        };
-        if slot.start > LATEST_START {
-            self.buffer.copy_within(slot.start..slot.start + len, VNET_LEN);
-            current.start = VNET_LEN;
+        self.current = Current::of(self.tape.packet(slot.start, len), slot.start, self.gro);
+        match &mut self.current {
+            None => self.tape.hand_out(&VnetHeader::default(), slot.start, len, flush),
+            Some(current) if slot.start > LATEST_START => {
+                self.tape.buffer.copy_within(slot.start..slot.start + len, VNET_LEN);
+                current.start = VNET_LEN;
+            }
+            Some(_) => {}
         }
-        self.current = Some(current);
+    }
+
+    /// Hands out the current super-packet, if there is one.
+    #[inline]
+    fn emit(&mut self, flush: &mut impl FnMut(&VnetHeader, &mut [u8])) {
+        if let Some(current) = &self.current {
+            let header = current.complete(self.tape.packet(current.start, current.len));
+            self.tape.hand_out(&header, current.start, current.len, flush);
+            self.current = None;
+        }
+    }
+}
+
+/// The buffer, and the bytes of the current super-packet on which the slot lies.
+#[derive(Debug)]
+struct Tape {
+    buffer: Box<[u8]>,
+    saved: [u8; MAX_HEADERS],
+}
+
+impl Tape {
+    fn new() -> Self {
+        Self { buffer: vec![0; CAPACITY].into(), saved: [0; MAX_HEADERS] }
     }
 
     #[inline]
-    fn emit(&mut self, current: Current, flush: &mut impl FnMut(&VnetHeader, &mut [u8])) {
-        let packet = self.buffer.get_mut(current.start..current.start + current.len).unwrap_or_default();
-        let header = current.complete(packet);
-        self.hand_out(&header, current.start, current.len, flush);
+    fn packet(&mut self, start: usize, len: usize) -> &mut [u8] {
+        self.buffer.get_mut(start..start + len).unwrap_or_default()
     }
 
+    /// Writes the header before the packet and hands out both.
     #[inline]
     fn hand_out(
         &mut self,
@@ -160,21 +157,26 @@ impl Coalescer {
         len: usize,
         flush: &mut impl FnMut(&VnetHeader, &mut [u8]),
     ) {
-        let whole = self.buffer.get_mut(start - VNET_LEN..start + len).unwrap_or_default();
+        let whole = self.packet(start - VNET_LEN, VNET_LEN + len);
         put(whole, 0, header.to_bytes());
         flush(header, whole);
     }
 
+    /// Keeps the bytes under the slot; a fixed number, of which those that are covered count.
+    #[inline]
     fn save(&mut self, slot: &Slot) {
-        let (saved, covered) = self.covered(slot);
-        saved.copy_from_slice(covered);
+        if let Some(bytes) = array_at(&self.buffer, slot.start) {
+            self.saved = bytes;
+        }
     }
 
+    #[inline]
     fn restore(&mut self, slot: &Slot) {
         let (saved, covered) = self.covered(slot);
         covered.copy_from_slice(saved);
     }
 
+    #[inline]
     fn swap(&mut self, slot: &Slot) {
         let (saved, covered) = self.covered(slot);
         covered.swap_with_slice(saved);
@@ -343,6 +345,23 @@ impl Current {
         })
     }
 
+    /// How the packet in the slot continues this one, if it does. The tape is left as it was.
+    #[inline]
+    fn judge(&mut self, tape: &mut Tape, slot: &Slot, len: usize) -> Option<Joint> {
+        let packet = tape.packet(slot.start, len);
+        let joint = self.joint(packet)?;
+        if !self.is_intact(packet) {
+            return None;
+        }
+        if self.first == First::Unchecked {
+            tape.swap(slot);
+            let is_intact = self.is_intact(tape.packet(self.start, self.len));
+            tape.swap(slot);
+            self.first = if is_intact { First::Intact } else { First::Broken };
+        }
+        (self.first == First::Intact).then_some(joint)
+    }
+
     /// How `packet` continues this one, if its headers allow. Checksums are not looked at.
     #[inline]
     fn joint(&self, packet: &[u8]) -> Option<Joint> {
@@ -352,8 +371,11 @@ impl Current {
             return None;
         }
         let (ids, is_same_ip) = match self.version {
-            IpVersion::V4 => (self.next_ids(old, new)?, alike(old, new, [0..2, 6..10, 12..20])),
-            IpVersion::V6 => (Ids::Any, alike(old, new, [0..4, 6..8, 8..V6_LEN])),
+            IpVersion::V4 => (
+                self.next_ids(old, new)?,
+                (alike::<2>(old, new, 0) && alike::<4>(old, new, 6) && alike::<8>(old, new, 12)),
+            ),
+            IpVersion::V6 => (Ids::Any, (alike::<4>(old, new, 0) && alike::<34>(old, new, 6))),
         };
         if !is_same_ip {
             return None;
@@ -366,7 +388,7 @@ impl Current {
                 pushed = flags & tcp_flag::PSH != 0;
                 if flags & !tcp_flag::PSH != tcp_flag::ACK
                     || u32_at(new, 4)? != self.sequence
-                    || !alike(old, new, [0..4, 8..13, 14..16])
+                    || !(alike::<4>(old, new, 0) && alike::<5>(old, new, 8) && alike::<2>(old, new, 14))
                     || old.get(18..)? != new.get(18..)?
                 {
                     return None;
@@ -475,10 +497,10 @@ fn is_plain_udp(packet: &[u8], l4: usize) -> bool {
     has_length && u16_at(packet, l4 + 6).is_some_and(|sum| sum != 0)
 }
 
-/// Whether two headers are equal in these ranges.
+/// Whether two headers have the same `N` bytes at `at`.
 #[inline]
-fn alike(old: &[u8], new: &[u8], ranges: [Range<usize>; 3]) -> bool {
-    ranges.into_iter().all(|range| old.get(range.clone()) == new.get(range))
+fn alike<const N: usize>(old: &[u8], new: &[u8], at: usize) -> bool {
+    array_at::<N>(old, at).is_some_and(|old| array_at(new, at) == Some(old))
 }
 
 /// Longest headers that can be joined: IPv6 without extensions, and TCP with all its options.
