@@ -277,7 +277,6 @@ struct Lane<T> {
     /// No tick before this.
     hold: Option<Instant>,
     last_sent: Option<Instant>,
-    last_received: Instant,
     initiated: Option<Instant>,
     initiations: Budget,
 }
@@ -303,7 +302,6 @@ impl<T: Tunnel> Lane<T> {
             last_tick: now,
             hold: None,
             last_sent: None,
-            last_received: now,
             initiated: None,
             initiations: Budget { at: now, credit: Budget::BURST },
         }
@@ -324,8 +322,7 @@ impl<T: Tunnel> Lane<T> {
 
     fn seal(&mut self, packet: &[u8], now: Instant, out: &mut [u8]) -> Result<usize, SealError> {
         if !packet.is_empty() {
-            let quiet = |at: Instant| now.saturating_duration_since(at);
-            if self.last_sent.is_none_or(|at| quiet(at) >= QUIET) && quiet(self.last_received) >= QUIET {
+            if self.last_sent.is_none_or(|at| now.saturating_duration_since(at) >= QUIET) {
                 self.hold = Some(now + HOLD);
             }
             self.last_sent = Some(now);
@@ -346,7 +343,6 @@ impl<T: Tunnel> Lane<T> {
             Step::Network(_) => return Err(TunnelError::Malformed),
         };
         // Authentic, whatever is inside: the tunnel has taken note, and so do we.
-        self.last_received = now;
         self.on_confirmed(receiver, now);
         len
     }
@@ -358,7 +354,6 @@ impl<T: Tunnel> Lane<T> {
             Step::Network(len) => {
                 self.on_sent(out.get(..len).unwrap_or_default(), now);
                 self.on_session(self.newest);
-                self.last_received = now;
                 Ok(Handshake { reply: Some(len), established: false })
             }
             Step::Failed(error) => Err(error),
@@ -378,7 +373,6 @@ impl<T: Tunnel> Lane<T> {
         match (kind, self.tunnel.handle(message, now, out)) {
             (MessageKind::Response, Step::Network(len)) => {
                 self.on_session(receiver);
-                self.last_received = now;
                 self.on_confirmed(receiver, now);
                 self.confirmed = false;
                 Ok(Handshake { reply: Some(len), established: true })
@@ -547,7 +541,7 @@ const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a lane with a persistent keepalive is revived.
 const REVIVE: Duration = Duration::from_secs(15);
-/// Nothing sent and nothing received for this long is a quiet lane.
+/// A lane that has sent nothing for this long is quiet.
 const QUIET: Duration = Duration::from_secs(10);
 /// How long the first packet after a quiet time has to be answered before the tunnel's timers see it.
 const HOLD: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@
 //! * `0x10`, [`SealedFrame`]: an encrypted payload (probes, peer messages).
 //! * `0x11`, [`SealedHandshake`]: a WireGuard type 1-3 in clear with a tag.
 //!
-//! Receiving goes: parse (lengths only) → find the peer by [`SenderHint`](flatlan_types::SenderHint) →
+//! Receiving goes: parse (lengths only) → find the peer by [`SenderHint`] →
 //! its [`PairKeys`] → open → epoch: drop what is below the greatest seen, and an initiation that does not
 //! name our own. For `0x10` that and the replay check are [`ReplayWindow::accept`]; for `0x11` they are
 //! [`VerifiedHandshake::judge`].

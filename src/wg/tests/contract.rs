@@ -3,6 +3,8 @@
 //! Time is an argument, and boringtun ignores it: here only what does not wait for its own clock. Timers are
 //! in `timers.rs`, in virtual time.
 
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::{Duration, Instant};
 
 use flatlan_types::{Endpoint, LaneId, LaneKey, NodeSecret, NodeSeed, PeerSlot};
@@ -406,14 +408,16 @@ fn an_index_of_another_session_is_told_from_none<T: Tunnel>() {
 
 fn a_restarted_peer_is_seen_at_the_first_datagram<T: Tunnel>() {
     let mut p = Pair::<T>::established();
-    p.b = Engine::new(&secret(2), 33);
+    let mut before = std::mem::replace(&mut p.b, Engine::new(&secret(2), 33));
     p.b.open_lane(TO_A, session(1), p.now);
     let datagram = seal(&mut p.a, TO_B, &packet(64, 0), p.now).unwrap();
     assert_eq!(open(&mut p.b, &datagram, p.now), Err(OpenError::UnknownIndex));
+    let reply_to_old = seal(&mut before, TO_A, &packet(64, 0), p.now).unwrap();
 
     // b starts at once; a, told of the new epoch, has opened the lane anew.
     p.a.open_lane(TO_B, session(2), p.now);
     assert!(!p.a.is_established(TO_B));
+    assert_eq!(open(&mut p.a, &reply_to_old, p.now), Err(OpenError::UnknownIndex), "the old index is gone");
     let initiation = initiate(&mut p.b, TO_A, p.now).unwrap();
     let (_, response) = handle(&mut p.a, TO_B, &initiation, p.now).unwrap();
     let (_, keepalive) = handle(&mut p.b, TO_A, &response, p.now).unwrap();

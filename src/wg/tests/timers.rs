@@ -3,6 +3,8 @@
 //! The plain tunnel has boringtun's timers with their oddities (its own tests hold that); here is what the
 //! engine makes of them.
 
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
