@@ -1,0 +1,193 @@
+//! Probes: a question each few milliseconds, and the times of the answers.
+//!
+//! [`Probe::ping`] sends ICMP echoes; [`Probe::tcp_echo`] sends eight bytes over one TCP connection that lives as long as the probe does,
+//! to a server that it starts on the far machine. Both run as threads inside the right namespaces and note when each question left and
+//! when its answer came. [`Report`] answers what is asked about that, above all: what was the longest time without an answer.
+
+mod bulk;
+mod echo;
+mod ping;
+mod report;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use bulk::{Payload, Transfer, TransferReport};
+pub use report::{Gap, Report};
+
+use crate::error::LabError;
+use crate::namespace::Namespace;
+
+/// A running probe. It stops when it is dropped.
+#[derive(Debug)]
+pub struct Probe {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    peer: Option<SocketAddr>,
+    what: String,
+}
+
+impl Probe {
+    /// Pings an address from a machine, once each `interval`.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] where the machine has no way to such an address.
+    pub fn ping(from: &Namespace, to: IpAddr, interval: Duration) -> Result<Self, LabError> {
+        let shared = Arc::new(Shared::new());
+        let threads = ping::start(from, to, interval, &shared)?;
+        Ok(Self { shared, threads, peer: None, what: format!("an answer to a ping of {to} from {}", from.name()) })
+    }
+
+    /// Echoes over one TCP connection from a machine to an address of another, once each `interval`.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] where the connection cannot be made within a few seconds.
+    pub fn tcp_echo(from: &Namespace, to: &Namespace, address: IpAddr, interval: Duration) -> Result<Self, LabError> {
+        let shared = Arc::new(Shared::new());
+        let (threads, peer) = echo::start(from, to, address, interval, &shared)?;
+        Ok(Self { shared, threads, peer: Some(peer), what: format!("a TCP echo of {address} to {}", from.name()) })
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.shared.lock().started
+    }
+
+    /// The address that the far side of a TCP echo saw.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    /// Waits for that many answers more, and returns when the last of them came.
+    ///
+    /// # Errors
+    /// [`LabError::Timeout`].
+    pub fn wait_answers(&self, count: usize, within: Duration) -> Result<Instant, LabError> {
+        let deadline = Instant::now() + within;
+        let mut state = self.shared.lock();
+        let wanted = state.answers.len() + count;
+        loop {
+            if let Some(answer) = wanted.checked_sub(1).and_then(|index| state.answers.get(index)) {
+                return Ok(answer.at);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LabError::Timeout { what: self.what.clone(), within, tail: String::new() });
+            }
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What came so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.shared.lock().report(Instant::now())
+    }
+
+    /// Stops it and says what came.
+    #[must_use]
+    pub fn stop(mut self) -> Report {
+        let report = self.report();
+        self.end();
+        report
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What the threads of a probe write and its owner reads.
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    changed: Condvar,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    started: Instant,
+    /// When each question left, by its number.
+    sent: Vec<Instant>,
+    answers: Vec<Answer>,
+    broken: Option<io::ErrorKind>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    at: Instant,
+    took: Duration,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let state = State { started: Instant::now(), sent: Vec::new(), answers: Vec::new(), broken: None };
+        Self { stop: AtomicBool::new(false), changed: Condvar::new(), state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a question leaves, and returns its number.
+    fn ask(&self) -> u32 {
+        let mut state = self.lock();
+        state.sent.push(Instant::now());
+        u32::try_from(state.sent.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Notes an answer.
+    fn answer(&self, number: u32, at: Instant) {
+        let mut state = self.lock();
+        let Some(sent) = state.sent.get(number as usize).copied() else { return };
+        state.answers.push(Answer { at, took: at.saturating_duration_since(sent) });
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn broken(&self, kind: io::ErrorKind) {
+        self.lock().broken.get_or_insert(kind);
+    }
+
+    /// Sleeps until the next question is due. Questions that are overdue are left out, not sent in a burst.
+    fn pace(&self, next: &mut Instant, interval: Duration) {
+        let now = Instant::now();
+        *next = (*next + interval).max(now);
+        std::thread::sleep(*next - now);
+    }
+}
+
+impl State {
+    fn report(&self, stopped: Instant) -> Report {
+        Report::new(
+            self.started,
+            stopped,
+            self.sent.len(),
+            self.answers.iter().map(|answer| (answer.at, answer.took)).collect(),
+            self.broken,
+        )
+    }
+}
+
+/// How long a thread waits for a packet before it looks whether it should stop.
+const POLL: Duration = Duration::from_millis(50);

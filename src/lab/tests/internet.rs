@@ -1,0 +1,299 @@
+//! The lab's internet behaves like one, without any overlay on it.
+//!
+//! ```text
+//!            h1 ---- inet ---- h2
+//!                   /    \
+//!               a-nat    b-nat      a: 192.168.1.0/24, b: 192.168.2.0/24
+//!                |          |
+//!                a, a-1     b, b-1
+//! ```
+
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use flatlan_lab::{
+    Direction, Fault, HubSpec, Lab, LabError, Namespace, Nat, Payload, Place, Probe, ProxySpec, SiteSpec, Transfer,
+    Underlay, sockets,
+};
+use support::{MS, Server, ask_udp, first_v4, open_tcp, pings};
+
+#[test]
+fn every_machine_has_a_way_to_the_hubs() {
+    let lab = Lab::builder().underlay(Underlay::Dual).hub("h1").site("a", Nat::Cone).build().unwrap();
+    for address in lab.hub("h1").unwrap().addresses() {
+        for machine in ["admin", "a", "a-1", "a-nat"] {
+            assert!(pings(lab.machine(machine).unwrap(), *address), "{machine} to {address}");
+        }
+    }
+}
+
+#[test]
+fn an_ipv6_internet_has_no_ipv4() {
+    let lab = Lab::builder().underlay(Underlay::V6).hub("h1").site("a", Nat::Cone).build().unwrap();
+    let hub = lab.hub("h1").unwrap();
+    assert!(hub.addresses().iter().all(IpAddr::is_ipv6));
+    assert!(pings(lab.machine("a").unwrap(), hub.addresses()[0]));
+    assert!(!pings(lab.machine("a").unwrap(), Ipv4Addr::new(198, 18, 1, 2).into()));
+}
+
+#[test]
+fn a_hub_s_name_leads_to_its_addresses_and_can_be_moved() {
+    let lab = Lab::builder().hub_with(HubSpec::new("h1").by_name()).site("a", Nat::Cone).build().unwrap();
+    let (hub, gateway) = (lab.hub("h1").unwrap(), lab.machine("a").unwrap());
+    assert_eq!(hub.host(), "h1.hub.test");
+    let resolve = || gateway.exec("getent", ["ahostsv4", "h1.hub.test"]).unwrap();
+    assert!(resolve().starts_with(&hub.addresses()[0].to_string()));
+    lab.set_dns("h1.hub.test", &["192.0.2.7".parse().unwrap()]).unwrap();
+    assert!(resolve().starts_with("192.0.2.7"));
+}
+
+#[test]
+fn a_router_hides_its_site_behind_its_own_address() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::Cone).site("b", Nat::None).build().unwrap();
+    let server = Server::udp(lab.machine("h1").unwrap());
+    let hub = SocketAddr::new(first_v4(&lab, "h1"), server.port());
+    let seen = ask_udp(lab.machine("a-1").unwrap(), 4000, hub).unwrap();
+    assert!(seen.ip().to_string().starts_with("198.18."), "{seen}");
+    let open = ask_udp(lab.machine("b-1").unwrap(), 4000, hub).unwrap();
+    assert_eq!(open.ip(), lab.site("b").unwrap().hosts()[0].addresses()[0]);
+}
+
+#[test]
+fn a_cone_maps_one_port_for_all_destinations_and_a_symmetric_router_does_not() {
+    let lab = Lab::builder().hub("h1").hub("h2").site("a", Nat::Cone).site("b", Nat::Symmetric).build().unwrap();
+    let servers = ["h1", "h2"].map(|hub| (first_v4(&lab, hub), Server::udp(lab.machine(hub).unwrap())));
+    let seen = |site: &str| {
+        let ask = |(ip, server): &(IpAddr, Server)| {
+            ask_udp(lab.machine(site).unwrap(), 4000, SocketAddr::new(*ip, server.port())).unwrap()
+        };
+        (ask(&servers[0]), ask(&servers[1]))
+    };
+    let (one, other) = seen("a");
+    assert_eq!(one, other);
+    assert_eq!(one.port(), 4000);
+    let (one, other) = seen("b");
+    assert_eq!(one.ip(), other.ip());
+    assert_ne!(one.port(), other.port());
+}
+
+#[test]
+fn strangers_reach_a_full_cone_and_no_other_router() {
+    for (nat, reached) in [(Nat::FullCone, true), (Nat::Cone, false), (Nat::Symmetric, false)] {
+        let lab = Lab::builder().hub("h1").hub("h2").site("a", nat).build().unwrap();
+        let server = Server::udp(lab.machine("h1").unwrap());
+        let gateway = Server::udp_at(lab.machine("a").unwrap(), 4000);
+        // The gateway's own question opens the mapping; then somebody else uses it.
+        let mapped = gateway.ask(SocketAddr::new(first_v4(&lab, "h1"), server.port())).unwrap();
+        let stranger = ask_udp(lab.machine("h2").unwrap(), 5000, mapped);
+        assert_eq!(stranger.is_some(), reached, "{nat}");
+    }
+}
+
+#[test]
+fn two_cones_are_crossed_when_both_sides_send_and_two_symmetric_routers_are_not() {
+    for (nat, crossed) in [(Nat::Cone, true), (Nat::Symmetric, false)] {
+        let lab = Lab::builder().hub("h1").site("a", nat).site("b", nat).build().unwrap();
+        let server = Server::udp(lab.machine("h1").unwrap());
+        let hub = SocketAddr::new(first_v4(&lab, "h1"), server.port());
+        let (a, b) = (Server::udp_at(lab.machine("a").unwrap(), 4000), Server::udp_at(lab.machine("b").unwrap(), 4000));
+        let (a_outside, b_outside) = (a.ask(hub).unwrap(), b.ask(hub).unwrap());
+        a.poke(b_outside);
+        b.poke(a_outside);
+        a.poke(b_outside);
+        assert_eq!(a.heard_from(b_outside.ip()) && b.heard_from(a_outside.ip()), crossed, "{nat}");
+    }
+}
+
+#[test]
+fn what_a_strict_router_lets_out() {
+    for (nat, udp, tcp_443, tcp_80) in [
+        (Nat::UdpBlocked, false, true, true),
+        (Nat::Tcp443Only, false, true, false),
+        (Nat::ProxyOnly, false, false, false),
+        (Nat::Symmetric, true, true, true),
+    ] {
+        for underlay in [Underlay::V4, Underlay::V6] {
+            let lab = Lab::builder().underlay(underlay).hub("h1").site("a", nat).build().unwrap();
+            let (hub, gateway) = (lab.hub("h1").unwrap(), lab.machine("a").unwrap());
+            let address = hub.addresses()[0];
+            let server = Server::udp(hub.namespace());
+            let asked = ask_udp(gateway, 4000, SocketAddr::new(address, server.port()));
+            assert_eq!(asked.is_some(), udp, "UDP, {nat}, {underlay:?}");
+            for (port, passes) in [(443, tcp_443), (80, tcp_80)] {
+                let at = SocketAddr::new(address, port);
+                let listener = hub.namespace().run(move || std::net::TcpListener::bind(at)).unwrap();
+                assert_eq!(open_tcp(gateway, at).is_ok(), passes, "TCP {port}, {nat}, {underlay:?}");
+                drop(listener);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_proxy_is_the_way_out_of_a_site_that_has_no_other() {
+    let credentials = Some(("site".to_owned(), "secret".to_owned()));
+    let site = SiteSpec::new("a").nat(Nat::ProxyOnly).proxy(ProxySpec { credentials });
+    let lab = Lab::builder().hub_with(HubSpec::new("h1").by_name()).site_with(site).build().unwrap();
+    let (hub, site) = (lab.hub("h1").unwrap(), lab.site("a").unwrap());
+    let server = Server::tcp(hub.namespace(), 443);
+    let proxy = site.proxy().unwrap();
+    assert_eq!(proxy.url(), "http://site@192.168.1.1:3128");
+    let target = "h1.hub.test:443";
+    assert_eq!(support::connect_through(site.gateway(), proxy.address(), target, None), 407);
+    assert_eq!(support::connect_through(site.gateway(), proxy.address(), target, Some("c2l0ZTpzZWNyZXQ=")), 200);
+    assert_eq!(proxy.targets(), [target]);
+    drop(server);
+}
+
+#[test]
+fn a_second_uplink_takes_over_and_gives_back() {
+    let site = SiteSpec::new("a").uplink(Nat::Cone);
+    let lab = Lab::builder().underlay(Underlay::Dual).hub("h1").site_with(site).build().unwrap();
+    let gateway = lab.machine("a").unwrap();
+    for address in lab.hub("h1").unwrap().addresses() {
+        let probe = Probe::ping(gateway, *address, 10 * MS).unwrap();
+        probe.wait_answers(3, 2000 * MS).unwrap();
+        let before = lab.machine("a-nat2").unwrap().exec("ip", ["-s", "link", "show", "wan"]).unwrap();
+        lab.uplink_down("a", 0).unwrap();
+        probe.wait_answers(10, 3000 * MS).unwrap();
+        let after = lab.machine("a-nat2").unwrap().exec("ip", ["-s", "link", "show", "wan"]).unwrap();
+        assert_ne!(before, after, "the second router carried nothing");
+        lab.uplink_up("a", 0).unwrap();
+        probe.wait_answers(10, 3000 * MS).unwrap();
+    }
+    assert!(lab.machine("a").unwrap().exec("ip", ["route", "get", "198.18.1.2"]).unwrap().contains("eth0"));
+}
+
+#[test]
+fn a_cut_is_silent_and_ends_with_healing() {
+    let lab = Lab::builder().hub("h1").hub("h2").site("a", Nat::Cone).build().unwrap();
+    let gateway = lab.machine("a").unwrap();
+    let cut = Probe::ping(gateway, first_v4(&lab, "h1"), 5 * MS).unwrap();
+    let other = Probe::ping(gateway, first_v4(&lab, "h2"), 5 * MS).unwrap();
+    cut.wait_answers(10, 2000 * MS).unwrap();
+    let at = lab.cut("h1").unwrap();
+    assert!(matches!(cut.wait_answers(3, 300 * MS), Err(LabError::Timeout { .. })));
+    let lost = gateway.exec("ping", ["-c1", "-W1", &first_v4(&lab, "h1").to_string()]).unwrap_err();
+    assert!(!lost.to_string().contains("nreachable"), "{lost}");
+    lab.heal("h1").unwrap();
+    cut.wait_answers(10, 2000 * MS).unwrap();
+    assert!(cut.stop().longest_gap_between(at, at).length >= 300 * MS);
+    let other = other.stop();
+    assert!(other.longest_gap().length < 300 * MS, "{:?}", other.longest_gap());
+}
+
+#[test]
+fn a_one_way_cut_lets_the_other_way_pass() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::None).build().unwrap();
+    let server = Server::udp_at(lab.machine("h1").unwrap(), 7000);
+    let gateway = Server::udp_at(lab.machine("a").unwrap(), 4000);
+    let (hub, site) = (first_v4(&lab, "h1"), lab.site("a").unwrap().lan_addresses()[0]);
+    lab.cut_one_way("h1", Direction::To).unwrap();
+    gateway.poke(SocketAddr::new(hub, 7000));
+    server.poke(SocketAddr::new(site, 4000));
+    assert!(gateway.heard_from(hub));
+    assert!(!server.heard_from(site));
+}
+
+#[test]
+fn faults_between_two_touch_nobody_else() {
+    let lab = Lab::builder().hub("h1").hub("h2").site("a", Nat::None).site("b", Nat::None).build().unwrap();
+    let at = |site: &str| lab.site(site).unwrap().lan_addresses()[0];
+    let (a, b, h1) = (lab.machine("a").unwrap(), lab.machine("b").unwrap(), lab.machine("h1").unwrap());
+    assert!(pings(a, at("b")));
+    lab.forbid_direct().unwrap();
+    assert!(!pings(a, at("b")));
+    assert!(pings(a, first_v4(&lab, "h1")));
+    lab.allow_direct().unwrap();
+    lab.cut_between("h1", "h2").unwrap();
+    assert!(!pings(h1, first_v4(&lab, "h2")));
+    assert!(pings(b, first_v4(&lab, "h2")) && pings(a, at("b")));
+    lab.heal_all().unwrap();
+    assert!(pings(h1, first_v4(&lab, "h2")));
+}
+
+#[test]
+fn random_loss_loses_about_what_it_says() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::Cone).build().unwrap();
+    lab.inject(Place::Of("h1".to_owned()), Fault::LosePerMille(200), Direction::To).unwrap();
+    let probe = Probe::ping(lab.machine("a").unwrap(), first_v4(&lab, "h1"), MS).unwrap();
+    probe.wait_answers(400, 20_000 * MS).unwrap();
+    let report = probe.stop();
+    let share = report.answered() * 1000 / report.sent();
+    assert!((700..=900).contains(&share), "{share} of 1000 answered");
+}
+
+#[test]
+fn an_mtu_hole_swallows_large_packets_of_a_batch_and_no_small_ones() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::None).build().unwrap();
+    let (gateway, hub) = (lab.machine("a").unwrap(), first_v4(&lab, "h1").to_string());
+    lab.mtu_hole("h1", 1300).unwrap();
+    gateway.exec("ping", ["-c1", "-W2", "-M", "do", "-s", "1200", &hub]).unwrap();
+    let lost = gateway.exec("ping", ["-c1", "-W1", "-M", "do", "-s", "1372", &hub]).unwrap_err().to_string();
+    assert!(!lost.contains("too long"), "{lost}");
+    // The kernel sends small segments as one batch of 64 KiB: each of them passes.
+    gateway.exec("ip", ["route", "replace", &format!("{hub}/32"), "via", "192.168.1.1", "advmss", "1000"]).unwrap();
+    lab.machine("h1")
+        .unwrap()
+        .exec("ip", ["route", "replace", "192.168.1.0/24", "via", "198.18.1.1", "advmss", "1000"])
+        .unwrap();
+    let transfer =
+        Transfer::start(gateway, lab.machine("h1").unwrap(), first_v4(&lab, "h1"), Payload::Random, Some(4 << 20));
+    let report = transfer.unwrap().finish(20_000 * MS).unwrap();
+    assert!(report.equal);
+}
+
+#[test]
+fn blocked_udp_leaves_tcp_alone() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::Cone).build().unwrap();
+    let hub = lab.machine("h1").unwrap();
+    let server = Server::udp(hub);
+    let at = SocketAddr::new(first_v4(&lab, "h1"), server.port());
+    assert!(ask_udp(lab.machine("a").unwrap(), 4000, at).is_some());
+    lab.block_udp("a").unwrap();
+    assert!(ask_udp(lab.machine("a").unwrap(), 4001, at).is_none());
+    let tcp = Server::tcp(hub, 443);
+    assert!(open_tcp(lab.machine("a").unwrap(), SocketAddr::new(at.ip(), 443)).is_ok());
+    drop(tcp);
+}
+
+#[test]
+fn the_core_counts_who_carried_what() {
+    let lab = Lab::builder().hub("h1").hub("h2").site("a", Nat::Cone).build().unwrap();
+    let log = lab.watch_traffic(10 * MS).unwrap();
+    let before = lab.traffic();
+    let (a, h1) = (lab.machine("a").unwrap(), lab.machine("h1").unwrap());
+    let transfer = Transfer::start(a, h1, first_v4(&lab, "h1"), Payload::Random, Some(8 << 20)).unwrap();
+    let report = transfer.finish(30_000 * MS).unwrap();
+    assert!(report.equal && report.bytes == 8 << 20 && report.broken.is_none(), "{report:?}");
+    let crossed = lab.traffic().since(&before);
+    assert!(crossed.of("h1").received_bytes > 8 << 20, "{crossed:?}");
+    assert!(crossed.of("a").sent_bytes > 8 << 20, "{crossed:?}");
+    assert!(crossed.of("h2").received_bytes < 100_000, "{crossed:?}");
+    let after = std::time::Instant::now();
+    assert!(log.between(before.at, after).of("h1").received_bytes > 4 << 20);
+}
+
+#[test]
+fn a_tcp_echo_and_ss_see_the_client_s_address() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::None).build().unwrap();
+    let (a, h1) = (lab.machine("a").unwrap(), lab.machine("h1").unwrap());
+    let probe = Probe::tcp_echo(a, h1, first_v4(&lab, "h1"), 5 * MS).unwrap();
+    probe.wait_answers(20, 3000 * MS).unwrap();
+    let client = probe.peer().unwrap();
+    assert_eq!(client.ip(), lab.site("a").unwrap().lan_addresses()[0]);
+    assert!(sockets(h1).unwrap().iter().any(|socket| socket.peer == client));
+    let report = probe.stop();
+    assert!(report.broken().is_none());
+    assert!(report.longest_gap().length < Duration::from_millis(500), "{:?}", report.longest_gap());
+}
+
+#[test]
+fn a_program_s_own_etc_hosts_does_not_leak_out() {
+    let lab = Lab::builder().hub("h1").build().unwrap();
+    assert!(!std::fs::read_to_string("/etc/hosts").unwrap_or_default().contains("hub.test"));
+    let inside: &Namespace = lab.machine("h1").unwrap();
+    assert!(inside.exec("cat", ["/etc/hosts"]).unwrap().contains("h1.hub.test"));
+}
