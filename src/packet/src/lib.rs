@@ -15,6 +15,7 @@
 mod bytes;
 pub mod checksum;
 mod coalesce;
+mod ecn;
 mod fragment;
 mod icmp;
 mod mss;
@@ -26,6 +27,7 @@ mod vnet;
 mod sample;
 
 pub use coalesce::{Coalescer, Gro, Offload};
+pub use ecn::{Marked, merge_ecn};
 pub use fragment::Fragments;
 pub use icmp::icmp_too_big;
 pub use mss::{mss_clamp, mss_for};
