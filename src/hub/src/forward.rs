@@ -37,7 +37,8 @@ use flatlan_relay::{
 use flatlan_types::{Endpoint, Label, NetworkId, PairKey};
 
 pub use self::quota::Quota;
-use self::{leg::HubLeg, quota::Bucket, table::Table};
+pub(crate) use self::table::Table;
+use self::{leg::HubLeg, quota::Bucket};
 
 /// The data plane of one hub, or of one of its workers.
 #[derive(Debug)]

@@ -57,6 +57,10 @@ impl<T> Table<T> {
         Some(key)
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        self.slots.iter().filter_map(|slot| slot.as_ref().map(|(key, value)| (*key, value)))
+    }
+
     pub(crate) fn slots(&self) -> usize {
         self.slots.len()
     }

@@ -1,0 +1,103 @@
+//! What a hub is told at its start.
+
+use std::collections::BTreeSet;
+
+use flatlan_types::{HostPort, HubKey, HubSecret, NetworkId};
+
+use crate::forward::Quota;
+
+/// Settings of a hub.
+pub struct HubConfig {
+    /// Its roster key.
+    pub secret: HubSecret,
+    /// The networks that it serves.
+    pub allow: Allow,
+    /// Hubs to dial beside those in the rosters of networks that are allowed by name.
+    pub peers: Vec<PeerHub>,
+    /// Where it receives UDP, as told to nodes. An unspecified address means: where I was dialled.
+    pub udp: Vec<HostPort>,
+    /// How much it gives.
+    pub limits: Limits,
+    /// Rises with every start: microseconds since 1970 do.
+    pub incarnation: u64,
+    /// 32 random bytes: bind keys and label generations come from them.
+    pub seed: [u8; 32],
+}
+
+/// Which networks a hub serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// Whichever is published to it. Hubs of such networks are not dialled: an upload must not make this
+    /// hub connect anywhere.
+    Any,
+    /// These.
+    Networks(BTreeSet<NetworkId>),
+}
+
+impl Allow {
+    /// Whether this network may be served.
+    pub fn allows(&self, network: &NetworkId) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Networks(networks) => networks.contains(network),
+        }
+    }
+
+    /// Whether it is allowed by its own name.
+    pub(crate) fn names(&self, network: &NetworkId) -> bool {
+        match self {
+            Self::Any => false,
+            Self::Networks(networks) => networks.contains(network),
+        }
+    }
+}
+
+/// A hub to dial.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerHub {
+    /// Its key: another one's answer is refused.
+    pub key: HubKey,
+    /// Where it takes streams.
+    pub at: HostPort,
+}
+
+/// How much a hub gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What one node may send.
+    pub node: Quota,
+    /// Labels that one node's frames may come with.
+    pub labels_per_node: usize,
+    /// Path requests of one attachment that wait for an answer.
+    pub requests: usize,
+    /// Members that one node watches.
+    pub watches: usize,
+    /// Claims of one network that wait to be stored.
+    pub redeeming: usize,
+    /// Bytes of rosters that are being received, over all streams.
+    pub uploads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            node: Quota::default(),
+            labels_per_node: 16_384,
+            requests: 256,
+            watches: 16_384,
+            redeeming: 1_000,
+            uploads: 64 << 20,
+        }
+    }
+}
+
+/// One network, as [`Output::Store`](crate::Output::Store) left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredNetwork {
+    /// Which.
+    pub network: NetworkId,
+    /// The published roster with its claims.
+    pub bundle: Vec<u8>,
+    /// The greatest head seen.
+    pub ratchet: Vec<u8>,
+}

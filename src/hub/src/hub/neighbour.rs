@@ -1,0 +1,709 @@
+//! Hubs beside this one: dialled or accepted, measured, and what they say of the rest.
+//!
+//! ```text
+//!  control stream attached ──hello both ways──▶ up ──no sign of life──▶ down (stream kept a while)
+//!                                                ▲                          │
+//!                                                └──────── heard again ─────┘
+//! ```
+//!
+//! Signs of life are messages on the control stream and answered `BIND`s on UDP: one late TCP segment
+//! takes no adjacency down. Two hubs that dial each other keep the stream that the smaller key dialled.
+//! Up or down, and round trips that changed much, make a new link state, which floods to the hubs that
+//! share a network with its origin. Digests find what a lost message left different.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use flatlan_relay::{
+    Attach, Attached, Control, Echo, Lsa, LsaEntry, LsaLink, LsaVersion, NetworkTag, Presence, Proof, RefusedCode,
+    Role, SignedLsa, auth,
+};
+use flatlan_types::{Endpoint, HostPort, HubKey, NetworkId, Signature};
+
+use super::{Dialling, Draining, Hub, NeighbourStatus, Owner, State, attach::Refusal, presence::Gone};
+use crate::{
+    forward::{AttachmentId, ForwardCommand, StreamId},
+    linkstate::News,
+    output::{DetachReason, DialId, HubEvent, Output},
+};
+
+/// A hub whose control stream is attached.
+#[derive(Debug)]
+pub(super) struct Neighbour {
+    control: StreamId,
+    pub(super) attachment: AttachmentId,
+    /// Who dialled.
+    dialler: HubKey,
+    heard: Instant,
+    leg: LegState,
+    /// Its last hello, and when it came.
+    theirs: Option<(u64, Instant)>,
+    rtt: Option<Duration>,
+    adjacency: Adjacency,
+    /// Networks that it says it serves, of those that list it.
+    serves: BTreeSet<NetworkId>,
+    next_hello: Instant,
+}
+
+impl Neighbour {
+    pub(super) fn is_up(&self) -> bool {
+        self.adjacency == Adjacency::Up
+    }
+
+    pub(super) fn rtt_us(&self) -> u32 {
+        u32::try_from(self.rtt.unwrap_or_default().as_micros()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn status(&self, hub: HubKey) -> NeighbourStatus {
+        NeighbourStatus { hub, up: self.is_up(), udp: self.leg == LegState::Up, rtt: self.rtt }
+    }
+
+    fn alive(&self, now: Instant) -> bool {
+        self.leg == LegState::Up || now.saturating_duration_since(self.heard) < HELLO * MISSES
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Adjacency {
+    Down,
+    Up,
+}
+
+/// Whether data to a neighbour goes over UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LegState {
+    Down,
+    Up,
+}
+
+/// A hub that we dial whenever it is not attached.
+#[derive(Debug)]
+pub(super) struct Dialler {
+    at: HostPort,
+    control: Try,
+    data: Try,
+}
+
+#[derive(Debug)]
+struct Try {
+    /// `None` while an attempt runs.
+    next: Option<Instant>,
+    pause: Duration,
+}
+
+impl Try {
+    fn new(now: Instant) -> Self {
+        Self { next: Some(now), pause: FIRST_PAUSE }
+    }
+
+    fn failed(&mut self, now: Instant, jitter: u64) {
+        let spread = u32::try_from(jitter % 256).unwrap_or(0);
+        self.next = Some(now + self.pause + self.pause * spread / 512);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    fn succeeded(&mut self, now: Instant) {
+        *self = Self::new(now + FIRST_PAUSE);
+    }
+
+    fn due(&self, now: Instant) -> bool {
+        self.next.is_some_and(|next| next <= now)
+    }
+}
+
+/// Our own link state.
+#[derive(Debug)]
+pub(super) struct OwnState {
+    version: LsaVersion,
+}
+
+impl OwnState {
+    pub(super) fn new(incarnation: u64) -> Self {
+        Self { version: LsaVersion { incarnation, sequence: 0 } }
+    }
+}
+
+impl Hub {
+    /// A hub dialled us.
+    pub(super) fn attach_hub(
+        &mut self,
+        stream: StreamId,
+        attach: &Attach,
+        (key, signature): (&HubKey, &Signature),
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let good = self.scope(stream, attach, |scope| scope.verify_hub(key, signature));
+        good.ok_or_else(|| Refusal::new(RefusedCode::BadProof, "the proof does not hold"))?;
+        if *key == self.key || !self.may_neighbour(key, &attach.network) {
+            return Err(Refusal::new(RefusedCode::NotMember, "this hub shares no network with yours"));
+        }
+        if attach.role == Role::HubData {
+            let attachment = self.neighbours.get(key).map(|neighbour| neighbour.attachment);
+            let attachment =
+                attachment.ok_or_else(|| Refusal::new(RefusedCode::NoControl, "no control stream of yours is here"))?;
+            self.set_state(stream, State::HubData(*key));
+            self.set_data(attachment, stream);
+            self.send_attached(stream, attachment.0, attach.network, None);
+            return Ok(());
+        }
+        if self.keeps(key, *key, now) {
+            return Err(Refusal::new(RefusedCode::Replaced, "another stream between these hubs is kept"));
+        }
+        let (attachment, bind) = self.add_neighbour(stream, *key, *key, now)?;
+        let bind = flatlan_relay::BindKey { id: attachment.0, key: bind };
+        self.send_attached(stream, attachment.0, attach.network, Some(bind));
+        Ok(())
+    }
+
+    /// The first word on a stream that we dialled.
+    pub(super) fn handle_hub_hello(&mut self, stream: StreamId, dialling: Dialling, message: Control, now: Instant) {
+        let Dialling { hub, role } = dialling;
+        let Some(exporter) = self.streams.get(&stream).map(|stream| stream.exporter) else { return };
+        let good = if let Control::HubHello { key, signature, .. } = &message {
+            *key == hub && auth::verify_hello(key, &exporter, signature).is_ok()
+        } else {
+            false
+        };
+        if !good {
+            return self.refuse(stream, RefusedCode::BadProof, "this is not the hub that was dialled", now);
+        }
+        if role == Role::HubControl && self.keeps(&hub, self.key, now) {
+            return self.refuse(stream, RefusedCode::Replaced, "another stream between these hubs is kept", now);
+        }
+        let shared = self.networks.iter().find(|(_, network)| network.lists_hub(&hub)).map(|(id, _)| *id);
+        let any = || self.networks.keys().next().copied();
+        let network = shared.or_else(any).unwrap_or(NetworkId::from_bytes([0; 32]));
+        let scope = auth::AttachScope { exporter: &exporter, hub: &hub, network: &network, role };
+        let signature = scope.sign_hub(&self.config.secret);
+        let proof = Proof::Hub { key: self.key, signature };
+        self.set_state(stream, State::DialAttaching(dialling));
+        self.send(stream, Control::Attach(Attach { version: flatlan_relay::VERSION, network, role, proof }));
+    }
+
+    /// The second word on a stream that we dialled.
+    pub(super) fn handle_attached(&mut self, stream: StreamId, dialling: Dialling, message: Control, now: Instant) {
+        let Dialling { hub, role } = dialling;
+        let Control::Attached(attached) = message else {
+            self.outputs.push_back(Output::Close { stream });
+            return self.forget_stream(stream, DetachReason::Closed, now);
+        };
+        if role == Role::HubData {
+            self.set_try(&hub, role, |attempt, _| attempt.succeeded(now));
+            let Some(attachment) = self.neighbours.get(&hub).map(|neighbour| neighbour.attachment) else {
+                return self.refuse(stream, RefusedCode::NoControl, "the control stream is gone", now);
+            };
+            self.set_state(stream, State::HubData(hub));
+            return self.set_data(attachment, stream);
+        }
+        if self.keeps(&hub, self.key, now) {
+            return self.refuse(stream, RefusedCode::Replaced, "another stream between these hubs is kept", now);
+        }
+        self.set_try(&hub, role, |attempt, _| attempt.succeeded(now));
+        let Some(remote) = self.streams.get(&stream).map(|stream| stream.remote) else { return };
+        match self.add_neighbour(stream, hub, self.key, now) {
+            Err(refusal) => {
+                tracing::debug!(?refusal, "neighbour not taken");
+                self.refuse(stream, RefusedCode::Quota, "this hub is full", now);
+            }
+            Ok((attachment, _)) => {
+                let Attached { udp, bind: Some(bind), .. } = attached else { return };
+                let endpoints = udp_endpoints(&udp, remote);
+                self.forward(ForwardCommand::SetLeg { attachment, id: bind.id, key: bind.key, endpoints });
+            }
+        }
+    }
+
+    pub(super) fn handle_hub(&mut self, stream: StreamId, hub: HubKey, message: Control, now: Instant) {
+        let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
+        neighbour.heard = now;
+        let attachment = neighbour.attachment;
+        match message {
+            Control::Hello { time, echo } => self.handle_hello(hub, time, echo, now),
+            Control::Serves { networks } => self.handle_serves(stream, hub, networks),
+            Control::Lsa { lsa } => self.handle_lsa(hub, &lsa, now),
+            Control::LsaDigest { entries } => self.handle_lsa_digest(hub, &entries),
+            Control::PresenceFlood { network, presences } if self.shares(&hub, &network) => {
+                self.handle_presences(hub, network, &presences, now);
+            }
+            Control::PresenceGone { network, member, hub: at, order } if self.shares(&hub, &network) => {
+                if at == self.key {
+                    self.correct(hub, network, &member);
+                } else {
+                    self.presence_gone(network, member, at, Gone::UpTo(order), Some(hub), now);
+                }
+            }
+            Control::PresenceDigest { network, entries } if self.shares(&hub, &network) => {
+                self.handle_presence_digest(hub, network, &entries);
+            }
+            Control::PresencePull { network, hub: of } if self.shares(&hub, &network) => {
+                self.handle_presence_pull(hub, network, of);
+            }
+            Control::PathOpen(open) if self.shares(&hub, &open.network) => {
+                self.handle_path_open(stream, attachment, open, now);
+            }
+            Control::PathOpen(open) => {
+                let (request, reason) = (open.request, flatlan_relay::PathReason::Refused);
+                self.send(stream, Control::PathFailed { request, reason });
+            }
+            // Of a network that is not, or not yet, shared.
+            Control::PresenceFlood { .. }
+            | Control::PresenceGone { .. }
+            | Control::PresenceDigest { .. }
+            | Control::PresencePull { .. } => {}
+            Control::PathOpened { request, label, via, rtt_us } => {
+                self.handle_path_opened(attachment, request, (label, via, rtt_us), now);
+            }
+            Control::PathFailed { request, reason } => self.handle_path_failed(attachment, request, reason, now),
+            Control::PathClose { label } => self.handle_path_close(attachment, label, now),
+            Control::PathLost { label, reason } => self.handle_path_lost(attachment, label, reason, now),
+            Control::LabelUnknown { label } => self.handle_label_unknown(attachment, label, now),
+            Control::Head { .. }
+            | Control::GetRoster { .. }
+            | Control::RosterPart { .. }
+            | Control::GetClaims { .. }
+            | Control::Claims { .. } => self.handle_roster(stream, None, message, now),
+            Control::Ping { time } => self.send(stream, Control::Pong { time }),
+            Control::Pong { .. } | Control::Draining | Control::Refused { .. } => {}
+            Control::HubHello { .. }
+            | Control::Attach(_)
+            | Control::Attached(_)
+            | Control::PutRoster { .. }
+            | Control::Stored { .. }
+            | Control::Redeem { .. }
+            | Control::Redeemed { .. }
+            | Control::Watch { .. }
+            | Control::Unwatch { .. }
+            | Control::Presence { .. }
+            | Control::Absent { .. }
+            | Control::Downlink { .. } => {
+                self.refuse(stream, RefusedCode::BadMessage, "not for a hub's stream", now);
+            }
+        }
+    }
+
+    /// A neighbour's control stream ended.
+    pub(super) fn neighbour_ended(&mut self, hub: HubKey, stream: StreamId, now: Instant) {
+        if self.neighbours.get(&hub).is_none_or(|neighbour| neighbour.control != stream) {
+            return;
+        }
+        let Some(gone) = self.neighbours.remove(&hub) else { return };
+        if gone.is_up() {
+            self.event(HubEvent::NeighbourDown { hub });
+            self.originate();
+        }
+        self.remove_attachment(gone.attachment, now);
+    }
+
+    /// The data plane says whether UDP to an attachment works.
+    pub(super) fn set_leg(&mut self, attachment: AttachmentId, leg: LegState, now: Instant) {
+        let Some(Owner::Hub(hub)) = self.attachments.get(attachment.0).map(|attachment| attachment.owner) else {
+            return;
+        };
+        if let Some(neighbour) = self.neighbours.get_mut(&hub) {
+            neighbour.leg = leg;
+            if leg == LegState::Up {
+                neighbour.heard = now;
+            }
+        }
+    }
+
+    /// Hellos, and who is up.
+    pub(super) fn tick_neighbours(&mut self, now: Instant) {
+        let hubs: Vec<_> = self.neighbours.keys().copied().collect();
+        for hub in hubs {
+            let Some(neighbour) = self.neighbours.get_mut(&hub) else { continue };
+            if neighbour.next_hello <= now {
+                self.send_hello(hub, now);
+            }
+            self.judge(hub, now);
+        }
+        self.originate_if_changed();
+    }
+
+    pub(super) fn send_digests(&mut self) {
+        let hubs: Vec<_> = self.neighbours.iter().filter(|(_, n)| n.is_up()).map(|(hub, _)| *hub).collect();
+        for hub in hubs {
+            self.send_lsa_digest(hub);
+            self.send_presence_digests(hub);
+        }
+        let networks = &self.networks;
+        let me = self.key;
+        self.lsdb.retain(|origin| *origin == me || networks.values().any(|network| network.lists_hub(origin)));
+    }
+
+    /// The hubs that we dial: those in rosters of networks allowed by name, and those configured.
+    pub(super) fn set_diallers(&mut self, now: Instant) {
+        let mut targets: BTreeMap<HubKey, HostPort> = BTreeMap::new();
+        for (id, network) in &self.networks {
+            let Some(roster) = network.roster.as_ref().filter(|_| self.config.allow.names(id)) else { continue };
+            targets.extend(roster.hubs().iter().map(|hub| (hub.key, hub.tls.clone())));
+        }
+        targets.extend(self.config.peers.iter().map(|peer| (peer.key, peer.at.clone())));
+        targets.remove(&self.key);
+        self.diallers.retain(|hub, _| targets.contains_key(hub));
+        for (hub, at) in targets {
+            let fresh = || Dialler { at: at.clone(), control: Try::new(now), data: Try::new(now) };
+            self.diallers.entry(hub).or_insert_with(fresh).at = at.clone();
+        }
+        if !self.diallers.is_empty() {
+            self.next_tick = self.next_tick.min(now);
+        }
+    }
+
+    pub(super) fn dial_due(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        for (hub, dialler) in &mut self.diallers {
+            let neighbour = self.neighbours.get(hub);
+            if neighbour.is_none() && dialler.control.due(now) {
+                dialler.control.next = None;
+                due.push((*hub, dialler.at.clone(), Role::HubControl));
+            }
+            // Who dialled the control stream dials the data stream, too.
+            let wants_data = neighbour.filter(|n| n.is_up() && n.dialler == self.key);
+            let has_data = wants_data.and_then(|n| self.attachments.get(n.attachment.0)).map(|a| a.data.is_some());
+            if has_data == Some(false) && dialler.data.due(now) {
+                dialler.data.next = None;
+                due.push((*hub, dialler.at.clone(), Role::HubData));
+            }
+        }
+        for (hub, at, role) in due {
+            let dial = DialId(self.next_id());
+            self.dials.insert(dial, Dialling { hub, role });
+            self.outputs.push_back(Output::Dial { dial, at });
+        }
+    }
+
+    /// An attempt came to nothing.
+    pub(super) fn dial_ended(&mut self, dialling: Dialling, now: Instant) {
+        let Dialling { hub, role } = dialling;
+        self.set_try(&hub, role, |attempt, jitter| attempt.failed(now, jitter));
+    }
+
+    /// A roster changed: who shares what, and who may stay.
+    pub(super) fn neighbours_changed(&mut self, now: Instant) {
+        let hubs: Vec<_> = self.neighbours.iter().map(|(hub, neighbour)| (*hub, neighbour.control)).collect();
+        for (hub, control) in hubs {
+            let listed = self.networks.values().any(|network| network.lists_hub(&hub));
+            let known = self.config.peers.iter().any(|peer| peer.key == hub);
+            if !listed && !known && self.networks.values().all(|network| network.roster.is_some()) {
+                self.refuse(control, RefusedCode::NotMember, "this hub shares no network with yours", now);
+                continue;
+            }
+            self.send_serves(hub);
+        }
+        self.originate_if_changed();
+    }
+
+    /// The networks that both serve.
+    pub(super) fn shared(&self, hub: &HubKey) -> Vec<NetworkId> {
+        let Some(neighbour) = self.neighbours.get(hub) else { return Vec::new() };
+        neighbour.serves.iter().copied().filter(|network| self.shares(hub, network)).collect()
+    }
+
+    /// Sends to the neighbours that serve a network.
+    pub(super) fn tell_hubs(&mut self, network: NetworkId, except: Option<HubKey>, message: &Control) {
+        let Some(state) = self.networks.get(&network) else { return };
+        let told: Vec<_> = self
+            .neighbours
+            .iter()
+            .filter(|(hub, neighbour)| {
+                Some(**hub) != except && neighbour.serves.contains(&network) && state.lists_hub(hub)
+            })
+            .map(|(_, neighbour)| neighbour.control)
+            .collect();
+        for stream in told {
+            self.send(stream, message.clone());
+        }
+    }
+
+    pub(super) fn tell_hub(&mut self, hub: HubKey, message: Control) {
+        if let Some(neighbour) = self.neighbours.get(&hub) {
+            let control = neighbour.control;
+            self.send(control, message);
+        }
+    }
+
+    /// States our links anew.
+    pub(super) fn originate(&mut self) {
+        let Lsa { links, serves, .. } = self.own_links();
+        self.own.version.sequence += 1;
+        let lsa = Lsa { origin: self.key, version: self.own.version, links, serves };
+        let signed = SignedLsa::sign(&self.config.secret, lsa);
+        let bytes = signed.bytes().to_vec();
+        self.lsdb.insert(signed);
+        self.flood(self.key, &bytes, None);
+    }
+
+    fn originate_if_changed(&mut self) {
+        let fresh = self.own_links();
+        let same = self.lsdb.get(&self.key).is_some_and(|stated| {
+            let stated = stated.lsa();
+            let alike = |(a, b): (&LsaLink, &LsaLink)| a.to == b.to && a.rtt_us.abs_diff(b.rtt_us) <= drift(a.rtt_us);
+            stated.serves == fresh.serves
+                && stated.links.len() == fresh.links.len()
+                && stated.links.iter().zip(&fresh.links).all(alike)
+        });
+        if !same {
+            self.originate();
+        }
+    }
+
+    fn own_links(&self) -> Lsa {
+        let up = self.neighbours.iter().filter(|(_, neighbour)| neighbour.is_up());
+        let links = up.map(|(hub, neighbour)| LsaLink { to: *hub, rtt_us: neighbour.rtt_us() }).collect();
+        let serves: BTreeSet<NetworkTag> = match self.draining {
+            Draining::Yes => BTreeSet::new(),
+            Draining::No => self.networks.values().filter(|n| n.roster.is_some()).map(|n| n.tag).collect(),
+        };
+        Lsa { origin: self.key, version: self.own.version, links, serves: serves.into_iter().collect() }
+    }
+
+    fn may_neighbour(&self, hub: &HubKey, network: &NetworkId) -> bool {
+        if self.neighbours.len() >= MAX_NEIGHBOURS && !self.neighbours.contains_key(hub) {
+            return false;
+        }
+        let listed = self.networks.values().any(|network| network.lists_hub(hub));
+        let known = self.config.peers.iter().any(|peer| peer.key == *hub);
+        // It may bring the roster that lists it.
+        let new = self.config.allow.allows(network) && self.networks.get(network).is_none_or(|n| n.roster.is_none());
+        listed || known || new
+    }
+
+    /// Whether the stream that there is to `hub` is to be kept over one dialled by `dialler`.
+    fn keeps(&self, hub: &HubKey, dialler: HubKey, now: Instant) -> bool {
+        let preferred = self.key.min(*hub);
+        self.neighbours.get(hub).is_some_and(|there| {
+            let fresh = now.saturating_duration_since(there.heard) < HELLO * 2;
+            fresh && there.dialler == preferred && dialler != preferred
+        })
+    }
+
+    fn add_neighbour(
+        &mut self,
+        stream: StreamId,
+        hub: HubKey,
+        dialler: HubKey,
+        now: Instant,
+    ) -> Result<(AttachmentId, flatlan_relay::BindSecret), Refusal> {
+        if let Some(before) = self.neighbours.get(&hub).map(|neighbour| neighbour.control) {
+            self.refuse(before, RefusedCode::Replaced, "a newer stream between these hubs took its place", now);
+        }
+        let full = || Refusal::new(RefusedCode::Quota, "this hub is full");
+        let (attachment, bind) = self.add_attachment(Owner::Hub(hub), stream).ok_or_else(full)?;
+        self.set_state(stream, State::Hub(hub));
+        let neighbour = Neighbour {
+            control: stream,
+            attachment,
+            dialler,
+            heard: now,
+            leg: LegState::Down,
+            theirs: None,
+            rtt: None,
+            adjacency: Adjacency::Down,
+            serves: BTreeSet::new(),
+            next_hello: now,
+        };
+        self.neighbours.insert(hub, neighbour);
+        self.next_tick = now;
+        Ok((attachment, bind))
+    }
+
+    fn handle_hello(&mut self, hub: HubKey, time: u64, echo: Option<Echo>, now: Instant) {
+        let clock = self.clock.micros(now);
+        let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
+        let first = neighbour.theirs.is_none();
+        neighbour.theirs = Some((time, now));
+        if let Some(Echo { time, held_us }) = echo {
+            let sample = Duration::from_micros(clock.saturating_sub(time).saturating_sub(held_us));
+            let smooth = |rtt: Duration| (rtt * 7 + sample) / 8;
+            neighbour.rtt = Some(neighbour.rtt.map_or(sample, smooth));
+        }
+        if first {
+            self.send_hello(hub, now);
+        }
+        self.judge(hub, now);
+    }
+
+    fn send_hello(&mut self, hub: HubKey, now: Instant) {
+        let time = self.clock.micros(now);
+        let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
+        neighbour.next_hello = now + HELLO;
+        let held = |at: Instant| u64::try_from(now.saturating_duration_since(at).as_micros()).unwrap_or(u64::MAX);
+        let echo = neighbour.theirs.map(|(time, at)| Echo { time, held_us: held(at) });
+        self.tell_hub(hub, Control::Hello { time, echo });
+    }
+
+    fn judge(&mut self, hub: HubKey, now: Instant) {
+        let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
+        let attachment = neighbour.attachment;
+        let good = neighbour.alive(now) && neighbour.rtt.is_some();
+        match (neighbour.adjacency, good) {
+            (Adjacency::Down, true) => {
+                neighbour.adjacency = Adjacency::Up;
+                self.event(HubEvent::NeighbourUp { hub });
+                self.send_serves(hub);
+                self.originate();
+                self.send_lsa_digest(hub);
+                self.send_presence_digests(hub);
+            }
+            (Adjacency::Up, false) => {
+                neighbour.adjacency = Adjacency::Down;
+                self.event(HubEvent::NeighbourDown { hub });
+                self.originate();
+                self.leave_neighbour(attachment, now);
+            }
+            (Adjacency::Down, false) | (Adjacency::Up, true) => {}
+        }
+    }
+
+    fn send_serves(&mut self, hub: HubKey) {
+        let networks = self.networks.iter().filter(|(_, network)| network.lists_hub(&hub)).map(|(id, _)| *id);
+        let networks = networks.take(MAX_SERVED).collect();
+        self.tell_hub(hub, Control::Serves { networks });
+    }
+
+    fn handle_serves(&mut self, stream: StreamId, hub: HubKey, networks: Vec<NetworkId>) {
+        let allowed = networks.into_iter().take(MAX_SERVED).filter(|network| self.config.allow.allows(network));
+        let allowed: BTreeSet<_> = allowed.collect();
+        let missing = allowed.iter().find(|id| self.networks.get(id).is_none_or(|network| network.roster.is_none()));
+        let missing = missing.copied();
+        if let Some(neighbour) = self.neighbours.get_mut(&hub) {
+            neighbour.serves = allowed;
+        }
+        if let Some(network) = missing {
+            self.ask_for_roster(stream, network);
+        }
+        self.send_heads(hub);
+        self.send_presence_digests(hub);
+    }
+
+    fn handle_lsa(&mut self, from: HubKey, bytes: &[u8], now: Instant) {
+        let Ok(Lsa { origin, version, .. }) = SignedLsa::peek(bytes) else { return };
+        if origin == self.key {
+            // Ours, of a life that we do not remember: go beyond it.
+            if version > self.own.version && SignedLsa::verify(bytes).is_ok() {
+                self.own.version = LsaVersion { incarnation: version.incarnation.saturating_add(1), sequence: 0 };
+                self.originate();
+            }
+            return;
+        }
+        if !self.networks.values().any(|network| network.lists_hub(&origin)) {
+            return;
+        }
+        match self.lsdb.add(bytes) {
+            News::Restarted => {
+                self.hub_restarted(origin);
+                self.flood(origin, bytes, Some(from));
+                self.leave_drained(origin, now);
+            }
+            News::Newer => {
+                self.flood(origin, bytes, Some(from));
+                self.leave_drained(origin, now);
+            }
+            News::Older => {
+                if let Some(ours) = self.lsdb.get(&origin) {
+                    let lsa = ours.bytes().to_vec();
+                    self.tell_hub(from, Control::Lsa { lsa });
+                }
+            }
+            News::Bad | News::Same => {}
+        }
+    }
+
+    /// A neighbour that no longer serves a network carries no transit: move what leads over it.
+    fn leave_drained(&mut self, hub: HubKey, now: Instant) {
+        let drained = self.lsdb.get(&hub).is_some_and(|lsa| lsa.lsa().serves.is_empty());
+        let attachment = self.neighbours.get(&hub).map(|neighbour| neighbour.attachment);
+        if let Some(attachment) = attachment.filter(|_| drained) {
+            self.leave_neighbour(attachment, now);
+        }
+    }
+
+    fn handle_lsa_digest(&mut self, hub: HubKey, theirs: &[LsaEntry]) {
+        let theirs: BTreeMap<_, _> = theirs.iter().map(|entry| (entry.origin, entry.version)).collect();
+        let newer = |lsa: &&SignedLsa| {
+            let Lsa { origin, version, .. } = lsa.lsa();
+            theirs.get(origin).is_none_or(|theirs| theirs < version) && self.related(origin, &hub)
+        };
+        let missing: Vec<_> = self.lsdb.iter().filter(newer).map(|lsa| lsa.bytes().to_vec()).collect();
+        for lsa in missing {
+            self.tell_hub(hub, Control::Lsa { lsa });
+        }
+    }
+
+    fn send_lsa_digest(&mut self, hub: HubKey) {
+        let entries = self.lsdb.digest().filter(|entry| self.related(&entry.origin, &hub)).take(MAX_DIGEST).collect();
+        self.tell_hub(hub, Control::LsaDigest { entries });
+    }
+
+    fn flood(&mut self, origin: HubKey, bytes: &[u8], except: Option<HubKey>) {
+        let told: Vec<_> = self
+            .neighbours
+            .iter()
+            .filter(|(hub, _)| Some(**hub) != except && **hub != origin && self.related(&origin, hub))
+            .map(|(_, neighbour)| neighbour.control)
+            .collect();
+        for stream in told {
+            self.send(stream, Control::Lsa { lsa: bytes.to_vec() });
+        }
+    }
+
+    /// Whether `origin`'s links are any of `hub`'s business.
+    fn related(&self, origin: &HubKey, hub: &HubKey) -> bool {
+        let both = |hubs: [&HubKey; 2]| self.networks.values().any(|n| hubs.iter().all(|hub| n.lists_hub(hub)));
+        *origin == self.key || both([origin, hub])
+    }
+
+    /// Someone says that a node is here no more, and it is.
+    fn correct(&mut self, hub: HubKey, network: NetworkId, member: &flatlan_types::MemberId) {
+        let Some(state) = self.networks.get(&network) else { return };
+        let ours = state.presence.hubs_of(member).find(|presence| presence.hub() == self.key).map(Presence::encode);
+        if let Some(presence) = ours {
+            self.tell_hub(hub, Control::PresenceFlood { network, presences: vec![presence.into()] });
+        }
+    }
+
+    fn shares(&self, hub: &HubKey, network: &NetworkId) -> bool {
+        self.networks.get(network).is_some_and(|network| network.lists_hub(hub))
+    }
+
+    fn set_try(&mut self, hub: &HubKey, role: Role, change: impl FnOnce(&mut Try, u64)) {
+        let jitter = self.random.next();
+        let Some(dialler) = self.diallers.get_mut(hub) else { return };
+        let attempt = if role == Role::HubData { &mut dialler.data } else { &mut dialler.control };
+        change(attempt, jitter);
+    }
+}
+
+/// Where a hub that we dialled takes datagrams: what it says, with the address that we reached it at in
+/// place of an unspecified one or a name.
+fn udp_endpoints(udp: &[HostPort], remote: Endpoint) -> Vec<Endpoint> {
+    let mut endpoints = Vec::new();
+    for at in udp.iter().take(MAX_UDP) {
+        let literal = at.literal().filter(|literal| !literal.socket_addr().ip().is_unspecified());
+        let reached = std::net::SocketAddr::new(remote.socket_addr().ip(), at.port());
+        let endpoint = literal.unwrap_or_else(|| Endpoint::new(reached));
+        if !endpoints.contains(&endpoint) {
+            endpoints.push(endpoint);
+        }
+    }
+    endpoints
+}
+
+/// How far a round trip may drift before it is stated anew, microseconds: a quarter, at least 2 ms.
+fn drift(rtt_us: u32) -> u32 {
+    (rtt_us / 4).max(2_000)
+}
+
+const HELLO: Duration = Duration::from_millis(200);
+const MISSES: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_NEIGHBOURS: usize = 256;
+/// Networks in one `Serves`.
+const MAX_SERVED: usize = 1_800;
+/// Lines in one digest.
+const MAX_DIGEST: usize = 1_000;
+const MAX_UDP: usize = 8;

@@ -1,0 +1,454 @@
+//! Path requests and labels.
+//!
+//! A request travels toward the receiver, hop by hop along the shortest way, and no hub twice (`via`).
+//! Each hop answers with the label that it wants to see; on the way back every hub allocates its own and
+//! tells the forwarder. A label lives until its sender closes it, either end detaches, a member is
+//! removed, or the forwarder finds it idle.
+//!
+//! When the way onward breaks, the hub that notices asks for another one (*repair*) under the same label
+//! of its own; the sender sees nothing but a short loss. Where the old way still stands it is kept a
+//! while after the new one works. Where there is no other way the sender is told (`PathLost`).
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use flatlan_relay::{Control, MAX_HOPS, PathOpen, PathReason};
+use flatlan_types::{HubKey, Label, MemberId, NetworkId};
+
+use super::{Hub, Owner};
+use crate::{
+    forward::{AttachmentId, ForwardCommand, StreamId},
+    linkstate::{Route, routes},
+};
+
+/// One label of ours.
+#[derive(Debug)]
+pub(super) struct LabelState {
+    pub(super) network: NetworkId,
+    pub(super) from: MemberId,
+    pub(super) to: MemberId,
+    upstream: AttachmentId,
+    downstream: AttachmentId,
+    out: Label,
+    /// The hubs before this one.
+    via: Vec<HubKey>,
+    avoid: Vec<HubKey>,
+    repair: Repair,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repair {
+    No,
+    Asked,
+}
+
+/// A request that waits for an answer.
+#[derive(Debug)]
+pub(super) struct Pending {
+    origin: Origin,
+    upstream: AttachmentId,
+    downstream: AttachmentId,
+    open: PathOpen,
+    /// Of the link to the downstream.
+    rtt_us: u32,
+    deadline: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// The upstream asked, under this number.
+    Asked(u32),
+    /// We look for another way for this label.
+    Repair(Label),
+}
+
+/// A label of a downstream that is not used any more, kept until frames under way have passed.
+#[derive(Debug)]
+pub(super) struct Closing {
+    at: Instant,
+    attachment: AttachmentId,
+    label: Label,
+}
+
+impl Hub {
+    pub(super) fn handle_path_open(
+        &mut self,
+        stream: StreamId,
+        upstream: AttachmentId,
+        mut open: PathOpen,
+        now: Instant,
+    ) {
+        let request = open.request;
+        open.hops = open.hops.min(MAX_HOPS);
+        open.avoid.truncate(MAX_AVOID);
+        if let Err(reason) = self.may_open(upstream, &open).and_then(|()| {
+            let origin = Origin::Asked(request);
+            self.ask(origin, upstream, open, now)
+        }) {
+            self.send(stream, Control::PathFailed { request, reason });
+        }
+    }
+
+    pub(super) fn handle_path_opened(
+        &mut self,
+        from: AttachmentId,
+        request: u32,
+        (out, mut via, rtt_us): (Label, Vec<HubKey>, u32),
+        now: Instant,
+    ) {
+        let answers = self.pending.get(&request).is_some_and(|pending| pending.downstream == from);
+        let Some(pending) = self.pending.remove(&request).filter(|_| answers) else {
+            // Too late: nobody will use it.
+            return self.close_downstream(from, out);
+        };
+        via.truncate(usize::from(MAX_HOPS));
+        let Pending { origin, upstream, downstream, open, rtt_us: link, .. } = pending;
+        match origin {
+            Origin::Asked(request) => {
+                self.request_ended(upstream);
+                let rtt_us = rtt_us.saturating_add(link);
+                self.give_label(upstream, downstream, (request, out, via, rtt_us), open);
+            }
+            Origin::Repair(label) => self.redirect(label, downstream, out, now),
+        }
+    }
+
+    pub(super) fn handle_path_failed(&mut self, from: AttachmentId, request: u32, reason: PathReason, now: Instant) {
+        if self.pending.get(&request).is_some_and(|pending| pending.downstream == from) {
+            self.fail(request, reason, now);
+        }
+    }
+
+    /// The upstream will not use a label again.
+    pub(super) fn handle_path_close(&mut self, from: AttachmentId, label: Label, _now: Instant) {
+        if self.labels.get(label.0).is_some_and(|state| state.upstream == from)
+            && let Some(state) = self.unhook(label)
+        {
+            self.close_downstream(state.downstream, state.out);
+        }
+    }
+
+    /// A label that the downstream gave leads nowhere any more.
+    pub(super) fn handle_path_lost(&mut self, from: AttachmentId, out: Label, reason: PathReason, now: Instant) {
+        let hub = self.owner_hub(from);
+        for label in self.labels_to(from, out) {
+            match (hub, reason) {
+                // The hub there found no other way; perhaps there is one around it.
+                (Some(hub), PathReason::HubLost | PathReason::NoRoute | PathReason::Timeout | PathReason::Idle) => {
+                    self.repair(label, Some(hub), now);
+                }
+                _ => self.lose(label, reason),
+            }
+        }
+    }
+
+    /// The downstream does not know a label that it gave: ask for another one.
+    pub(super) fn handle_label_unknown(&mut self, from: AttachmentId, out: Label, now: Instant) {
+        for label in self.labels_to(from, out) {
+            self.repair(label, None, now);
+        }
+    }
+
+    /// Frees a label and tells both ends.
+    pub(super) fn drop_label(&mut self, label: Label, reason: PathReason, _now: Instant) {
+        let Some(state) = self.unhook(label) else { return };
+        self.close_downstream(state.downstream, state.out);
+        self.tell(state.upstream, Control::PathLost { label, reason });
+    }
+
+    /// Ends all paths of an attachment that is about to go.
+    pub(super) fn release_paths(&mut self, attachment: AttachmentId, now: Instant) {
+        let Some(state) = self.attachments.get_mut(attachment.0) else { return };
+        let upstream = std::mem::take(&mut state.upstream);
+        let downstream = std::mem::take(&mut state.downstream);
+        let hub = match state.owner {
+            Owner::Hub(hub) => Some(hub),
+            Owner::Node { .. } => None,
+        };
+        for label in upstream {
+            if let Some(state) = self.unhook(label) {
+                self.close_downstream(state.downstream, state.out);
+            }
+        }
+        let asked = |pending: &Pending| pending.upstream == attachment;
+        self.pending.retain(|_, pending| !asked(pending));
+        let unanswered: Vec<_> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.downstream == attachment)
+            .map(|(request, _)| *request)
+            .collect();
+        let reason = if hub.is_some() { PathReason::HubLost } else { PathReason::Detached };
+        for request in unanswered {
+            self.fail(request, reason, now);
+        }
+        for (_, label) in downstream {
+            match hub {
+                Some(_) => self.repair(label, hub, now),
+                None => self.lose(label, reason),
+            }
+        }
+    }
+
+    /// Looks for other ways for all that leads over a hub which is not to be used.
+    pub(super) fn leave_neighbour(&mut self, attachment: AttachmentId, now: Instant) {
+        let hub = self.owner_hub(attachment);
+        let Some(state) = self.attachments.get(attachment.0) else { return };
+        let labels: Vec<_> = state.downstream.iter().map(|(_, label)| *label).collect();
+        for label in labels {
+            self.repair(label, hub, now);
+        }
+    }
+
+    pub(super) fn expire_requests(&mut self, now: Instant) {
+        let late: Vec<_> =
+            self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(request, _)| *request).collect();
+        for request in late {
+            self.fail(request, PathReason::Timeout, now);
+        }
+    }
+
+    pub(super) fn close_old_labels(&mut self, now: Instant) {
+        let due: Vec<_> = self.closing.extract_if(.., |closing| closing.at <= now).collect();
+        for Closing { attachment, label, .. } in due {
+            self.close_downstream(attachment, label);
+        }
+    }
+
+    /// The way to a hub for a network's paths.
+    pub(super) fn route(&mut self, network: NetworkId, to: HubKey) -> Option<Route> {
+        let generation = self.lsdb.generation();
+        let state = self.networks.get(&network)?;
+        if state.routes.as_ref().is_none_or(|(of, _)| *of != generation) {
+            let table = self.routes_around(network, &BTreeSet::new());
+            self.networks.get_mut(&network)?.routes = Some((generation, table));
+        }
+        let (_, table) = self.networks.get(&network)?.routes.as_ref()?;
+        table.get(&to).copied()
+    }
+
+    fn may_open(&self, upstream: AttachmentId, open: &PathOpen) -> Result<(), PathReason> {
+        if open.hops == 0 || open.via.len() >= usize::from(MAX_HOPS) || open.via.contains(&self.key) {
+            return Err(PathReason::HopLimit);
+        }
+        let network = self.networks.get(&open.network).ok_or(PathReason::NotMember)?;
+        if !network.lists_member(&open.from) || !network.lists_member(&open.to) || open.from == open.to {
+            return Err(PathReason::NotMember);
+        }
+        let state = self.attachments.get(upstream.0).ok_or(PathReason::Refused)?;
+        let limits = &self.config.limits;
+        // A neighbour asks for many nodes, each of which its own hub holds to the limit.
+        let share = match state.owner {
+            Owner::Hub(_) => HUB_SHARE,
+            Owner::Node { .. } => 1,
+        };
+        if state.requests >= limits.requests * share || state.upstream.len() >= limits.labels_per_node * share {
+            return Err(PathReason::Quota);
+        }
+        Ok(())
+    }
+
+    /// Hands a request to the next hop.
+    fn ask(&mut self, origin: Origin, upstream: AttachmentId, open: PathOpen, now: Instant) -> Result<(), PathReason> {
+        let (downstream, rtt_us) = self.choose(&open)?;
+        if downstream == upstream {
+            return Err(PathReason::NoRoute);
+        }
+        let request = self.next_request;
+        self.next_request = self.next_request.wrapping_add(1);
+        let mut via = open.via.clone();
+        via.push(self.key);
+        let onward = PathOpen { request, hops: open.hops.saturating_sub(1), via, ..open.clone() };
+        self.tell(downstream, Control::PathOpen(onward));
+        if let (Origin::Asked(_), Some(state)) = (origin, self.attachments.get_mut(upstream.0)) {
+            state.requests += 1;
+        }
+        let deadline = now + PATIENCE;
+        self.pending.insert(request, Pending { origin, upstream, downstream, open, rtt_us, deadline });
+        Ok(())
+    }
+
+    /// The next hop toward the receiver, and the round trip to it.
+    fn choose(&mut self, open: &PathOpen) -> Result<(AttachmentId, u32), PathReason> {
+        let state = self.networks.get(&open.network).ok_or(PathReason::NotMember)?;
+        if let Some(here) = state.attached.get(&open.to) {
+            return Ok((*here, 0));
+        }
+        let holders: Vec<_> = state.presence.hubs_of(&open.to).map(|presence| presence.hub()).collect();
+        if holders.is_empty() {
+            return Err(PathReason::NotAttached);
+        }
+        let crossed: BTreeSet<_> = open.via.iter().copied().collect();
+        let wary = open.avoid.iter().copied().filter(|hub| *hub != self.key).chain(crossed.iter().copied()).collect();
+        for around in [&wary, &crossed] {
+            let table = if around.is_empty() {
+                holders.iter().filter_map(|hub| Some((*hub, self.route(open.network, *hub)?))).collect()
+            } else {
+                self.routes_around(open.network, around)
+            };
+            let reachable = holders.iter().filter_map(|hub| table.get(hub));
+            let Some(best) = reachable.min_by_key(|route| (route.cost, route.next_hop)) else { continue };
+            if let Some(neighbour) = self.neighbours.get(&best.next_hop).filter(|neighbour| neighbour.is_up()) {
+                return Ok((neighbour.attachment, neighbour.rtt_us()));
+            }
+        }
+        Err(PathReason::NoRoute)
+    }
+
+    fn routes_around(
+        &self,
+        network: NetworkId,
+        around: &BTreeSet<HubKey>,
+    ) -> std::collections::BTreeMap<HubKey, Route> {
+        let Some(state) = self.networks.get(&network) else { return std::collections::BTreeMap::new() };
+        let me = self.key;
+        routes(me, self.lsdb.states(), |lsa| {
+            let mine = lsa.origin == me;
+            let serves = lsa.serves.binary_search(&state.tag).is_ok();
+            mine || (serves && state.lists_hub(&lsa.origin) && !around.contains(&lsa.origin))
+        })
+    }
+
+    fn give_label(
+        &mut self,
+        upstream: AttachmentId,
+        downstream: AttachmentId,
+        (request, out, mut via, rtt_us): (u32, Label, Vec<HubKey>, u32),
+        open: PathOpen,
+    ) {
+        let PathOpen { network, from, to, via: before, avoid, .. } = open;
+        let state = LabelState { network, from, to, upstream, downstream, out, via: before, avoid, repair: Repair::No };
+        let generation = self.random.generation();
+        let Some(label) = self.labels.insert(generation, state).map(Label) else {
+            self.close_downstream(downstream, out);
+            return self.tell(upstream, Control::PathFailed { request, reason: PathReason::Quota });
+        };
+        if let Some(state) = self.attachments.get_mut(upstream.0) {
+            state.upstream.insert(label);
+        }
+        if let Some(state) = self.attachments.get_mut(downstream.0) {
+            state.downstream.insert((out, label));
+        }
+        self.forward(ForwardCommand::AddLabel { label, network, upstream, downstream, out });
+        via.insert(0, self.key);
+        self.tell(upstream, Control::PathOpened { request, label, via, rtt_us });
+    }
+
+    /// Another way works: move the label onto it, and let the old way drain.
+    fn redirect(&mut self, label: Label, downstream: AttachmentId, out: Label, now: Instant) {
+        let Some(state) = self.labels.get_mut(label.0) else {
+            return self.close_downstream(downstream, out);
+        };
+        let before = (state.downstream, state.out);
+        (state.downstream, state.out, state.repair) = (downstream, out, Repair::No);
+        if let Some(attachment) = self.attachments.get_mut(before.0.0) {
+            attachment.downstream.remove(&(before.1, label));
+            self.closing.push(Closing { at: now + KEEP, attachment: before.0, label: before.1 });
+        }
+        if let Some(attachment) = self.attachments.get_mut(downstream.0) {
+            attachment.downstream.insert((out, label));
+        }
+        self.forward(ForwardCommand::RedirectLabel { label, downstream, out });
+    }
+
+    /// Looks for another way onward, around `hub`. Without one the sender is told.
+    fn repair(&mut self, label: Label, hub: Option<HubKey>, now: Instant) {
+        let Some(state) = self.labels.get_mut(label.0) else { return };
+        if state.repair == Repair::Asked {
+            return;
+        }
+        state.repair = Repair::Asked;
+        let mut avoid = state.avoid.clone();
+        avoid.extend(hub);
+        let crossed = u8::try_from(state.via.len()).unwrap_or(MAX_HOPS);
+        let open = PathOpen {
+            request: 0,
+            network: state.network,
+            from: state.from,
+            to: state.to,
+            hops: MAX_HOPS.saturating_sub(crossed),
+            via: state.via.clone(),
+            avoid,
+        };
+        let upstream = state.upstream;
+        if let Err(reason) = self.ask(Origin::Repair(label), upstream, open, now) {
+            let reason = if hub.is_some() { PathReason::HubLost } else { reason };
+            self.drop_label(label, reason, now);
+        }
+    }
+
+    fn fail(&mut self, request: u32, reason: PathReason, now: Instant) {
+        let Some(Pending { origin, upstream, .. }) = self.pending.remove(&request) else { return };
+        match origin {
+            Origin::Asked(request) => {
+                self.request_ended(upstream);
+                self.tell(upstream, Control::PathFailed { request, reason });
+            }
+            Origin::Repair(label) => self.drop_label(label, reason, now),
+        }
+    }
+
+    /// Tells the upstream; the downstream knows.
+    fn lose(&mut self, label: Label, reason: PathReason) {
+        if let Some(state) = self.unhook(label) {
+            self.tell(state.upstream, Control::PathLost { label, reason });
+        }
+    }
+
+    /// Frees a label here; tells nobody.
+    fn unhook(&mut self, label: Label) -> Option<LabelState> {
+        let state = self.labels.remove(label.0)?;
+        self.forward(ForwardCommand::RemoveLabel { label });
+        if let Some(attachment) = self.attachments.get_mut(state.upstream.0) {
+            attachment.upstream.remove(&label);
+        }
+        if let Some(attachment) = self.attachments.get_mut(state.downstream.0) {
+            attachment.downstream.remove(&(state.out, label));
+        }
+        Some(state)
+    }
+
+    /// Tells a downstream that its label is free, unless another of ours still leads to it.
+    fn close_downstream(&mut self, downstream: AttachmentId, out: Label) {
+        if self.labels_to(downstream, out).is_empty() {
+            self.tell(downstream, Control::PathClose { label: out });
+        }
+    }
+
+    fn labels_to(&self, downstream: AttachmentId, out: Label) -> Vec<Label> {
+        let Some(state) = self.attachments.get(downstream.0) else { return Vec::new() };
+        let range = (out, Label(0))..=(out, Label(u32::MAX));
+        state.downstream.range(range).map(|(_, label)| *label).collect()
+    }
+
+    fn request_ended(&mut self, upstream: AttachmentId) {
+        if let Some(state) = self.attachments.get_mut(upstream.0) {
+            state.requests = state.requests.saturating_sub(1);
+        }
+    }
+
+    fn owner_hub(&self, attachment: AttachmentId) -> Option<HubKey> {
+        match self.attachments.get(attachment.0)?.owner {
+            Owner::Hub(hub) => Some(hub),
+            Owner::Node { .. } => None,
+        }
+    }
+
+    /// Sends on an attachment's control stream.
+    fn tell(&mut self, attachment: AttachmentId, message: Control) {
+        if let Some(state) = self.attachments.get(attachment.0) {
+            let control = state.control;
+            self.send(control, message);
+        }
+    }
+}
+
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the old way is kept after a new one works.
+const KEEP: Duration = Duration::from_secs(5);
+/// How many nodes' worth a neighbouring hub may ask for.
+const HUB_SHARE: usize = 256;
+const MAX_AVOID: usize = 16;
