@@ -37,6 +37,16 @@ pub enum TransportChoice {
     Udp,
 }
 
+impl From<TransportChoice> for flatlan_node::Transport {
+    fn from(choice: TransportChoice) -> Self {
+        match choice {
+            TransportChoice::Auto => Self::Auto,
+            TransportChoice::Tcp => Self::Tcp,
+            TransportChoice::Udp => Self::Udp,
+        }
+    }
+}
+
 /// The file of `flatlan up --config`. Flags override it.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]

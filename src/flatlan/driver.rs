@@ -12,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_datapath::{Command, Event, Worker, WorkerConfig};
-use flatlan_node::{Fatal, Interface, Node, Output, StreamId};
+use flatlan_datapath::{Event, Worker, WorkerConfig};
+use flatlan_node::{Fatal, Interface, Node, Output, PersistResult, StreamId};
 use flatlan_os::{
     ExitClass, clock, entropy,
     file::FileMode,
@@ -22,7 +22,7 @@ use flatlan_os::{
     udp::{Port, UdpError, UdpOptions, UdpSocket},
 };
 use flatlan_packet::{Gro, Offload};
-use flatlan_types::{Endpoint, Prefix};
+use flatlan_types::{Endpoint, HostPort, Prefix};
 use flatlan_wg::{Boringtun, Engine};
 use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, oneshot};
@@ -72,9 +72,6 @@ pub enum NodeError {
     /// This node cannot go on.
     #[error("{0}")]
     Fatal(Fatal),
-    /// The saved roster or the like is of no use.
-    #[error("{0}")]
-    Node(flatlan_node::NodeError),
     /// No network was joined.
     #[error("this node has not joined a network: {state} holds no network: run `flatlan join TOKEN --state {state}`")]
     NotJoined {
@@ -114,7 +111,7 @@ impl NodeError {
     /// What it means to whoever started the program.
     pub fn exit_class(&self) -> ExitClass {
         match self {
-            Self::Control { .. } | Self::Fatal(_) | Self::Node(_) | Self::Packets(_) => ExitClass::Failed,
+            Self::Control { .. } | Self::Fatal(_) | Self::Packets(_) => ExitClass::Failed,
             Self::NotJoined { .. } | Self::Overlap { .. } => ExitClass::Wrong,
             Self::Route(error) => error.exit_class(),
             Self::State(error) => error.exit_class(),
@@ -184,6 +181,9 @@ impl NodeHandle {
     }
 }
 
+/// A name and what it resolved to.
+type Resolved = (HostPort, Vec<Endpoint>);
+
 struct Driver {
     config: NodeConfig,
     state: NodeState,
@@ -203,6 +203,9 @@ struct Driver {
     notices: mpsc::Sender<Notice>,
     up: bool,
     next_waiting: Instant,
+    /// Why the last stream ended: what an operator wants to know while nothing works.
+    trouble: Option<String>,
+    resolver: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
     control: tokio::task::JoinHandle<()>,
 }
 
@@ -244,8 +247,9 @@ impl Driver {
             secret: secret.clone(),
             epoch,
             bootstrap: network.hubs,
+            transport: config.transport.into(),
         };
-        let mut node = Node::new(node_config, persisted, entropy::seed(), now, unix).map_err(NodeError::Node)?;
+        let mut node = Node::new(node_config, persisted, entropy::seed(), now, unix);
         let (streams, stream_events) = Streams::new(config.proxy.clone());
         let (packets, unstarted, worker_events) =
             PacketThread::prepare().map_err(|e| NodeError::Packets(e.to_string()))?;
@@ -254,14 +258,14 @@ impl Driver {
             secret,
             epoch,
             mtu: usize::from(DEFAULT_MTU),
-            gro: Gro::default(),
+            gro: Gro::ALL,
             seed: entropy::seed(),
         };
         let netlink = Netlink::open().map_err(NodeError::Route)?;
         let changes = Changes::watch(&[]).map_err(NodeError::Route)?;
         if config.transport != TransportChoice::Tcp {
             let candidates = host_candidates(&netlink, port).await?;
-            node.handle_host_candidates(candidates, now);
+            node.handle_host_candidates(candidates, now, unix);
         }
         Ok(Self {
             state,
@@ -280,6 +284,8 @@ impl Driver {
             notices,
             up: false,
             next_waiting: now + FIRST_WAITING,
+            trouble: None,
+            resolver: mpsc::channel(16),
             control: tokio::spawn(control::serve(listener, requests)),
             config,
         })
@@ -287,7 +293,7 @@ impl Driver {
 
     async fn run(mut self: Box<Self>, mut requests: mpsc::Receiver<Request>) -> Result<(), NodeError> {
         let ended = self.run_until_stopped(&mut requests).await;
-        self.node.shutdown(clock::now());
+        self.node.handle_shutdown(clock::now());
         // what is to be remembered is written even where the end is an error
         let drained = self.drain().await;
         self.control.abort();
@@ -312,6 +318,7 @@ impl Driver {
                     Request::Reload => self.network_changed().await?,
                 },
                 Some(event) = self.stream_events.recv() => self.handle_stream(event),
+                Some((place, found)) = self.resolver.1.recv() => self.node.handle_resolved(&place, &found, clock::now()),
                 Some(event) = self.worker_events.recv() => self.node.handle_event(event, clock::now(), clock::unix()),
                 ended = packets_ended(&mut self.packets_ended) => return Err(ended),
                 () = self.changes.changed() => self.network_changed().await?,
@@ -325,8 +332,12 @@ impl Driver {
         self.node.handle_timeout(now, clock::unix());
         if !self.up && self.next_waiting <= now {
             self.next_waiting = now + WAITING;
-            if let Some(waiting) = self.node.status(now).waiting {
-                let _ = self.notices.try_send(Notice::Waiting { reason: waiting.to_string() });
+            if let Some(waiting) = self.node.waiting() {
+                let reason = match &self.trouble {
+                    Some(trouble) => format!("{waiting}: {trouble}"),
+                    None => waiting.to_string(),
+                };
+                let _ = self.notices.try_send(Notice::Waiting { reason });
             }
         }
     }
@@ -334,11 +345,15 @@ impl Driver {
     fn handle_stream(&mut self, event: StreamEvent) {
         let now = clock::now();
         match event {
-            StreamEvent::Opened { stream, exporter, remote } => self.node.handle_opened(stream, exporter, remote, now),
+            StreamEvent::Opened { stream, exporter, remote } => {
+                self.node.handle_opened(stream, exporter, self.direct_remote(remote), now)
+            }
             StreamEvent::Message { stream, bytes } => self.node.handle_message(stream, &bytes, now, clock::unix()),
             StreamEvent::Closed { stream, reason } => {
                 self.streams.close(stream);
-                self.node.handle_closed(stream, reason, now);
+                tracing::debug!(%reason, "stream to a hub ended");
+                self.trouble = Some(reason);
+                self.node.handle_closed(stream, now, clock::unix());
             }
         }
     }
@@ -351,7 +366,8 @@ impl Driver {
                 Output::Dial { stream, target, .. } => self.streams.dial(stream, target),
                 Output::Send { stream, bytes } => {
                     if let Err(reason) = self.streams.send(stream, bytes) {
-                        self.node.handle_closed(stream, reason.to_owned(), now);
+                        self.trouble = Some(reason.to_owned());
+                        self.node.handle_closed(stream, now, clock::unix());
                     }
                 }
                 Output::Close { stream } => {
@@ -366,16 +382,15 @@ impl Driver {
                         self.packets.order(Order::OpenStream(hub, sender)).await;
                     }
                 }
-                Output::Worker(command) => {
-                    if let Some(command) = self.allowed(command) {
-                        self.packets.order(Order::Command(command)).await;
-                    }
-                }
+                Output::Worker(command) => self.packets.order(Order::Command(command)).await,
                 Output::Snapshot(snapshot) => self.packets.order(Order::Snapshot(snapshot)).await,
                 Output::Interface(interface) => self.set_interface(interface).await?,
                 Output::Resolve { place } => {
-                    let found = flatlan_os::resolve::resolve(&place, RESOLVE).await.unwrap_or_default();
-                    self.node.handle_resolved(&place, found, clock::now());
+                    let answers = self.resolver.0.clone();
+                    tokio::spawn(async move {
+                        let found = flatlan_os::resolve::resolve(&place, RESOLVE).await.unwrap_or_default();
+                        let _ = answers.send((place, found)).await;
+                    });
                 }
                 Output::Persist { file, bytes, token } => {
                     let written = self.state.dir().write(&file, &bytes, FileMode::Secret);
@@ -383,7 +398,8 @@ impl Driver {
                         tracing::error!(reason = %error, "the state directory cannot be written");
                     }
                     if let Some(token) = token {
-                        self.node.handle_persisted(token, written.is_ok(), now, clock::unix());
+                        let result = if written.is_ok() { PersistResult::Written } else { PersistResult::Failed };
+                        self.node.handle_persisted(token, result, now, clock::unix());
                     }
                 }
                 Output::Up { hubs } => self.tell_up(hubs).await,
@@ -393,18 +409,9 @@ impl Driver {
         Ok(())
     }
 
-    /// The command, cut down to the underlay that the operator allows.
-    fn allowed(&self, command: Command) -> Option<Command> {
-        match (self.config.transport, command) {
-            (TransportChoice::Tcp, Command::SetHub { hub, stream, .. }) => {
-                Some(Command::SetHub { hub, udp: None, stream })
-            }
-            (TransportChoice::Tcp, Command::SetDirect { .. }) => None,
-            (TransportChoice::Udp, Command::SetHub { hub, udp, .. }) => {
-                Some(Command::SetHub { hub, udp, stream: false })
-            }
-            (TransportChoice::Auto | TransportChoice::Tcp | TransportChoice::Udp, command) => Some(command),
-        }
+    /// Where the hub itself is; behind a proxy that is not to be seen.
+    fn direct_remote(&self, remote: Endpoint) -> Option<Endpoint> {
+        self.config.proxy.is_none().then_some(remote)
     }
 
     async fn set_interface(&mut self, interface: Interface) -> Result<(), NodeError> {
@@ -425,7 +432,7 @@ impl Driver {
                 .map_err(NodeError::Tun)?;
             worker.mtu = usize::from(interface.mtu);
             worker.gro = gro(tun.offloads());
-            let engine = Engine::new(Boringtun::new(worker.secret.clone()), worker.seed);
+            let engine = Engine::<Boringtun>::new(&worker.secret, worker.seed);
             let (ended_tx, ended) = oneshot::channel();
             self.packets_ended = Some(ended);
             let worker = Worker::new(worker, engine);
@@ -461,9 +468,9 @@ impl Driver {
     async fn network_changed(&mut self) -> Result<(), NodeError> {
         if self.config.transport != TransportChoice::Tcp {
             let candidates = host_candidates(&self.netlink, self.port).await?;
-            self.node.handle_host_candidates(candidates, clock::now());
+            self.node.handle_host_candidates(candidates, clock::now(), clock::unix());
         }
-        self.packets.order(Order::Command(Command::NetworkChanged)).await;
+        self.node.handle_network_changed(clock::now(), clock::unix());
         Ok(())
     }
 
@@ -481,7 +488,7 @@ impl Driver {
 
     async fn status(&self) -> Status {
         let report = if self.unstarted.is_some() { None } else { self.packets.report().await };
-        Status::new(&self.node.status(clock::now()), &report.unwrap_or_default(), &self.config.tun, self.port)
+        Status::new(&self.node.status(), &report.unwrap_or_default(), &self.config.tun, self.port)
     }
 }
 
@@ -508,7 +515,7 @@ async fn packets_ended(ended: &mut Option<oneshot::Receiver<Result<(), PacketLoo
 
 async fn until(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        Some(deadline) => tokio::time::sleep(clock::until(deadline)).await,
         None => std::future::pending().await,
     }
 }

@@ -105,7 +105,7 @@ async fn redeem_at(
         return Err(JoinError::NotTaken { member: token.member.clone() });
     };
     let joined =
-        Joined { network: roster.network().name.clone(), member: member.name().clone(), ips: member.ips().to_vec() };
+        Joined { network: roster.network().name.clone(), member: member.name().clone(), ips: member.ips.clone() };
     ratchet.advance(&roster).map_err(|error| JoinError::Roster(VerifyError::Ratchet(error)))?;
     let write = |file: &str, bytes: &[u8]| {
         state.dir().write(file, bytes, FileMode::Secret).map_err(|e| JoinError::State(StateError::File(e)))

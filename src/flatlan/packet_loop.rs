@@ -8,9 +8,7 @@
 use std::{collections::BTreeMap, io, sync::Arc, thread::JoinHandle, time::Instant};
 
 use bytes::Bytes;
-use flatlan_datapath::{
-    Command, DropReason, Event, LegReport, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
-};
+use flatlan_datapath::{Command, DropReason, Event, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats};
 use flatlan_os::{
     clock,
     poll::{self, Waker},
@@ -42,9 +40,7 @@ pub(crate) enum Order {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Report {
     pub(crate) peers: Vec<PeerReport>,
-    pub(crate) legs: Vec<LegReport>,
     pub(crate) stats: WorkerStats,
-    pub(crate) generation: u64,
 }
 
 /// The control side's end of a packet thread.
@@ -217,12 +213,7 @@ impl<S: Sessions> PacketLoop<S> {
                 self.io.streams.remove(&hub);
             }
             Order::Report(reply) => {
-                let _ = reply.send(Report {
-                    peers: self.worker.report(now),
-                    legs: self.worker.legs(),
-                    stats: self.worker.stats().clone(),
-                    generation: self.worker.generation(),
-                });
+                let _ = reply.send(Report { peers: self.worker.report(now), stats: self.worker.stats().clone() });
             }
             Order::Stop => return Flow::Stop,
         }

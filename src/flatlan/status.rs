@@ -41,7 +41,7 @@ pub struct Network {
     /// Serial of the roster in use; zero: none.
     pub roster_serial: u64,
     /// Key epoch of the roster in use.
-    pub roster_key_epoch: u64,
+    pub roster_key_epoch: u32,
 }
 
 /// This node.
