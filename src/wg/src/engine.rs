@@ -537,8 +537,9 @@ const PACKET_MAX: usize = 65_535;
 const SLOTS: usize = 8;
 /// WireGuard's Rekey-Timeout: how soon a stock peer is asked again.
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How soon a peer of our own kind may be asked again: its seal is cheap to check.
-const RETRY: Duration = Duration::from_secs(1);
+/// How soon a peer of our own kind may be asked again: a lost first packet should not cost seconds, and its
+/// seal is cheap to check.
+const RETRY: Duration = Duration::from_millis(250);
 /// How often a lane with a persistent keepalive is revived.
 const REVIVE: Duration = Duration::from_secs(15);
 /// A lane that has sent nothing for this long is quiet.

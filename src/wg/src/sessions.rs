@@ -30,8 +30,10 @@ pub trait Sessions {
     /// Writes a handshake initiation (a plain WireGuard type 1) for the lane at `out[0..]`, and revives a
     /// lane whose attempts were given up.
     ///
-    /// `None` where one went out less than the retry interval ago (1 s; 5 s to a stock peer), the lane is
-    /// unknown, or `out` is shorter than [`crate::HANDSHAKE_MAX`].
+    /// `None` where one went out less than the retry interval ago (250 ms; 5 s to a stock peer), the lane is
+    /// unknown, or `out` is shorter than [`crate::HANDSHAKE_MAX`]. The interval is a floor: only the last two
+    /// initiations can be answered, so a caller that asks again must back off, or a peer more than two
+    /// intervals away is never reached.
     fn initiate(&mut self, lane: LaneKey, now: Instant, out: &mut [u8]) -> Option<usize>;
 
     /// Seals one IP packet as a type 4 datagram at `out[0..]`; `out` must hold [`sealed_len`] bytes.

@@ -16,6 +16,8 @@
 //! epoch, counter and eight zero bytes. The key names the direction, so the two ends never share a nonce.
 //! Integers are big endian.
 
+use std::time::Duration;
+
 use chacha20poly1305::{AeadInPlace as _, Tag, XNonce};
 use flatlan_types::{BootEpoch, SenderHint};
 
@@ -97,17 +99,25 @@ pub fn seal_frame(
 }
 
 /// Numbers the frames to one peer. A number must never come twice in one epoch: it is the nonce. One
-/// owner per peer, therefore neither `Clone` nor `Copy`.
+/// owner per peer, therefore neither `Clone` nor `Copy`, and one only: the receiver has one window.
 ///
 /// It starts at random, so that two clones of a machine that were given the same epoch do not use the same
 /// nonces for different frames, and rises by one.
 pub struct FrameCounter(u64);
 
 impl FrameCounter {
-    /// A counter from 64 random bits.
+    /// The first counter of a process that never makes a second one for this peer, from 64 random bits.
     pub fn new(seed: u64) -> Self {
-        // Two bits stay clear, so that it cannot wrap.
-        Self(seed >> 2)
+        Self::resumed(seed, Duration::ZERO)
+    }
+
+    /// A counter for a peer that may have been forgotten and met again: greater than what an earlier one in
+    /// this epoch has reached, or the peer would take every frame for a replay. `seed` is 64 random bits, the
+    /// same for the life of the process, and `uptime` how long that has lasted.
+    pub fn resumed(seed: u64, uptime: Duration) -> Self {
+        // Nobody sends a frame each microsecond. Two bits stay clear, so that it cannot wrap.
+        let micros = u64::try_from(uptime.as_micros()).unwrap_or(u64::MAX);
+        Self((seed >> 2).saturating_add(micros.min(1 << 61)))
     }
 
     fn next(&mut self) -> u64 {

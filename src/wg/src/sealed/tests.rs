@@ -210,6 +210,25 @@ fn two_clones_of_a_machine_do_not_share_numbers() {
 }
 
 #[test]
+fn a_peer_forgotten_and_met_again_hears_greater_numbers() {
+    use std::time::Duration;
+    let (a, b) = (end(1, 2), end(2, 1));
+    let seed = 0xfedc_ba98_7654_3210;
+    let mut window = ReplayWindow::new(BootEpoch(1));
+    for uptime in [0, 1, 3600] {
+        let mut counter = FrameCounter::resumed(seed, Duration::from_secs(uptime));
+        for _ in 0..2000 {
+            let datagram = frame(&a.keys, 1, &mut counter, b"x");
+            let parsed = SealedFrame::parse(&datagram).unwrap();
+            assert!(parsed.open(&b.keys, &mut [0; 1]).is_some());
+            assert_eq!(window.accept(parsed.epoch, parsed.counter), Freshness::Fresh);
+        }
+    }
+    let mut last = FrameCounter::resumed(u64::MAX, Duration::MAX);
+    frame(&a.keys, 1, &mut last, b"x");
+}
+
+#[test]
 fn a_window_takes_each_frame_once_and_1023_behind_but_not_1024() {
     let mut window = ReplayWindow::new(BootEpoch(5));
     let e = BootEpoch(5);
