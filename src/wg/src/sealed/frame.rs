@@ -18,6 +18,7 @@
 
 use std::time::Duration;
 
+use blake2::{Blake2s256, Digest as _};
 use chacha20poly1305::{AeadInPlace as _, Tag, XNonce};
 use flatlan_types::{BootEpoch, SenderHint};
 
@@ -115,9 +116,17 @@ impl FrameCounter {
     /// this epoch has reached, or the peer would take every frame for a replay. `seed` is 64 random bits, the
     /// same for the life of the process, and `uptime` how long that has lasted.
     pub fn resumed(seed: u64, uptime: Duration) -> Self {
+        // The start shows on the wire, and the seed may be in use elsewhere.
+        let hash = Blake2s256::new().chain_update(b"flatlan counter v1").chain_update(seed.to_le_bytes()).finalize();
+        let start = u64::from_le_bytes(hash.first_chunk().copied().unwrap_or_default());
         // Nobody sends a frame each microsecond. Two bits stay clear, so that it cannot wrap.
         let micros = u64::try_from(uptime.as_micros()).unwrap_or(u64::MAX);
-        Self((seed >> 2).saturating_add(micros.min(1 << 61)))
+        Self((start >> 2).saturating_add(micros.min(1 << 61)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn at(counter: u64) -> Self {
+        Self(counter)
     }
 
     fn next(&mut self) -> u64 {

@@ -140,7 +140,7 @@ fn epochs_of_a_handshake_decide_what_becomes_of_it() {
 #[test]
 fn a_frame_carries_its_payload_encrypted() {
     let (a, b) = (end(1, 2), end(2, 1));
-    let mut counter = FrameCounter::new(99 << 2);
+    let mut counter = FrameCounter::at(99);
     let payload = b"a probe, or whatever a peer has to say";
     let datagram = frame(&a.keys, 0x0102_0304_0506_0708, &mut counter, payload);
     let hint = a.keys.hint().0.to_be_bytes();
@@ -163,7 +163,7 @@ fn the_nonce_is_epoch_counter_and_eight_zero_bytes() {
     let (own, peer) = (secret(1), secret(2).public());
     let pair = PairKey::derive(&own, &peer.session, &NETWORK).unwrap();
     let key = pair.subkey("probe", own.public().id.as_bytes());
-    let datagram = frame(&end(1, 2).keys, 3, &mut FrameCounter::new(4 << 2), b"x");
+    let datagram = frame(&end(1, 2).keys, 3, &mut FrameCounter::at(4), b"x");
     let nonce = XNonce::from([0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
     let payload = chacha20poly1305::aead::Payload { msg: &datagram[24..], aad: &datagram[..24] };
     let text = XChaCha20Poly1305::new(&key.into()).decrypt(&nonce, payload).unwrap();
@@ -192,7 +192,7 @@ fn any_flipped_bit_of_a_frame_is_refused_and_leaves_nothing_behind() {
 #[test]
 fn a_frame_that_does_not_fit_uses_no_number() {
     let a = end(1, 2);
-    let mut counter = FrameCounter::new(0);
+    let mut counter = FrameCounter::at(0);
     assert_eq!(seal_frame(&a.keys, BootEpoch(1), &mut counter, b"four", &mut [0; 43]), None);
     let datagram = frame(&a.keys, 1, &mut counter, b"four");
     assert_eq!(SealedFrame::parse(&datagram).unwrap().counter, 0);
