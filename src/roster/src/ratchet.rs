@@ -32,12 +32,6 @@ impl Ratchet {
         Self { network, greatest: None, fork: None }
     }
 
-    /// Of a network whose greatest head is known to be `head`: how the admin's side judges whether a
-    /// roster may follow what a hub holds.
-    pub fn at(head: VerifiedHead) -> Self {
-        Self { network: head.head().network, greatest: Some(Lineage::alone(head)), fork: None }
-    }
-
     /// Reads what [`Ratchet::encode`] wrote.
     ///
     /// # Errors
@@ -116,20 +110,31 @@ impl Ratchet {
     }
 
     pub(crate) fn check(&self, theirs: &Lineage) -> Result<Step, RatchetError> {
-        let Some(ours) = &self.greatest else { return Ok(Step::Newer) };
-        let (have, got) = (ours.head().version(), theirs.head().version());
-        match theirs.relation(ours) {
-            Relation::Same => Ok(Step::Same),
-            Relation::Fork => {
-                Err(RatchetError::Fork(Box::new(ForkProof { first: ours.clone(), second: theirs.clone() })))
+        match &self.greatest {
+            Some(ours) => follow(theirs, ours),
+            None => Ok(Step::Newer),
+        }
+    }
+}
+
+impl fmt::Debug for Ratchet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ratchet").field("greatest", &self.head()).field("fork", &self.fork).finish()
+    }
+}
+
+/// Whether the holder of `ours` may go to `theirs`.
+pub(crate) fn follow(theirs: &Lineage, ours: &Lineage) -> Result<Step, RatchetError> {
+    let (have, got) = (ours.head().version(), theirs.head().version());
+    match theirs.relation(ours) {
+        Relation::Same => Ok(Step::Same),
+        Relation::Fork => Err(RatchetError::Fork(Box::new(ForkProof { first: ours.clone(), second: theirs.clone() }))),
+        Relation::Older => Err(RatchetError::Rollback { have, got }),
+        Relation::Newer => {
+            if have.key_epoch == got.key_epoch && got.serial - have.serial > MAX_SERIAL_JUMP {
+                return Err(RatchetError::SerialJump { have, got });
             }
-            Relation::Older => Err(RatchetError::Rollback { have, got }),
-            Relation::Newer => {
-                if have.key_epoch == got.key_epoch && got.serial - have.serial > MAX_SERIAL_JUMP {
-                    return Err(RatchetError::SerialJump { have, got });
-                }
-                Ok(Step::Newer)
-            }
+            Ok(Step::Newer)
         }
     }
 }

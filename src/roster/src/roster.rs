@@ -27,7 +27,7 @@ use crate::{
     head::{Freshness, Head, HeadError, RosterVersion, SignedHead, VerifiedHead},
     history::{HistoryError, Lineage, UncheckedLineage},
     owner::{MemberIndex, OwnerTable},
-    ratchet::{Ratchet, RatchetError},
+    ratchet::{self, Ratchet, RatchetError, Step},
     record::{HubRecord, Invite, MemberRecord, NetworkRecord},
     records::{self, MAX_RECORDS, Records, RecordsError},
     wire::{self, DecodeError},
@@ -162,6 +162,15 @@ impl VerifiedRoster {
             }
             Some(ClaimRefusal::DoubleClaim) => Err(CountersignError::Redeemed { member: member.name.clone() }),
         }
+    }
+
+    /// Whether whoever holds `held` may go to this roster: how the admin's side judges, before it uploads,
+    /// whether a hub holds something that this roster does not follow.
+    ///
+    /// # Errors
+    /// What the hub would refuse it with.
+    pub fn may_follow(&self, held: &VerifiedHead) -> Result<Step, RatchetError> {
+        ratchet::follow(&self.lineage, &Lineage::alone(held.clone()))
     }
 
     /// The bundle: what hubs store and hand out, and nodes keep on disk.

@@ -39,8 +39,11 @@ impl Edit {
         });
         let siblings = siblings.as_table_mut().ok_or_else(|| not_a_table(kind))?;
         let last = siblings.iter().filter_map(|(_, item)| item.as_table()).map(last_position).max();
-        table.set_position(Some(last.unwrap_or(end)));
-        table.decor_mut().set_prefix("\n");
+        let position = last.unwrap_or(end);
+        let tail = self.take_tail(position);
+        table.set_position(Some(position));
+        table.decor_mut().set_prefix(format!("{tail}\n"));
+        let siblings = self.0.get_mut(kind).and_then(Item::as_table_mut).ok_or_else(|| not_a_table(kind))?;
         siblings.insert(name.as_str(), Item::Table(table));
         Ok(())
     }
@@ -54,11 +57,9 @@ impl Edit {
         }
         let above = prefix(gone.decor()).to_owned();
         let kept = above.rfind("\n\n").map_or("", |blank| above.get(..=blank).unwrap_or_default());
-        let kept = kept.trim_start_matches('\n');
-        if kept.is_empty() {
+        if !kept.contains('#') {
             return Ok(());
         }
-        let kept = format!("\n{kept}");
         let behind = gone.position().unwrap_or(0);
         match next_table(self.0.as_table_mut(), behind) {
             Some(next) => {
@@ -117,6 +118,28 @@ impl Edit {
         Ok(())
     }
 
+    /// Takes the comment lines directly below the entry at `position`: they are its own, and a new entry
+    /// goes behind them. The file holds them in front of the next entry, or at its end.
+    fn take_tail(&mut self, position: isize) -> String {
+        match next_table(self.0.as_table_mut(), position) {
+            Some(next) => {
+                let (tail, rest) = split_tail(prefix(next.decor()));
+                next.decor_mut().set_prefix(rest);
+                tail
+            }
+            None => {
+                let trailing = self.0.trailing().as_str().unwrap_or_default();
+                let (tail, rest) = if trailing.contains("\n\n") || trailing.starts_with('\n') {
+                    split_tail(trailing)
+                } else {
+                    (trailing.to_owned(), String::new())
+                };
+                self.0.set_trailing(rest);
+                tail
+            }
+        }
+    }
+
     fn entry(&mut self, kind: &'static str, name: &Name) -> Result<&mut Table, SourceError> {
         let entry = self.0.get_mut(kind).and_then(|kind| kind.get_mut(name.as_str()));
         entry.and_then(Item::as_table_mut).ok_or_else(|| not_a_table(kind))
@@ -126,10 +149,15 @@ impl Edit {
 /// Sets a key, and leaves a comment behind the old value where it is.
 pub(super) fn set(table: &mut Table, key: &str, value: impl Into<Value>) {
     let mut value = value.into();
-    if let Some(Item::Value(old)) = table.get(key) {
-        *value.decor_mut() = old.decor().clone();
+    match table.get_mut(key) {
+        Some(Item::Value(old)) => {
+            *value.decor_mut() = old.decor().clone();
+            *old = value;
+        }
+        Some(_) | None => {
+            table.insert(key, Item::Value(value));
+        }
     }
-    table.insert(key, Item::Value(value));
 }
 
 /// Sets a key, if there is a value for it.
@@ -168,6 +196,13 @@ fn not_a_table(kind: &'static str) -> SourceError {
 
 fn prefix(decor: &Decor) -> &str {
     decor.prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default()
+}
+
+/// What stands before the first blank line, and the rest. Without a blank line it all belongs to what follows.
+fn split_tail(above: &str) -> (String, String) {
+    let tail = above.find("\n\n").filter(|_| !above.starts_with('\n'));
+    let (tail, rest) = above.split_at(tail.map_or(0, |blank| blank + 1));
+    (tail.to_owned(), rest.to_owned())
 }
 
 /// The greatest position of a table and all within it.

@@ -157,7 +157,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn section(&self, key: &str, place: Place) -> Result<Option<Section<'a>>, SourceError> {
+    fn section(&self, key: &str, place: Place) -> Result<Option<Self>, SourceError> {
         let Some(item) = self.table.get(key) else { return Ok(None) };
         let Some(table) = item.as_table_like() else {
             return Err(self.wrong(key, Problem::Type { key: key.to_owned(), expected: "a table" }));
@@ -165,7 +165,7 @@ impl<'a> Section<'a> {
         Ok(Some(Section { text: self.text, table, place, at: self.begin(key) }))
     }
 
-    fn entries(&self, kind: &str, place: fn(String) -> Place) -> Result<Vec<(Name, Section<'a>)>, SourceError> {
+    fn entries(&self, kind: &str, place: fn(String) -> Place) -> Result<Vec<(Name, Self)>, SourceError> {
         let Some(all) = self.section(kind, Place::File)? else { return Ok(Vec::new()) };
         let mut entries = Vec::new();
         for (key, item) in all.table.iter() {

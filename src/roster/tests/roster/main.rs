@@ -1,0 +1,14 @@
+//! The roster, from outside: what is signed is what is read, and nothing else is.
+//!
+//! `world` makes a small network; `forge` encodes and signs by hand what the crate would never make;
+//! `naive` is a second, slow verifier that shares no code with the crate.
+
+mod claims;
+mod forge;
+mod ratchet;
+mod rules;
+mod scale;
+mod source;
+mod token;
+mod verify;
+mod world;
