@@ -1,0 +1,175 @@
+//! The hub's flags and config file, typed once for both binaries.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use flatlan_hub::PeerHub;
+use flatlan_types::{HostPort, NetworkId};
+use serde::{Deserialize, Serialize};
+
+use crate::HubError;
+
+/// `flatlan hub init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The hub's state directory
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+    pub state: PathBuf,
+}
+
+/// `flatlan hub run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The hub's state directory [default: /var/lib/flatlan-hub]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Where to take streams (TLS over TCP) [default: [::]:443]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub tls: Option<SocketAddr>,
+    /// Where to take UDP [default: port 51820 of the same address]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub udp: Option<SocketAddr>,
+    /// A network to serve
+    #[arg(long, value_name = "NETWORK_ID", num_args = 1.., conflicts_with = "allow_any")]
+    pub allow: Vec<NetworkId>,
+    /// Serve whatever network is published here
+    #[arg(long)]
+    pub allow_any: bool,
+    /// A hub to dial, beside those of the networks served: KEY@HOST:PORT
+    #[arg(long = "peer", value_name = "KEY@HOST:PORT")]
+    pub peers: Vec<String>,
+    /// A config file; flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to serve /metrics, /healthz and the web page, such as 127.0.0.1:9105
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// What to log: a level, or directives
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// The file of `flatlan hub run --config`. Flags override it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HubFile {
+    /// The state directory that `hub init` made.
+    pub state: PathBuf,
+    /// Where to take streams.
+    pub tls: SocketAddr,
+    /// Where to take UDP; absent: port 51820 of the same address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<SocketAddr>,
+    /// Networks to serve.
+    pub allow: Vec<NetworkId>,
+    /// Serve whatever network is published here.
+    pub allow_any: bool,
+    /// Hubs to dial: KEY@HOST:PORT.
+    pub peers: Vec<String>,
+    /// Where to serve /metrics, /healthz and the web page; absent: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<SocketAddr>,
+    /// Certificate chain (PEM); empty: a self-signed one, made at each start. Nodes trust the hub's key, not this.
+    pub certificate: PathBuf,
+    /// Its private key (PEM).
+    pub certificate_key: PathBuf,
+}
+
+impl Default for HubFile {
+    fn default() -> Self {
+        Self {
+            state: PathBuf::from(DEFAULT_STATE),
+            tls: SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 443),
+            udp: None,
+            allow: Vec::new(),
+            allow_any: false,
+            peers: Vec::new(),
+            admin: None,
+            certificate: PathBuf::new(),
+            certificate_key: PathBuf::new(),
+        }
+    }
+}
+
+/// What a hub runs with: file and flags put together and checked.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) state: PathBuf,
+    pub(crate) tls: SocketAddr,
+    pub(crate) udp: SocketAddr,
+    pub(crate) allow: flatlan_hub::Allow,
+    pub(crate) peers: Vec<PeerHub>,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+}
+
+impl HubFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or says something that is not known.
+    pub fn read(path: &Path) -> Result<Self, HubError> {
+        let wrong = |why: String| HubError::Config { path: path.display().to_string(), why };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        toml::from_str(&text).map_err(|error| wrong(error.to_string()))
+    }
+}
+
+impl RunArgs {
+    /// File and flags put together.
+    pub(crate) fn resolve(self) -> Result<Config, HubError> {
+        let mut file = match &self.config {
+            Some(path) => HubFile::read(path)?,
+            None => HubFile::default(),
+        };
+        if let Some(state) = self.state {
+            file.state = state;
+        }
+        if let Some(tls) = self.tls {
+            file.tls = tls;
+        }
+        if !self.allow.is_empty() {
+            file.allow = self.allow;
+        }
+        file.allow_any |= self.allow_any;
+        file.peers.extend(self.peers);
+        let allow = if file.allow_any {
+            flatlan_hub::Allow::Any
+        } else if file.allow.is_empty() {
+            return Err(HubError::NothingAllowed);
+        } else {
+            flatlan_hub::Allow::Networks(BTreeSet::from_iter(file.allow))
+        };
+        let peers = file.peers.iter().map(|text| parse_peer(text)).collect::<Result<_, _>>()?;
+        let certificate = match (file.certificate.as_os_str().is_empty(), file.certificate_key.as_os_str().is_empty()) {
+            (true, true) => None,
+            (false, false) => Some((file.certificate, file.certificate_key)),
+            (true, false) | (false, true) => return Err(HubError::HalfCertificate),
+        };
+        Ok(Config {
+            state: file.state,
+            tls: file.tls,
+            udp: self.udp.or(file.udp).unwrap_or(SocketAddr::new(file.tls.ip(), DEFAULT_UDP)),
+            allow,
+            peers,
+            admin: self.admin.or(file.admin),
+            certificate,
+        })
+    }
+}
+
+fn parse_peer(text: &str) -> Result<PeerHub, HubError> {
+    let wrong = || HubError::Peer { text: text.to_owned() };
+    let (key, at) = text.split_once('@').ok_or_else(wrong)?;
+    let at: HostPort = at.parse().map_err(|_| wrong())?;
+    Ok(PeerHub { key: key.parse().map_err(|_| wrong())?, at })
+}
+
+/// Where a hub's state is unless told otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/flatlan-hub";
+/// The UDP port unless told otherwise.
+const DEFAULT_UDP: u16 = 51820;

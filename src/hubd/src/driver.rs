@@ -1,0 +1,367 @@
+//! The control loop of a running hub: streams, files and the admin port around one [`flatlan_hub::Hub`],
+//! and no decision in it.
+
+use std::time::{Duration, Instant};
+
+use flatlan_hub::{
+    ForwardConfig, ForwardEvent, Forwarder, Hub, HubConfig, HubEvent, Limits, Loopback, Opened, Output, Quota,
+    StoreOutcome, StreamId, StreamOrigin,
+};
+use flatlan_os::{
+    ExitClass, Why, clock, entropy,
+    file::FileError,
+    harden,
+    stream::{Acceptor, IdentityError, ListenError, Listener, TlsIdentity},
+    udp::{UdpError, UdpOptions, UdpSocket},
+};
+use flatlan_relay::auth::Exporter;
+use flatlan_types::{Endpoint, HostPort};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use crate::{
+    admin::{self, View},
+    args::Config,
+    packet_loop::{Order, PacketThread},
+    state::HubState,
+    streams::{StreamEvent, Streams},
+};
+
+/// Why a hub does not run, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The admin port cannot be opened.
+    #[error("cannot serve the admin port {at}: {why}: choose another address with --admin")]
+    Admin {
+        /// Where.
+        at: std::net::SocketAddr,
+        /// Why.
+        why: Why,
+    },
+    /// The config file is wrong.
+    #[error("config file {path}: {why}")]
+    Config {
+        /// Which.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// A file's contents make no sense.
+    #[error("{file} is damaged: restore it from a backup, or remove it and publish again")]
+    Damaged {
+        /// Which.
+        file: String,
+    },
+    /// The state directory cannot be used.
+    #[error("{0}")]
+    File(FileError),
+    /// A certificate without its key, or the reverse.
+    #[error("config file: certificate and certificate_key go together: give both, or neither")]
+    HalfCertificate,
+    /// The certificate cannot be used.
+    #[error("{0}")]
+    Identity(IdentityError),
+    /// The TCP port cannot be opened.
+    #[error("{0}")]
+    Listen(ListenError),
+    /// There is no key.
+    #[error("{path} holds no hub key: run `flatlan hub init --state {path}`")]
+    NoKey {
+        /// The state directory.
+        path: String,
+    },
+    /// No network may be served.
+    #[error("no network to serve: give --allow NETWORK_ID (as `flatlan network create` printed it), or --allow-any")]
+    NothingAllowed,
+    /// The packet thread ended.
+    #[error("the packet thread ended: {0}")]
+    Packets(String),
+    /// A peer hub cannot be read.
+    #[error("--peer {text}: give KEY@HOST:PORT, the key as `flatlan hub init` printed it there")]
+    Peer {
+        /// What was given.
+        text: String,
+    },
+    /// What was stored does not hold.
+    #[error("{error}: {why}: remove the network's file from the state directory and publish again")]
+    Restore {
+        /// What.
+        error: String,
+        /// Why.
+        why: String,
+    },
+    /// No runtime.
+    #[error("cannot start: {0}")]
+    Runtime(Why),
+    /// The UDP port cannot be opened.
+    #[error("{0}")]
+    Udp(UdpError),
+}
+
+impl HubError {
+    /// What it means to whoever started the program.
+    pub fn exit_class(&self) -> ExitClass {
+        match self {
+            Self::Admin { .. } | Self::Damaged { .. } | Self::Packets(_) | Self::Restore { .. } | Self::Runtime(_) => {
+                ExitClass::Failed
+            }
+            Self::Config { .. }
+            | Self::HalfCertificate
+            | Self::NoKey { .. }
+            | Self::NothingAllowed
+            | Self::Peer { .. } => ExitClass::Wrong,
+            Self::File(error) => error.exit_class(),
+            Self::Identity(error) => error.exit_class(),
+            Self::Listen(error) => error.exit_class(),
+            Self::Udp(error) => error.exit_class(),
+        }
+    }
+}
+
+/// A hub that runs.
+pub struct RunningHub {
+    hub: Hub,
+    state: HubState,
+    streams: Streams,
+    stream_events: mpsc::Receiver<StreamEvent>,
+    packets: PacketThread,
+    forward_events: mpsc::Receiver<ForwardEvent>,
+    packets_ended: oneshot::Receiver<std::io::Result<()>>,
+    questions: mpsc::Receiver<oneshot::Sender<View>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Runs a hub until a signal ends it.
+pub(crate) async fn serve(config: Config) -> Result<(), HubError> {
+    let limit = harden::raise_open_files();
+    if limit < WANTED_FILES {
+        tracing::warn!(
+            limit,
+            wanted = WANTED_FILES,
+            "few open files allowed: raise the hard limit (LimitNOFILE) for many nodes"
+        );
+    }
+    let mut hub = RunningHub::start(config).await?;
+    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut term, mut int) = signals.map_err(|error| HubError::Runtime(error.into()))?;
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    let watchdog = tokio::spawn(watchdog());
+    let ended = hub
+        .run(async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        })
+        .await;
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    watchdog.abort();
+    hub.stop().await;
+    ended
+}
+
+impl RunningHub {
+    async fn start(config: Config) -> Result<Self, HubError> {
+        let state = HubState::open(&config.state)?;
+        let secret = state.secret()?;
+        let key = secret.public();
+        let udp = UdpSocket::bind(config.udp, UdpOptions::default()).map_err(HubError::Udp)?;
+        let listener = Listener::bind(config.tls).map_err(HubError::Listen)?;
+        let identity = match &config.certificate {
+            Some((chain, key)) => TlsIdentity::from_pem_files(chain, key),
+            None => TlsIdentity::self_signed(vec!["flatlan-hub".to_owned()]),
+        };
+        let acceptor = identity.and_then(Acceptor::new).map_err(HubError::Identity)?;
+        let own = Endpoint::new(udp.local());
+        let now = clock::now();
+        let loopback = if config.tls.ip().is_loopback() { Loopback::Allowed } else { Loopback::Refused };
+        let forwarder = Forwarder::new(
+            ForwardConfig { own: vec![own], loopback, network_quota: Quota::default(), seed: entropy::bytes() },
+            now,
+        );
+        let unix = clock::unix();
+        let hub_config = HubConfig {
+            secret,
+            allow: config.allow,
+            peers: config.peers,
+            udp: vec![HostPort::from(own)],
+            limits: Limits::default(),
+            incarnation: unix.0.saturating_mul(1_000_000),
+            seed: entropy::bytes(),
+        };
+        let hub = Hub::new(hub_config, state.networks()?, now, unix).map_err(|error| HubError::Restore {
+            why: std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default(),
+            error: error.to_string(),
+        })?;
+        let (streams, stream_events) = Streams::new();
+        let (ended, packets_ended) = oneshot::channel();
+        let (packets, forward_events) =
+            PacketThread::spawn(forwarder, udp, ended).map_err(|error| HubError::Packets(error.to_string()))?;
+        let mut tasks = vec![streams.listen(listener, acceptor)];
+        let (questions_tx, questions) = mpsc::channel(16);
+        if let Some(at) = config.admin {
+            let listener =
+                tokio::net::TcpListener::bind(at).await.map_err(|why| HubError::Admin { at, why: why.into() })?;
+            tasks.push(tokio::spawn(admin::serve(listener, questions_tx)));
+        }
+        tracing::info!(hub = %key, endpoint = %config.tls, "hub serves");
+        Ok(Self { hub, state, streams, stream_events, packets, forward_events, packets_ended, questions, tasks })
+    }
+
+    /// Serves until `stop` is done; then tells the nodes to leave and gives them a moment.
+    async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), HubError> {
+        tokio::pin!(stop);
+        let mut draining: Option<Instant> = None;
+        loop {
+            self.drain().await;
+            let mut deadline = self.hub.poll_timeout();
+            if let Some(until) = draining {
+                if until <= clock::now() || self.hub.stats().attachments == 0 {
+                    return Ok(());
+                }
+                deadline = deadline.min(until);
+            }
+            tokio::select! {
+                biased;
+                () = &mut stop, if draining.is_none() => {
+                    self.hub.drain();
+                    draining = Some(clock::now() + DRAIN);
+                }
+                ended = &mut self.packets_ended => return Err(HubError::Packets(match ended {
+                    Ok(Ok(())) => "it stopped".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "it panicked".to_owned(),
+                })),
+                Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
+                Some(event) = self.forward_events.recv() => self.hub.handle_forward(event, clock::now()),
+                Some(question) = self.questions.recv() => { let _ = question.send(self.view().await); }
+                () = tokio::time::sleep(clock::until(deadline)) => {
+                    let now = clock::now();
+                    self.hub.set_time(clock::unix(), now);
+                    self.hub.handle_timeout(now);
+                }
+            }
+        }
+    }
+
+    async fn stop(self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.packets.stop().await;
+    }
+
+    async fn handle_stream(&mut self, event: StreamEvent) {
+        let now = clock::now();
+        match event {
+            StreamEvent::Accepted { stream, remote } => {
+                let opened = Opened { remote, exporter: Exporter(stream.exporter), origin: StreamOrigin::Accepted };
+                let id = self.streams.add(stream);
+                self.hub.handle_stream_opened(id, opened, now);
+            }
+            StreamEvent::Dialled { stream, dial } => {
+                let origin = StreamOrigin::Dialled(dial);
+                let opened = Opened { remote: stream.remote, exporter: Exporter(stream.exporter), origin };
+                let id = self.streams.add(stream);
+                self.hub.handle_stream_opened(id, opened, now);
+            }
+            StreamEvent::DialFailed { dial } => self.hub.handle_dial_failed(dial, now),
+            StreamEvent::Message { stream, bytes } => self.hub.handle_message(stream, &bytes, now),
+            StreamEvent::Closed { stream } => {
+                self.close(stream).await;
+                self.hub.handle_stream_closed(stream, now);
+            }
+        }
+    }
+
+    /// Does what the control machine wants, in order.
+    async fn drain(&mut self) {
+        while let Some(output) = self.hub.poll_output() {
+            match output {
+                Output::Close { stream } => self.close(stream).await,
+                Output::Data { stream, attachment } => {
+                    if let Some(sender) = self.streams.bind(stream, attachment, self.packets.inbox()) {
+                        self.packets.order(Order::OpenStream(stream, sender)).await;
+                    }
+                }
+                Output::Dial { dial, at } => self.streams.dial(dial, at),
+                Output::Event(event) => log(&event),
+                Output::Forward(command) => self.packets.order(Order::Command(command)).await,
+                Output::Send { stream, message } => {
+                    if !self.streams.send(stream, message.encode()) {
+                        self.packets.order(Order::CloseStream(stream)).await;
+                        self.hub.handle_stream_closed(stream, clock::now());
+                    }
+                }
+                Output::Store { token, network, bundle, ratchet } => {
+                    let outcome = match self.state.store(&network, &bundle, &ratchet) {
+                        Ok(()) => StoreOutcome::Stored,
+                        Err(error) => {
+                            tracing::error!(reason = %error, "the state directory cannot be written");
+                            StoreOutcome::Failed
+                        }
+                    };
+                    self.hub.handle_stored(token, outcome, clock::now());
+                }
+            }
+        }
+    }
+
+    async fn close(&mut self, stream: StreamId) {
+        self.streams.close(stream);
+        self.packets.order(Order::CloseStream(stream)).await;
+    }
+
+    async fn view(&self) -> View {
+        View {
+            key: self.hub.key().full(),
+            stats: self.hub.stats(),
+            networks: self.hub.networks().collect(),
+            neighbours: self.hub.neighbours().collect(),
+            report: self.packets.report().await.unwrap_or_default(),
+        }
+    }
+}
+
+/// An idle hub says nothing: INFO is for what an operator did or must know.
+fn log(event: &HubEvent) {
+    match event {
+        HubEvent::ClaimRedeemed { network, member } => {
+            let member = member.as_ref().map(ToString::to_string).unwrap_or_default();
+            tracing::info!(%network, peer = member, "invite redeemed");
+        }
+        HubEvent::Forked { network } => {
+            tracing::error!(%network, "two rosters that exclude each other were published: is the admin key stolen?");
+        }
+        HubEvent::NeighbourDown { hub } => tracing::warn!(%hub, "neighbouring hub is not reachable"),
+        HubEvent::NeighbourUp { hub } => tracing::info!(%hub, "neighbouring hub is reachable"),
+        HubEvent::NodeAttached { network, member, endpoint } => {
+            tracing::info!(%network, peer = %member, %endpoint, "node attached");
+        }
+        HubEvent::NodeDetached { network, member, reason } => {
+            tracing::info!(%network, peer = %member, ?reason, "node detached");
+        }
+        HubEvent::Refused { endpoint, code } => tracing::info!(%endpoint, reason = ?code, "stream refused"),
+        HubEvent::RosterAdopted { network, version } => tracing::info!(%network, %version, "roster adopted"),
+        HubEvent::StoreFailed { network } => {
+            tracing::error!(%network, "the roster is in force, but would not survive a restart");
+        }
+    }
+}
+
+async fn watchdog() {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        tokio::time::sleep(period / 2).await;
+    }
+}
+
+/// How long nodes have to leave a hub that stops.
+const DRAIN: Duration = Duration::from_millis(1500);
+/// Open files for which a hub is comfortable: three streams a node.
+const WANTED_FILES: u64 = 65_536;

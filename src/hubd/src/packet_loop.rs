@@ -1,0 +1,264 @@
+//! The hub's packet thread: one loop around one [`Forwarder`], and no decision in it.
+//!
+//! Wait for the socket, a command, a stream's frames or the timeout; read the clock once; hand the batch
+//! in; drain. It never sees what is inside a frame, and nothing that could open one is linked here.
+
+use std::{collections::BTreeMap, io, os::fd::AsFd as _, thread::JoinHandle, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use flatlan_hub::{
+    AttachmentId, Carried, Ecn, ForwardCommand, ForwardEvent, ForwardSink, ForwardStats, Forwarder, StreamId, UdpBatch,
+};
+use flatlan_os::{
+    clock,
+    poll::{self, Waker},
+    udp::{RecvBatch, Transmit, UdpSocket},
+};
+use flatlan_relay::{MAX_MESSAGE, frame::LENGTH_LEN};
+use flatlan_types::{Endpoint, NetworkId};
+use tokio::sync::{mpsc, oneshot};
+
+/// What the control side sends to the packet thread.
+pub(crate) enum Order {
+    /// For the forwarder.
+    Command(ForwardCommand),
+    /// Frames for this stream go here.
+    OpenStream(StreamId, mpsc::Sender<Bytes>),
+    /// The stream is gone.
+    CloseStream(StreamId),
+    /// Tell how things are.
+    Report(oneshot::Sender<Report>),
+    /// End.
+    Stop,
+}
+
+/// How things are with the data plane.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) stats: ForwardStats,
+    pub(crate) networks: Vec<(NetworkId, Carried)>,
+    pub(crate) labels: usize,
+    /// Frames for which a data stream had no room.
+    pub(crate) stream_drops: u64,
+    /// Datagrams that the socket did not take.
+    pub(crate) udp_drops: u64,
+}
+
+/// The control side's end of the packet thread.
+pub(crate) struct PacketThread {
+    orders: mpsc::Sender<Order>,
+    frames: mpsc::Sender<(AttachmentId, BytesMut)>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct PacketLoop {
+    forwarder: Forwarder,
+    io: Io,
+    waker: Waker,
+    orders: mpsc::Receiver<Order>,
+    frames: mpsc::Receiver<(AttachmentId, BytesMut)>,
+    events: mpsc::Sender<ForwardEvent>,
+}
+
+struct Io {
+    udp: UdpSocket,
+    streams: BTreeMap<StreamId, mpsc::Sender<Bytes>>,
+    stream_drops: u64,
+    udp_drops: u64,
+}
+
+impl PacketThread {
+    /// Starts the thread. Events come out of the receiver; `ended` is told how the loop ended, and is
+    /// dropped where it panicked.
+    pub(crate) fn spawn(
+        forwarder: Forwarder,
+        udp: UdpSocket,
+        ended: oneshot::Sender<io::Result<()>>,
+    ) -> io::Result<(Self, mpsc::Receiver<ForwardEvent>)> {
+        let waker = Waker::new()?;
+        let (orders, orders_rx) = mpsc::channel(ORDERS);
+        let (frames, frames_rx) = mpsc::channel(MESSAGES);
+        let (events, events_rx) = mpsc::channel(EVENTS);
+        let io = Io { udp, streams: BTreeMap::new(), stream_drops: 0, udp_drops: 0 };
+        let mut packet_loop =
+            PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, frames: frames_rx, events };
+        let thread = std::thread::Builder::new().name("hub-packets".to_owned()).spawn(move || {
+            let _ = ended.send(packet_loop.run());
+        })?;
+        Ok((Self { orders, frames, waker, thread: Some(thread) }, events_rx))
+    }
+
+    /// Hands an order over; waits while too many are pending.
+    pub(crate) async fn order(&self, order: Order) {
+        if self.orders.send(order).await.is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// The end into which data streams put what they receive.
+    pub(crate) fn inbox(&self) -> FrameInbox {
+        FrameInbox { frames: self.frames.clone(), waker: self.waker.clone() }
+    }
+
+    /// How things are; `None` where the thread has ended.
+    pub(crate) async fn report(&self) -> Option<Report> {
+        let (reply, report) = oneshot::channel();
+        self.order(Order::Report(reply)).await;
+        report.await.ok()
+    }
+
+    /// Ends the thread and waits for it.
+    pub(crate) async fn stop(mut self) {
+        self.order(Order::Stop).await;
+        if let Some(thread) = self.thread.take() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+/// Puts messages of data streams before the forwarder.
+#[derive(Clone)]
+pub(crate) struct FrameInbox {
+    frames: mpsc::Sender<(AttachmentId, BytesMut)>,
+    waker: Waker,
+}
+
+impl FrameInbox {
+    /// One message of an attachment's data stream; waits while the forwarder is behind, which TCP tells
+    /// the sender.
+    pub(crate) async fn put(&self, attachment: AttachmentId, message: Bytes) {
+        let message = message.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared));
+        if self.frames.send((attachment, message)).await.is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+impl PacketLoop {
+    fn run(&mut self) -> io::Result<()> {
+        let mut received = RecvBatch::new();
+        loop {
+            let now = clock::now();
+            let mut busy = false;
+            while let Ok(order) = self.orders.try_recv() {
+                busy = true;
+                match order {
+                    Order::Command(command) => self.forwarder.apply(command, now),
+                    Order::OpenStream(stream, sender) => {
+                        self.io.streams.insert(stream, sender);
+                    }
+                    Order::CloseStream(stream) => {
+                        self.io.streams.remove(&stream);
+                    }
+                    Order::Report(reply) => {
+                        let _ = reply.send(self.report());
+                    }
+                    Order::Stop => return Ok(()),
+                }
+            }
+            while let Ok((attachment, mut message)) = self.frames.try_recv() {
+                busy = true;
+                self.forwarder.handle_stream(attachment, &mut message, now, &mut self.io);
+            }
+            busy |= self.receive(&mut received, now);
+            if self.forwarder.poll_timeout() <= now {
+                self.forwarder.handle_timeout(now, &mut self.io);
+            }
+            let told_all = self.tell_events();
+            if !busy {
+                let deadline = self.forwarder.poll_timeout();
+                let deadline = if told_all { deadline } else { deadline.min(now + EVENT_RETRY) };
+                poll::wait([self.io.udp.as_fd()], &self.waker, Some(deadline))?;
+            }
+        }
+    }
+
+    fn receive(&mut self, batch: &mut RecvBatch, now: Instant) -> bool {
+        let Ok(count) = self.io.udp.recv(batch) else { return false };
+        for received in batch.received() {
+            let batch = UdpBatch {
+                from: received.from,
+                contents: received.contents,
+                stride: received.stride,
+                ecn: Ecn(received.ecn),
+            };
+            self.forwarder.handle_udp(batch, now, &mut self.io);
+        }
+        count > 0
+    }
+
+    /// Hands events up while there is room; `false` where some had to wait.
+    fn tell_events(&mut self) -> bool {
+        loop {
+            let permit = match self.events.try_reserve() {
+                Ok(permit) => permit,
+                Err(mpsc::error::TrySendError::Full(())) => return false,
+                Err(mpsc::error::TrySendError::Closed(())) => {
+                    while self.forwarder.poll_event().is_some() {}
+                    return true;
+                }
+            };
+            match self.forwarder.poll_event() {
+                Some(event) => permit.send(event),
+                None => return true,
+            }
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            stats: self.forwarder.stats().clone(),
+            networks: self.forwarder.network_stats().map(|(network, carried)| (*network, carried)).collect(),
+            labels: self.forwarder.labels(),
+            stream_drops: self.io.stream_drops,
+            udp_drops: self.io.udp_drops,
+        }
+    }
+}
+
+impl ForwardSink for Io {
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, ecn: Ecn) {
+        let segment = (stride > 0 && stride < batch.len()).then_some(stride);
+        let transmit = Transmit { to, from: None, contents: batch, segment, ecn: ecn.0 };
+        if self.udp.send(&transmit).is_err() {
+            self.udp_drops += batch.len().div_ceil(stride.max(1)) as u64;
+        }
+    }
+
+    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) {
+        let stride = if stride == 0 { batch.len().max(1) } else { stride };
+        let frames = batch.chunks(stride);
+        let Some(sender) = self.streams.get(&to) else {
+            self.stream_drops += frames.len() as u64;
+            return;
+        };
+        let mut message = BytesMut::new();
+        let mut packed = 0;
+        for frame in frames {
+            let Ok(length) = u16::try_from(frame.len()) else { continue };
+            if message.len() + LENGTH_LEN + frame.len() > MAX_MESSAGE {
+                self.stream_drops += hand_over(sender, &mut message, &mut packed);
+            }
+            message.extend_from_slice(&length.to_be_bytes());
+            message.extend_from_slice(frame);
+            packed += 1;
+        }
+        self.stream_drops += hand_over(sender, &mut message, &mut packed);
+    }
+}
+
+/// Gives a message to a stream's task; how many frames were lost because its queue is full.
+fn hand_over(sender: &mpsc::Sender<Bytes>, message: &mut BytesMut, packed: &mut u64) -> u64 {
+    let frames = std::mem::take(packed);
+    if frames == 0 || sender.try_send(message.split().freeze()).is_ok() { 0 } else { frames }
+}
+
+/// Orders that may wait.
+const ORDERS: usize = 4096;
+/// Messages of data streams that may wait.
+const MESSAGES: usize = 256;
+/// Events that may wait.
+const EVENTS: usize = 4096;
+/// When to try again to hand events up.
+const EVENT_RETRY: std::time::Duration = std::time::Duration::from_millis(10);

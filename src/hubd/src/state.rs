@@ -1,0 +1,94 @@
+//! The hub's state directory: `hub.key` (the one secret, 32 bytes in hexadecimal) and, per network, one
+//! file with its published roster and the greatest head seen.
+
+use std::path::Path;
+
+use flatlan_hub::StoredNetwork;
+use flatlan_os::{
+    entropy,
+    file::{FileMode, Lock, Privacy, StateDir},
+};
+use flatlan_types::{HubSecret, NetworkId};
+
+use crate::HubError;
+
+/// A hub's state directory, locked for this process.
+pub(crate) struct HubState {
+    dir: StateDir,
+    _lock: Lock,
+}
+
+impl HubState {
+    pub(crate) fn create(path: &Path) -> Result<Self, HubError> {
+        Self::locked(StateDir::create(path, Privacy::Private).map_err(HubError::File)?)
+    }
+
+    pub(crate) fn open(path: &Path) -> Result<Self, HubError> {
+        let state = Self::locked(StateDir::open(path, Privacy::Private).map_err(HubError::File)?)?;
+        if !state.dir.exists(KEY).map_err(HubError::File)? {
+            return Err(HubError::NoKey { path: path.display().to_string() });
+        }
+        Ok(state)
+    }
+
+    fn locked(dir: StateDir) -> Result<Self, HubError> {
+        let lock = dir.lock().map_err(HubError::File)?;
+        if dir.check_version(VERSION).map_err(HubError::File)? == 0 {
+            dir.set_version(VERSION).map_err(HubError::File)?;
+        }
+        Ok(Self { dir, _lock: lock })
+    }
+
+    pub(crate) fn secret_or_new(&self) -> Result<HubSecret, HubError> {
+        if self.dir.exists(KEY).map_err(HubError::File)? {
+            return self.secret();
+        }
+        let secret = HubSecret::from_bytes(&entropy::bytes());
+        let text: String = secret.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        self.dir.write_new(KEY, text.as_bytes(), FileMode::Secret).map_err(HubError::File)?;
+        Ok(secret)
+    }
+
+    pub(crate) fn secret(&self) -> Result<HubSecret, HubError> {
+        let text = self.dir.read_secret(KEY).map_err(HubError::File)?;
+        let damaged = || HubError::Damaged { file: self.dir.path().join(KEY).display().to_string() };
+        let text = std::str::from_utf8(&text).map_err(|_| damaged())?.trim();
+        let mut bytes = [0; 32];
+        if text.len() != 2 * bytes.len() || !text.is_ascii() {
+            return Err(damaged());
+        }
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let digits = text.get(2 * at..2 * at + 2).ok_or_else(damaged)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| damaged())?;
+        }
+        Ok(HubSecret::from_bytes(&bytes))
+    }
+
+    /// Every network that was stored.
+    pub(crate) fn networks(&self) -> Result<Vec<StoredNetwork>, HubError> {
+        let mut networks = Vec::new();
+        for name in self.dir.list().map_err(HubError::File)? {
+            let Some(network) = name.strip_suffix(SUFFIX).and_then(|id| id.parse::<NetworkId>().ok()) else { continue };
+            let bytes = self.dir.read(&name).map_err(HubError::File)?.unwrap_or_default();
+            let damaged = || HubError::Damaged { file: self.dir.path().join(&name).display().to_string() };
+            let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
+            let (ratchet, bundle) = rest.split_at_checked(u32::from_be_bytes(*length) as usize).ok_or_else(damaged)?;
+            networks.push(StoredNetwork { network, bundle: bundle.to_vec(), ratchet: ratchet.to_vec() });
+        }
+        Ok(networks)
+    }
+
+    /// One file a network, so that roster and ratchet change together or not at all:
+    /// `[length of the ratchet u32][ratchet][roster]`.
+    pub(crate) fn store(&self, network: &NetworkId, bundle: &[u8], ratchet: &[u8]) -> Result<(), HubError> {
+        let mut bytes = Vec::with_capacity(4 + ratchet.len() + bundle.len());
+        bytes.extend_from_slice(&(ratchet.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(ratchet);
+        bytes.extend_from_slice(bundle);
+        self.dir.write(&format!("{}{SUFFIX}", network.full()), &bytes, FileMode::Secret).map_err(HubError::File)
+    }
+}
+
+const KEY: &str = "hub.key";
+const SUFFIX: &str = ".network";
+const VERSION: u32 = 1;

@@ -1,0 +1,174 @@
+//! The hub's streams: accepted and dialled, one task each.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use flatlan_hub::{AttachmentId, DialId, StreamId};
+use flatlan_os::stream::{Acceptor, DialConfig, Listener, Stream, StreamReceiver, StreamSender, dial};
+use flatlan_types::{Endpoint, HostPort};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+};
+
+use crate::packet_loop::FrameInbox;
+
+/// What streams tell the control loop.
+pub(crate) enum StreamEvent {
+    /// TLS and WebSocket are done. `remote` is the peer's address as TCP knows it.
+    Accepted { stream: Stream, remote: Endpoint },
+    /// Dialled.
+    Dialled { stream: Stream, dial: DialId },
+    /// Not to be dialled.
+    DialFailed { dial: DialId },
+    /// One message.
+    Message { stream: StreamId, bytes: Bytes },
+    /// Ended.
+    Closed { stream: StreamId },
+}
+
+/// All streams of a hub.
+pub(crate) struct Streams {
+    events: mpsc::Sender<StreamEvent>,
+    streams: BTreeMap<StreamId, Handle>,
+    next: u64,
+}
+
+struct Handle {
+    sender: mpsc::Sender<Bytes>,
+    data: Arc<OnceLock<(AttachmentId, FrameInbox)>>,
+    receiving: JoinHandle<()>,
+}
+
+impl Streams {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<StreamEvent>) {
+        let (events, receiver) = mpsc::channel(EVENTS);
+        (Self { events, streams: BTreeMap::new(), next: 0 }, receiver)
+    }
+
+    /// Accepts connections until dropped. TLS is done in a task of its own for each, a bounded number at a time.
+    pub(crate) fn listen(&self, listener: Listener, acceptor: Acceptor) -> JoinHandle<()> {
+        let events = self.events.clone();
+        let acceptor = Arc::new(acceptor);
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        tokio::spawn(async move {
+            loop {
+                let (tcp, remote) = listener.accept().await;
+                let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+                let (events, acceptor) = (events.clone(), acceptor.clone());
+                tokio::spawn(async move {
+                    let accepted = acceptor.accept(tcp).await;
+                    drop(permit);
+                    match accepted {
+                        Ok(stream) => {
+                            let _ = events.send(StreamEvent::Accepted { stream, remote }).await;
+                        }
+                        Err(error) => tracing::debug!(endpoint = %remote, reason = %error, "connection is no stream"),
+                    }
+                });
+            }
+        })
+    }
+
+    /// Begins to dial.
+    pub(crate) fn dial(&self, dial_id: DialId, at: HostPort) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let event = match dial(DialConfig::new(&at)).await {
+                Ok(stream) => StreamEvent::Dialled { stream, dial: dial_id },
+                Err(error) => {
+                    tracing::debug!(hub = %at, reason = %error, "a hub is not reachable");
+                    StreamEvent::DialFailed { dial: dial_id }
+                }
+            };
+            let _ = events.send(event).await;
+        });
+    }
+
+    /// Takes a stream in: numbers it and starts to move its messages.
+    pub(crate) fn add(&mut self, stream: Stream) -> StreamId {
+        self.next += 1;
+        let id = StreamId(self.next);
+        let (sender, outgoing) = mpsc::channel(MESSAGES);
+        let data = Arc::new(OnceLock::new());
+        tokio::spawn(send(stream.sender, outgoing));
+        let receiving = tokio::spawn(receive(id, stream.receiver, data.clone(), self.events.clone()));
+        self.streams.insert(id, Handle { sender, data, receiving });
+        id
+    }
+
+    /// Sends one message; `false` where the stream takes no more and was closed for that.
+    pub(crate) fn send(&mut self, stream: StreamId, bytes: Vec<u8>) -> bool {
+        let Some(handle) = self.streams.get(&stream) else { return true };
+        if handle.sender.try_send(bytes.into()).is_ok() {
+            return true;
+        }
+        self.close(stream);
+        false
+    }
+
+    /// Closes a stream, after what was sent on it.
+    pub(crate) fn close(&mut self, stream: StreamId) {
+        if let Some(handle) = self.streams.remove(&stream) {
+            // the sending task ends, and closes, once its queue is empty
+            handle.receiving.abort();
+        }
+    }
+
+    /// From here on the stream's messages are frames. Returns the end into which the packet thread puts its own.
+    pub(crate) fn bind(
+        &mut self,
+        stream: StreamId,
+        attachment: AttachmentId,
+        inbox: FrameInbox,
+    ) -> Option<mpsc::Sender<Bytes>> {
+        let handle = self.streams.get(&stream)?;
+        let _ = handle.data.set((attachment, inbox));
+        Some(handle.sender.clone())
+    }
+}
+
+async fn receive(
+    stream: StreamId,
+    mut receiver: StreamReceiver,
+    data: Arc<OnceLock<(AttachmentId, FrameInbox)>>,
+    events: mpsc::Sender<StreamEvent>,
+) {
+    while let Ok(Some(bytes)) = receiver.recv().await {
+        match data.get() {
+            Some((attachment, inbox)) => inbox.put(*attachment, bytes).await,
+            None => {
+                if events.send(StreamEvent::Message { stream, bytes }).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    let _ = events.send(StreamEvent::Closed { stream }).await;
+}
+
+/// Several messages that wait leave with one flush.
+async fn send(mut sender: StreamSender, mut outgoing: mpsc::Receiver<Bytes>) {
+    while let Some(message) = outgoing.recv().await {
+        let mut sent = sender.feed(message).await;
+        while let (Ok(()), Ok(message)) = (&sent, outgoing.try_recv()) {
+            sent = sender.feed(message).await;
+        }
+        if sent.is_err() || sender.flush().await.is_err() {
+            return;
+        }
+    }
+    let _ = tokio::time::timeout(CLOSE, sender.close()).await;
+}
+
+/// Events that may wait.
+const EVENTS: usize = 4096;
+/// Messages that may wait on one stream.
+const MESSAGES: usize = 512;
+/// TLS handshakes at a time: what a flood of half-open connections may cost.
+const HANDSHAKES: usize = 4096;
+/// How long a goodbye may take.
+const CLOSE: std::time::Duration = std::time::Duration::from_secs(2);
