@@ -16,13 +16,13 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use crate::error::LabError;
 use crate::fault::{Injected, TABLE, Wires};
 use crate::link::{End, connect};
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, require};
 use crate::nat::Nat;
 use crate::process::Process;
 use crate::proxy::Proxy;
 use crate::run_dir::RunDir;
 use crate::topology::{
-    Cable, FIRST_HOST, GATEWAY, HubSpec, Lan, ROUTER, SiteSpec, UPLINK_LANS, Underlay, default_route,
+    Cable, FIRST_HOST, GATEWAY, HubSpec, Lan, ROUTER, SiteSpec, UPLINK_LANS, Underlay, default_route, unique_local,
 };
 use crate::{permission, reaper};
 
@@ -437,6 +437,7 @@ impl LabBuilder {
     /// behind then.
     pub fn build(self) -> Result<Lab, LabError> {
         permission::check()?;
+        require(["nft", "setpriv"])?;
         let mut run = RunDir::claim(self.prefix.as_deref())?;
         if self.keep {
             run.keep();
@@ -491,7 +492,7 @@ impl LabBuilder {
 impl Lab {
     /// LAN hosts send the overlay and the other sites' prefixes to their gateway, as a site's DHCP would tell them.
     fn route_hosts_through_gateways(&self) -> Result<(), LabError> {
-        let overlay_v6 = "fd00::/8".parse().expect("a constant prefix");
+        let overlay_v6 = unique_local();
         for site in self.sites.values() {
             let mut destinations = vec![IpNetwork::V4(self.range), overlay_v6];
             let others = self.sites.values().filter(|other| other.name != site.name);

@@ -1,4 +1,5 @@
 //! A whole internet in network namespaces on one machine.
+pub mod demo;
 mod error;
 mod fault;
 mod lab;
@@ -8,6 +9,7 @@ mod namespace;
 mod nat;
 mod overlay;
 mod permission;
+pub mod persist;
 mod probe;
 mod process;
 mod proxy;
@@ -20,7 +22,7 @@ pub use fault::{Direction, Fault, Injected, Place};
 pub use lab::{Host, Hub, Lab, LabBuilder, Site};
 pub use link::{End, connect};
 pub use look::{Capture, Socket, iperf3, occurrences, sockets};
-pub use namespace::Namespace;
+pub use namespace::{Namespace, require};
 pub use nat::{Nat, ParseNatError};
 pub use overlay::{RunOptions, TLS_PORT, TUN, UDP_PORT};
 pub use permission::{Missing, check, enter};

@@ -100,7 +100,7 @@ pub fn iperf3(
     client.args(["--json", "--time", &seconds.to_string(), "--client", &address.to_string()]).args(args);
     let outcome = from.output_within(client, Duration::from_secs(u64::from(seconds) + 20))?.success()?;
     let rate = outcome.json()?.pointer("/end/sum_received/bits_per_second").and_then(serde_json::Value::as_f64);
-    let rate = rate.ok_or_else(|| LabError::Unexpected { command: outcome.command, answer: outcome.stdout })?;
+    let rate = rate.ok_or(LabError::Unexpected { command: outcome.command, answer: outcome.stdout })?;
     Ok(rate / 1e6)
 }
 

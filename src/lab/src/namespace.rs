@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::thread::UnshareFlags;
 
 use crate::error::LabError;
@@ -181,10 +181,7 @@ impl Namespace {
     pub fn start(&self, mut command: Command) -> Result<Child, LabError> {
         let _gate = reaper::enter();
         let program = program_of(&command).to_owned();
-        if !installed(&program) {
-            let text = program.to_string_lossy().into_owned();
-            return Err(LabError::ProgramMissing { package: package_of(&text), program: text });
-        }
+        require([&program])?;
         // Ctrl-C on the terminal is for us: we decide who dies in which order.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         self.run(move || command.spawn()).map_err(LabError::io("run", PathBuf::from(program)))
@@ -286,7 +283,6 @@ fn leave_the_process(hosts: Option<&Path>) -> Result<i32, Refusal> {
     let slave = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
     rustix::mount::mount_change("/", slave).map_err(|errno| Refusal::Namespaces(errno.into()))?;
     // /sys shows the network of whoever mounted it. Where it may not be mounted, only /sys/class/net is wrong.
-    let _ = rustix::mount::unmount("/sys", UnmountFlags::DETACH);
     let _ = rustix::mount::mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None::<&std::ffi::CStr>);
     if let Some(hosts) = hosts {
         rustix::mount::mount_bind(hosts, "/etc/hosts").map_err(|errno| Refusal::Hosts(errno.into()))?;
@@ -327,12 +323,27 @@ fn installed(program: &OsStr) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
+/// Makes sure that these programs are installed, before anything is built that needs them.
+///
+/// # Errors
+/// [`LabError::ProgramMissing`] for the first that is not.
+pub fn require<A: AsRef<OsStr>>(programs: impl IntoIterator<Item = A>) -> Result<(), LabError> {
+    for program in programs {
+        if !installed(program.as_ref()) {
+            let program = program.as_ref().to_string_lossy().into_owned();
+            return Err(LabError::ProgramMissing { package: package_of(&program), program });
+        }
+    }
+    Ok(())
+}
+
 fn package_of(program: &str) -> &'static str {
     match program {
         "conntrack" => "conntrack",
         "ip" | "ss" => "iproute2",
         "iperf3" => "iperf3",
         "nft" => "nftables",
+        "nsenter" | "setpriv" | "setsid" | "unshare" => "util-linux",
         "ping" => "iputils-ping",
         "tcpdump" => "tcpdump",
         _ => "of that name",
@@ -342,8 +353,8 @@ fn package_of(program: &str) -> &'static str {
 /// How long a command may run that nobody gave a limit.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
-/// What every namespace starts with: addresses usable at once, no filtering by source, errors not rate limited, ping
-/// for everybody, nothing learned from router advertisements.
+/// What every namespace starts with: addresses usable at once, no filtering by source, errors not rate limited, unprivileged ping sockets
+/// for the lab's own group (no other exists in a user namespace), nothing learned from router advertisements.
 const SYSCTLS: [(&str, &str); 9] = [
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
@@ -353,5 +364,5 @@ const SYSCTLS: [(&str, &str); 9] = [
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
     ("net/ipv4/icmp_ratelimit", "0"),
-    ("net/ipv4/ping_group_range", "0 2147483647"),
+    ("net/ipv4/ping_group_range", "0 0"),
 ];

@@ -94,6 +94,17 @@ pub fn sweep() -> Result<(), LabError> {
     sweep_in(&base)
 }
 
+/// Waits until the lab in this folder is gone, as long as a lab may take to go.
+pub(crate) fn wait_free(folder: &Path) {
+    let deadline = Instant::now() + KILL_WAIT * 2;
+    while Instant::now() < deadline {
+        match File::open(folder.join("lock")) {
+            Ok(lock) if lock.try_lock().is_err() => std::thread::sleep(Duration::from_millis(5)),
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
 /// The folder that holds one folder per lab.
 pub(crate) fn base() -> Result<PathBuf, LabError> {
     let base = match permission::rootless_owner() {

@@ -31,10 +31,6 @@ pub enum Underlay {
 }
 
 impl Underlay {
-    pub(crate) fn has_v4(self) -> bool {
-        self != Self::V6
-    }
-
     pub(crate) fn has_v6(self) -> bool {
         self != Self::V4
     }
@@ -240,6 +236,11 @@ pub(crate) fn default_route(address: IpAddr) -> IpNetwork {
         IpAddr::V4(_) => v4(Ipv4Addr::UNSPECIFIED, 0),
         IpAddr::V6(_) => v6(Ipv6Addr::UNSPECIFIED, 0),
     }
+}
+
+/// Every overlay's IPv6 range lies in here (RFC 4193).
+pub(crate) fn unique_local() -> IpNetwork {
+    v6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0), 8)
 }
 
 fn of_underlay(underlay: Underlay, v4: IpNetwork, v6: IpNetwork) -> Vec<IpNetwork> {

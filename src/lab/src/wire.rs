@@ -106,6 +106,19 @@ impl Lab {
         self.change_faults(|faults| faults.retain(|fault| !fault.names(name)))
     }
 
+    /// Mends what was broken between two, and nothing else.
+    ///
+    /// # Errors
+    /// Whatever nft says.
+    pub fn heal_between(&self, one: &str, other: &str) -> Result<Instant, LabError> {
+        self.change_faults(|faults| {
+            faults.retain(|fault| match &fault.place {
+                Place::Between(near, far) => !(near == one && far == other || near == other && far == one),
+                Place::BetweenSites | Place::Of(_) => true,
+            });
+        })
+    }
+
     /// Mends everything.
     ///
     /// # Errors

@@ -8,6 +8,8 @@
 //!                a, a-1     b, b-1
 //! ```
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::unwrap_in_result, reason = "helpers of tests")]
+
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -161,7 +161,7 @@ impl Transfer {
             took: state.last.saturating_duration_since(self.started),
             longest_gap: state.longest,
             peer: self.peer,
-            broken: receiver.end.err().or(sender.end.err()),
+            broken: receiver.end.and(sender.end).err(),
         }
     }
 }

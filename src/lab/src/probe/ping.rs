@@ -1,4 +1,4 @@
-//! ICMP echoes over the kernel's unprivileged ping sockets (each namespace of the lab opens them to everybody).
+//! ICMP echoes over the kernel's unprivileged ping sockets (each namespace of the lab opens them).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -58,9 +58,15 @@ pub(crate) fn connect_through(from: &Namespace, proxy: SocketAddr, target: &str,
 pub(crate) struct Server {
     port: u16,
     socket: Option<UdpSocket>,
-    heard: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What came to a server.
+struct Heard {
+    from: SocketAddr,
+    text: Vec<u8>,
 }
 
 impl Server {
@@ -82,7 +88,7 @@ impl Server {
                 if &buffer[..length] == b"who" {
                     let _ = inner.send_to(from.to_string().as_bytes(), mapped(from));
                 }
-                sink.lock().unwrap().push((from, buffer[..length].to_vec()));
+                sink.lock().unwrap().push(Heard { from, text: buffer[..length].to_vec() });
             }
         };
         let thread = Some(machine.thread("test server", serve).unwrap());
@@ -118,8 +124,8 @@ impl Server {
         let deadline = Instant::now() + SILENCE;
         while Instant::now() < deadline {
             let heard = self.heard.lock().unwrap();
-            if let Some((_, answer)) = heard.iter().find(|(from, _)| *from == server) {
-                return std::str::from_utf8(answer).ok()?.parse().ok();
+            if let Some(answer) = heard.iter().find(|heard| heard.from == server) {
+                return std::str::from_utf8(&answer.text).ok()?.parse().ok();
             }
             drop(heard);
             std::thread::sleep(MS);
@@ -136,7 +142,7 @@ impl Server {
     pub(crate) fn heard_from(&self, ip: IpAddr) -> bool {
         let deadline = Instant::now() + SILENCE;
         while Instant::now() < deadline {
-            if self.heard.lock().unwrap().iter().any(|(from, _)| from.ip() == ip) {
+            if self.heard.lock().unwrap().iter().any(|heard| heard.from.ip() == ip) {
                 return true;
             }
             std::thread::sleep(MS);
