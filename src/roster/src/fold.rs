@@ -183,15 +183,15 @@ pub(crate) fn owner_table(members: &[Member], me: Option<MemberIndex>) -> OwnerT
             groups.entry(ha).or_default().push(MemberIndex::at(at));
         }
     }
+    let leads_to = |at: MemberIndex| {
+        let stock = members.get(at.index()).and_then(|member| member.record.stock.as_ref());
+        let via = stock.and_then(|Stock { via }| by_name.get(via).copied());
+        via.filter(|via| me != Some(*via)).unwrap_or(at)
+    };
     let mut prefixes: Vec<(Prefix, MemberIndex)> = Vec::new();
     for (at, member) in members.iter().enumerate() {
         let this = MemberIndex::at(at);
-        let via = member.record.stock.as_ref().and_then(|Stock { via }| by_name.get(via).copied());
-        let owner = match via {
-            Some(via) if me != Some(via) => via,
-            Some(_) | None => this,
-        };
-        prefixes.extend(member.prefixes().map(|prefix| (prefix, owner)));
+        prefixes.extend(member.prefixes().map(|prefix| (prefix, leads_to(this))));
         let Some(group) = member.record.ha.as_ref().and_then(|ha| groups.get(ha)) else { continue };
         for prefix in member.routes() {
             let carries = |other: &&MemberIndex| {
@@ -199,7 +199,7 @@ pub(crate) fn owner_table(members: &[Member], me: Option<MemberIndex>) -> OwnerT
                 let mut wider = routes.filter(|r| r.contains(prefix.ip()) && r.length() < prefix.length());
                 **other != this && wider.next().is_some()
             };
-            prefixes.extend(group.iter().filter(carries).map(|other| (prefix, *other)));
+            prefixes.extend(group.iter().filter(carries).map(|other| (prefix, leads_to(*other))));
         }
     }
     prefixes.sort_by_key(|(prefix, owner)| (prefix.ip(), prefix.length(), *owner));

@@ -5,6 +5,8 @@
 
 mod claims;
 mod forge;
+mod golden;
+mod naive;
 mod ratchet;
 mod rules;
 mod scale;
