@@ -480,12 +480,28 @@ pub(crate) enum LabCommand {
     Up {
         /// Sites
         #[arg(long, default_value_t = 3)]
-        sites: usize,
+        sites: u8,
         /// Hubs
         #[arg(long, default_value_t = 2)]
-        hubs: usize,
+        hubs: u8,
         /// Kind of the sites' routers
         #[arg(long, default_value = "cone")]
+        nat: String,
+    },
+    /// The process that keeps a lab up
+    #[command(hide = true)]
+    Keep {
+        /// The lab's name
+        #[arg(long)]
+        name: String,
+        /// Sites
+        #[arg(long)]
+        sites: u8,
+        /// Hubs
+        #[arg(long)]
+        hubs: u8,
+        /// Kind of the sites' routers
+        #[arg(long)]
         nat: String,
     },
     /// Run a command on one of its hosts

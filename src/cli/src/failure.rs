@@ -69,4 +69,5 @@ failures!(
     flatlan::join::JoinError,
     flatlan::state::StateError,
     flatlan_os::file::FileError,
+    flatlan_hubd::HubError,
 );

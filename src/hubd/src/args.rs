@@ -170,6 +170,6 @@ fn parse_peer(text: &str) -> Result<PeerHub, HubError> {
 }
 
 /// Where a hub's state is unless told otherwise.
-pub const DEFAULT_STATE: &str = "/var/lib/flatlan-hub";
+pub(crate) const DEFAULT_STATE: &str = "/var/lib/flatlan-hub";
 /// The UDP port unless told otherwise.
 const DEFAULT_UDP: u16 = 51820;
