@@ -24,7 +24,7 @@ use crate::{
     output::{Interface, Outbox},
     peers::Peers,
     persist,
-    relays::Relays,
+    relays::{Asked, Relays},
     rng::Rng,
     roster::{Keeper, Persisted as Written},
 };
@@ -69,7 +69,9 @@ pub struct Node {
     refused: Option<RefusedCode>,
     /// When this node is to be called usable, although more hubs may come.
     up_at: Option<Instant>,
-    up: Up,
+    /// That time has passed.
+    up_waited: bool,
+    life: Life,
     /// Peers changed since they were written, and when that is to be done.
     remember_at: Option<Instant>,
     remembered: Option<Instant>,
@@ -80,9 +82,9 @@ pub struct Node {
 
 /// How far this life has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Up {
-    NotYet,
-    Up,
+enum Life {
+    Waiting,
+    Usable,
     /// Removed from the network.
     Dead,
 }
@@ -148,7 +150,8 @@ impl Node {
             alarms: Vec::new(),
             refused: None,
             up_at: None,
-            up: Up::NotYet,
+            up_waited: false,
+            life: Life::Waiting,
             remember_at: None,
             remembered: None,
             fresh_at: now,
@@ -269,7 +272,7 @@ impl Node {
 
     /// Time has come to what [`Node::poll_timeout`] said.
     pub fn handle_timeout(&mut self, now: Instant, unix: UnixTime) {
-        if self.up == Up::Dead {
+        if self.life == Life::Dead {
             return;
         }
         self.hubs.handle_timeout(&mut context!(self, now));
@@ -278,6 +281,10 @@ impl Node {
         self.fetch_timeout(now);
         if self.remember_at.is_some_and(|at| at <= now) {
             self.remember(now);
+        }
+        if self.up_at.is_some_and(|at| at <= now) {
+            self.up_at = None;
+            self.up_waited = true;
         }
         if self.fresh_at <= now {
             self.fresh_at = now + FRESH_EVERY;
@@ -290,7 +297,7 @@ impl Node {
     pub fn handle_shutdown(&mut self, now: Instant) {
         self.remember(now);
         self.hubs.detach_all(&mut context!(self, now));
-        self.up = Up::Dead;
+        self.life = Life::Dead;
     }
 
     /// What is to be done, in order.
@@ -300,11 +307,11 @@ impl Node {
 
     /// When [`Node::handle_timeout`] wants to be called at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.up == Up::Dead {
+        if self.life == Life::Dead {
             return None;
         }
-        let up = self.up_at.filter(|_| self.up == Up::NotYet);
-        let all = [self.hubs.poll_timeout(), self.relays.poll_timeout(), self.remember_at, up, Some(self.fresh_at)];
+        let all =
+            [self.hubs.poll_timeout(), self.relays.poll_timeout(), self.remember_at, self.up_at, Some(self.fresh_at)];
         all.into_iter().flatten().chain(self.peers_next()).chain(self.fetch_next()).min()
     }
 
@@ -370,9 +377,9 @@ impl Node {
         if held.roster.by_id(&self.me.keys.id).is_none() {
             return Some(Waiting::NotMember { serial: held.summary.serial });
         }
-        match self.up {
-            Up::Up => None,
-            Up::NotYet | Up::Dead => Some(match self.refused {
+        match self.life {
+            Life::Usable => None,
+            Life::Waiting | Life::Dead => Some(match self.refused {
                 Some(code) => Waiting::Refused(refusal(code)),
                 None => Waiting::NoHub,
             }),
@@ -388,10 +395,14 @@ impl Node {
                 HubEvent::Attached { hub, head, claims } => self.on_attached(hub, head.as_deref(), claims, now),
                 HubEvent::Detached { hub } => self.on_detached(hub, now),
                 HubEvent::Message { hub, message } => self.on_hub_message(hub, message, now),
+                HubEvent::Read { bundle } => {
+                    let offered = self.keeper.offer(&bundle, &mut self.out);
+                    self.on_offered(offered);
+                }
                 HubEvent::Refused { code, presence } => self.on_refused(code, presence.as_deref(), now),
             }
         }
-        self.check_up(now, unix);
+        self.check_up(unix);
     }
 
     fn on_attached(&mut self, hub: HubSlot, head: Option<&[u8]>, claims: ClaimsSummary, now: Instant) {
@@ -404,7 +415,9 @@ impl Node {
         for slot in self.peers.active() {
             self.want_relays(slot, now);
         }
-        self.up_at.get_or_insert(now + UP_PATIENCE);
+        if !self.up_waited {
+            self.up_at.get_or_insert(now + UP_PATIENCE);
+        }
     }
 
     fn on_detached(&mut self, hub: HubSlot, now: Instant) {
@@ -439,7 +452,7 @@ impl Node {
             Control::Presence { presence } => self.on_presence(&presence, now),
             Control::PathOpen(open) => {
                 let peer = peers.member_slot(&open.from);
-                relays.handle_open(hub, &open, peer, hubs, rng, now, out);
+                relays.handle_open(&Asked { hub, open: &open, peer }, hubs, rng, now, out);
                 if let Some(peer) = peer {
                     self.take_interest(peer, now);
                 }
@@ -510,7 +523,7 @@ impl Node {
     /// No roster lists this node any more.
     pub(crate) fn die(&mut self, now: Instant) {
         self.hubs.detach_all(&mut context!(self, now));
-        self.up = Up::Dead;
+        self.life = Life::Dead;
     }
 
     pub(crate) fn alarm(&mut self, alarm: Alarm) {
@@ -519,16 +532,16 @@ impl Node {
         }
     }
 
-    fn check_up(&mut self, now: Instant, unix: UnixTime) {
+    fn check_up(&mut self, unix: UnixTime) {
         let member = self.interface.is_some();
-        if self.up != Up::NotYet || !member {
+        if self.life != Life::Waiting || !member {
             return;
         }
         let hubs = self.hubs.attached_count();
-        let enough = hubs > 0 && (hubs >= self.hubs.wanted() || self.up_at.is_some_and(|at| at <= now));
+        let enough = hubs > 0 && (hubs >= self.hubs.wanted() || self.up_waited);
         let direct = self.peers.active().into_iter().any(|slot| self.peers.get(slot).is_some_and(|peer| peer.session));
         if enough || direct {
-            self.up = Up::Up;
+            self.life = Life::Usable;
             self.check_freshness(unix);
             self.out.push(Output::Up { hubs });
         }
@@ -639,3 +652,6 @@ const REMEMBER_SOON: Duration = Duration::from_secs(1);
 const REMEMBER_EVERY: Duration = Duration::from_secs(30);
 /// How often the roster's age is looked at.
 const FRESH_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests;

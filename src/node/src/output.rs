@@ -23,7 +23,7 @@ pub enum Output {
         stream: StreamId,
         /// Where to; all addresses of a name are tried.
         target: HostPort,
-        /// What for: `Control` or `Data`.
+        /// What for: `Control`, `Data`, or `Admin` (to read a roster).
         role: Role,
         /// The hub that should be there, where that is known.
         hub: Option<HubKey>,

@@ -52,6 +52,14 @@ enum State {
     Waiting { until: Instant },
 }
 
+/// A hub's request for a label of ours.
+pub(crate) struct Asked<'a> {
+    pub(crate) hub: HubSlot,
+    pub(crate) open: &'a PathOpen,
+    /// Who will send, where that is a member.
+    pub(crate) peer: Option<PeerSlot>,
+}
+
 /// A label of our own.
 struct Given {
     hub: HubSlot,
@@ -108,14 +116,13 @@ impl Relays {
     /// A hub asks on behalf of a member for the label of frames from it.
     pub(crate) fn handle_open(
         &mut self,
-        hub: HubSlot,
-        open: &PathOpen,
-        peer: Option<PeerSlot>,
+        asked: &Asked<'_>,
         hubs: &Hubs,
         rng: &mut Rng,
         now: Instant,
         out: &mut Outbox,
     ) {
+        let Asked { hub, open, peer } = *asked;
         let fail = |reason| Control::PathFailed { request: open.request, reason };
         let Some(peer) = peer.filter(|_| open.network == self.network && open.to == self.me) else {
             hubs.send(hub, &fail(PathReason::NotMember), out);

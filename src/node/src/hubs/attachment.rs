@@ -1,0 +1,123 @@
+//! One attachment: its control stream's health, and the addresses at which the hub may take UDP.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use flatlan_datapath::{Command, HubUdp};
+use flatlan_relay::{BindKey, Control};
+use flatlan_types::{Endpoint, HostPort, HubSlot};
+
+use super::{Context, Hubs};
+use crate::{
+    Transport,
+    output::{Outbox, Output, StreamId},
+};
+
+/// An attachment to a hub.
+pub(super) struct Attachment {
+    pub(super) stream: StreamId,
+    pub(super) bind: Option<BindKey>,
+    /// Where the hub may take UDP, best first, each once.
+    pub(super) places: Vec<Endpoint>,
+    pub(super) names: Vec<HostPort>,
+    pub(super) place: usize,
+    pub(super) place_until: Option<Instant>,
+    pub(super) leg: Option<UdpLeg>,
+    pub(super) since: Instant,
+    pub(super) heard: Instant,
+    pub(super) asked: Option<Instant>,
+    /// Where this attachment was dialled, without the port.
+    pub(super) remote: Option<IpAddr>,
+    pub(super) rtt: Option<Duration>,
+    pub(super) draining: bool,
+}
+
+pub(super) struct UdpLeg {
+    pub(super) reflexive: Endpoint,
+    pub(super) rtt: Duration,
+}
+
+impl Attachment {
+    /// A place where the hub says that it takes UDP.
+    pub(super) fn add_name(&mut self, place: &HostPort) {
+        match place.literal() {
+            Some(endpoint) if endpoint.socket_addr().ip().is_unspecified() => {
+                if let Some(ip) = self.remote {
+                    self.add_place(Endpoint::new((ip, place.port()).into()));
+                }
+            }
+            Some(endpoint) => self.add_place(endpoint),
+            None if self.names.contains(place) => {}
+            None => self.names.push(place.clone()),
+        }
+    }
+
+    pub(super) fn add_place(&mut self, endpoint: Endpoint) {
+        if self.places.contains(&endpoint) || self.places.len() >= MAX_PLACES {
+            return;
+        }
+        // the address that the stream reached is the likeliest to work
+        if self.leg.is_none() && Some(endpoint.socket_addr().ip()) == self.remote {
+            self.places.insert(0, endpoint);
+        } else {
+            self.places.push(endpoint);
+        }
+    }
+
+    pub(super) fn ask(&mut self, origin: Instant, now: Instant, out: &mut Outbox) {
+        self.asked = Some(now);
+        let time = now.duration_since(origin).as_micros().try_into().unwrap_or_default();
+        out.send(self.stream, &Control::Ping { time });
+    }
+
+    pub(super) fn ask_at(&self) -> Instant {
+        self.asked.unwrap_or(self.heard).max(self.heard) + QUIET
+    }
+}
+
+impl Hubs {
+    /// Tells the workers how a hub can be reached at this moment.
+    pub(super) fn tell_workers(&mut self, slot: HubSlot, ctx: &mut Context<'_>) {
+        let transport = self.transport;
+        let Some(hub) = self.hub_mut(slot) else { return };
+        let stream = hub.data.open.is_some();
+        let Some(attachment) = &mut hub.control else { return };
+        let udp = match (transport, &attachment.bind, attachment.places.get(attachment.place)) {
+            (Transport::Auto | Transport::Udp, Some(bind), Some(endpoint)) => {
+                Some(HubUdp { endpoint: *endpoint, bind: bind.clone() })
+            }
+            (Transport::Auto | Transport::Udp | Transport::Tcp, _, _) => None,
+        };
+        if attachment.leg.is_none() && udp.is_some() && attachment.places.len() > 1 {
+            attachment.place_until.get_or_insert(ctx.now + TRY_PLACE);
+        }
+        ctx.out.worker(Command::SetHub { hub: slot, udp, stream });
+    }
+
+    /// The hub does not answer at this address: the next one; its names are resolved again after the last.
+    pub(super) fn next_place(&mut self, slot: HubSlot, ctx: &mut Context<'_>) {
+        let Some(attachment) = self.attachment_mut(slot) else { return };
+        attachment.place_until = None;
+        attachment.place += 1;
+        if attachment.place >= attachment.places.len() {
+            attachment.place = 0;
+            for place in attachment.names.clone() {
+                ctx.out.push(Output::Resolve { place });
+            }
+        }
+        if attachment.places.len() > 1 {
+            self.tell_workers(slot, ctx);
+        }
+    }
+}
+
+/// UDP addresses of one hub that are tried.
+pub(super) const MAX_PLACES: usize = 8;
+/// A control stream is asked when nothing was heard for this long.
+pub(super) const QUIET: Duration = Duration::from_secs(1);
+/// And dead after this.
+pub(super) const SILENT: Duration = Duration::from_secs(3);
+/// A UDP address of a hub with several is tried for so long.
+const TRY_PLACE: Duration = Duration::from_secs(3);

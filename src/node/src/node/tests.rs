@@ -1,0 +1,469 @@
+//! What the machine does, against scripted hubs and under a virtual clock.
+
+mod net;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use flatlan_datapath::Event;
+use flatlan_relay::{Control, Presence, PresenceOrder};
+use flatlan_types::{BootEpoch, Endpoint, UnixTime};
+
+use self::net::{Disk, LATENCY, Net, UNIX, address, hub_secret, member, seed};
+use crate::{Alarm, Fatal, HubState, Waiting, persist};
+
+const SOON: Duration = Duration::from_millis(500);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Nodes that are attached everywhere and use the roster.
+fn ready(hubs: &[u8], nodes: &[u8]) -> Net {
+    let mut net = Net::new(hubs, nodes);
+    let (hubs, nodes) = (hubs.len(), nodes.to_vec());
+    net.until(SOON, |net| nodes.iter().all(|n| net.nodes[n].hubs.len() == hubs && net.nodes[n].interface.is_some()));
+    net
+}
+
+#[test]
+fn a_node_with_nothing_but_a_token_is_up_within_a_fifth_of_a_second() {
+    let mut net = Net::new(&[1, 2], &[1, 2]);
+    assert_eq!(net.nodes[&1].node.waiting(), Some(Waiting::NoHub));
+    let took = net.until(SOON, |net| net.nodes.values().all(|node| node.up.is_some()));
+    assert!(took < ms(200), "{took:?}");
+    let node = &net.nodes[&1];
+    assert_eq!(node.up.map(|(_, hubs)| hubs), Some(2));
+    assert_eq!(node.node.waiting(), None);
+    let interface = node.interface.clone().unwrap();
+    assert_eq!(interface.name.as_str(), "n1");
+    assert_eq!(interface.ips.len(), 2);
+    assert_eq!(interface.mtu, 1400);
+    assert!(net.knows(1, 2) && !net.knows(1, 1));
+    net.run(ms(200));
+    let node = &net.nodes[&1];
+    assert_eq!(node.data.len(), 2, "a data stream to each hub");
+    assert!(node.hubs.values().all(|(udp, stream)| *udp && *stream));
+    assert!(node.node.status().hubs.iter().all(|hub| hub.state == HubState::Attached && hub.name.is_some()));
+    assert!(node.files.contains_key(persist::ROSTER) && node.files.contains_key(persist::RATCHET));
+}
+
+#[test]
+fn an_idle_node_says_nothing_but_pings() {
+    let mut net = ready(&[1, 2], &[1]);
+    net.run(Duration::from_secs(5));
+    for hub in net.hubs.values_mut() {
+        hub.heard.clear();
+    }
+    net.run(Duration::from_secs(10));
+    for hub in net.hubs.values() {
+        assert!(hub.heard.iter().all(|(_, message)| matches!(message, Control::Ping { .. })));
+        assert!((9..=11).contains(&hub.heard.len()), "{}", hub.heard.len());
+    }
+}
+
+#[test]
+fn one_side_that_needs_a_path_brings_labels_both_ways_at_every_hub() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    net.need(1, 2);
+    let took = net.until(SOON, |net| net.ways(1, 2) == 2 && net.ways(2, 1) == 2);
+    // there, the other's request there and back, and back: nobody waits for a timer
+    assert!(took <= LATENCY * 8, "{took:?}");
+}
+
+#[test]
+fn both_sides_that_open_at_once_do_not_wait_for_each_other() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    net.need(1, 2);
+    net.need(2, 1);
+    let took = net.until(SOON, |net| net.ways(1, 2) == 2 && net.ways(2, 1) == 2);
+    assert!(took <= LATENCY * 4, "{took:?}");
+}
+
+#[test]
+fn a_label_is_answered_even_when_the_way_back_cannot_be_had() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    // the hub loses what 2 asks, so 2 answers after a while all the same
+    net.until(SOON, |net| net.hubs[&1].heard.iter().any(|(n, m)| *n == 1 && matches!(m, Control::PathOpen(_))));
+    net.run(LATENCY);
+    let before = net.now;
+    net.until(SOON, |net| net.ways(1, 2) == 1);
+    assert!(net.now - before < ms(300));
+}
+
+#[test]
+fn candidates_are_exchanged_once_a_label_is_there_and_lead_to_direct_paths() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    let (at1, at2) = (net.slot(1, 2), net.slot(2, 1));
+    let told = move |net: &Net| {
+        let direct = |n, slot| net.nodes[&n].direct.get(&slot).cloned().unwrap_or_default();
+        direct(1u8, at1) == [address(2)] && direct(2u8, at2) == [address(1)]
+    };
+    net.until(SOON, told);
+}
+
+#[test]
+fn what_no_candidate_can_be_is_not_passed_to_the_workers() {
+    let mut net = ready(&[1], &[1, 2]);
+    let slot = net.slot(1, 2);
+    let bad = ["127.0.0.1:1", "10.77.0.9:51820", "198.51.100.1:51820", "192.0.2.7:0", "[fe80::1]:9"];
+    let mut candidates: Vec<Endpoint> = bad.iter().map(|s| Endpoint::new(s.parse().unwrap())).collect();
+    candidates.extend((1..20).map(|port| Endpoint::new(([203, 0, 113, 5], port).into())));
+    let message =
+        crate::peer_message::PeerMessage { candidates: Some(candidates), ..crate::peer_message::PeerMessage::new() };
+    let ingress = flatlan_path::PathKind::Direct(address(2));
+    net.event(1, Event::PeerMessage { peer: slot, ingress, bytes: message.encode() });
+    let direct = &net.nodes[&1].direct[&slot];
+    assert_eq!(direct.len(), crate::MAX_CANDIDATES);
+    assert!(direct.iter().all(|endpoint| endpoint.socket_addr().ip().to_string() == "203.0.113.5"), "{direct:?}");
+}
+
+#[test]
+fn garbage_from_a_peer_or_a_hub_changes_nothing() {
+    let mut net = ready(&[1], &[1, 2]);
+    let slot = net.slot(1, 2);
+    for bytes in [&b""[..], b"\xff", b"\xa1\x02\x9b\xff\xff\xff\xff\xff\xff\xff\xff", &[0xa1; 1000]] {
+        let ingress = flatlan_path::PathKind::Direct(address(2));
+        net.event(1, Event::PeerMessage { peer: slot, ingress, bytes: bytes.to_vec() });
+    }
+    assert!(net.nodes[&1].direct.is_empty());
+    assert_eq!(net.serial(1), 1);
+}
+
+#[test]
+fn a_lost_hub_is_dialled_again_within_a_tenth_of_a_second_and_then_ever_later() {
+    let mut net = ready(&[1, 2], &[1]);
+    net.run(ms(300));
+    net.nodes.get_mut(&1).unwrap().dials.clear();
+    net.kill_hub(1);
+    let lost = net.now + LATENCY;
+    net.run(Duration::from_secs(20));
+    let dials: Vec<Duration> = net.nodes[&1].dials.iter().map(|at| *at - lost).collect();
+    assert!(dials[0] <= ms(100), "{dials:?}");
+    let gaps: Vec<Duration> = dials.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps[0] >= ms(150) && gaps[1] > gaps[0]);
+    assert!(gaps.iter().all(|gap| *gap <= ms(1_600)), "a restarted hub is back soon: {gaps:?}");
+    assert!(gaps.last().unwrap() >= &ms(1_100));
+    net.run(Duration::from_secs(200));
+    let dials = &net.nodes[&1].dials;
+    let last = dials[dials.len() - 1] - dials[dials.len() - 2];
+    assert!(last > Duration::from_secs(3) && last <= Duration::from_secs(6), "{last:?}");
+}
+
+#[test]
+fn a_hub_that_restarts_has_its_node_and_the_labels_back_within_two_seconds() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 2 && net.ways(2, 1) == 2);
+    net.session(1, 2);
+    net.kill_hub(1);
+    net.run(Duration::from_secs(3));
+    assert_eq!(net.ways(1, 2), 1);
+    net.revive_hub(1);
+    net.until(Duration::from_secs(2), |net| net.ways(1, 2) == 2 && net.ways(2, 1) == 2);
+}
+
+#[test]
+fn a_frozen_hub_is_left_after_three_seconds_of_silence() {
+    let mut net = ready(&[1, 2], &[1]);
+    net.run(ms(300));
+    net.hubs.get_mut(&1).unwrap().frozen = true;
+    let took = net.until(Duration::from_secs(5), |net| net.nodes[&1].hubs.len() == 1);
+    assert!(took <= ms(3_100) && took >= ms(1_900), "{took:?}");
+}
+
+#[test]
+fn only_three_of_many_hubs_are_used_and_the_next_best_steps_in() {
+    let hubs: Vec<u8> = (1..=6).collect();
+    let mut net = Net::new(&hubs, &[1]);
+    net.until(SOON, |net| net.nodes[&1].hubs.len() == 3);
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.nodes[&1].hubs.len(), 3);
+    let used = net.nodes[&1].node.status().hubs.into_iter().find(|hub| hub.state == HubState::Attached).unwrap();
+    let number = *net.hubs.iter().find(|(_, hub)| hub.key() == used.key).unwrap().0;
+    net.kill_hub(number);
+    net.run(ms(50));
+    assert_eq!(net.nodes[&1].hubs.len(), 2);
+    net.until(Duration::from_secs(2), |net| net.nodes[&1].hubs.len() == 3);
+}
+
+#[test]
+fn a_hub_with_another_key_is_not_spoken_to() {
+    let mut net = ready(&[1, 2], &[1]);
+    net.kill_hub(2);
+    let files = net.kill_node(1);
+    // somebody else answers at the place of hub 2
+    let mut other = Net::new(&[9], &[]);
+    let mut impostor = other.hubs.remove(&9).unwrap();
+    impostor.roster = net.hubs[&1].roster.clone();
+    net.hubs.insert(2, impostor);
+    net.start_node(1, files);
+    net.run(Duration::from_secs(3));
+    assert_eq!(net.nodes[&1].hubs.len(), 1);
+    assert!(net.hubs[&2].heard.is_empty(), "it was told nothing, not even who asks");
+}
+
+#[test]
+fn a_newer_roster_is_used_only_after_it_is_on_disk() {
+    let mut net = ready(&[1], &[1, 2]);
+    let newer = net.admin.sign(&[1], &[1, 2, 3], net.hubs[&1].roster.as_ref());
+    net.nodes.get_mut(&1).unwrap().disk = Disk::Hangs;
+    net.publish(1, &newer);
+    net.run(SOON);
+    assert_eq!((net.serial(1), net.serial(2)), (1, 2));
+    assert!(!net.knows(1, 3) && net.knows(2, 3));
+}
+
+#[test]
+fn a_disk_that_fails_does_not_delay_a_roster_but_raises_an_alarm() {
+    let mut net = ready(&[1], &[1, 2]);
+    let newer = net.admin.sign(&[1], &[1], net.hubs[&1].roster.as_ref());
+    net.nodes.get_mut(&1).unwrap().disk = Disk::Fails;
+    net.publish(1, &newer);
+    net.until(SOON, |net| net.serial(1) == 2);
+    assert!(!net.knows(1, 2));
+    assert!(matches!(net.nodes[&1].node.status().alarms[..], [Alarm::Disk { .. }, ..]));
+}
+
+#[test]
+fn an_older_roster_is_refused_also_after_a_restart() {
+    let mut net = ready(&[1], &[1, 2]);
+    let old = net.hubs[&1].roster.clone().unwrap();
+    let newer = net.admin.sign(&[1], &[1], Some(&old));
+    net.publish(1, &newer);
+    net.until(SOON, |net| net.serial(1) == 2);
+    net.hubs.get_mut(&1).unwrap().refuses_news = true;
+    net.hubs.get_mut(&1).unwrap().roster = Some(old);
+    let files = net.kill_node(1);
+    net.start_node(1, files.clone());
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.serial(1), 2);
+    assert!(!net.knows(1, 2));
+    // and with the roster lost, but not the ratchet
+    net.kill_node(1);
+    let without = files.into_iter().filter(|(name, _)| name != persist::ROSTER).collect();
+    net.start_node(1, without);
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.serial(1), 0);
+}
+
+#[test]
+fn a_revoked_peer_leaves_the_snapshot_and_its_labels_go() {
+    let mut net = ready(&[1], &[1, 2, 3]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1);
+    net.session(1, 2);
+    let slot = net.slot(1, 3);
+    let newer = net.admin.sign(&[1], &[1, 3], net.hubs[&1].roster.as_ref());
+    net.publish(1, &newer);
+    net.until(SOON, |net| !net.knows(1, 2));
+    assert!(net.nodes[&1].labels.is_empty() && net.nodes[&1].given.is_empty());
+    assert_eq!(net.slot(1, 3), slot, "slots do not move");
+}
+
+#[test]
+fn a_node_that_was_removed_says_so_and_stops() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    let newer = net.admin.sign(&[1, 2], &[1], net.hubs[&1].roster.as_ref());
+    net.publish(1, &newer);
+    net.until(SOON, |net| net.nodes[&2].fatal.is_some());
+    assert_eq!(net.nodes[&2].fatal, Some(Fatal::Removed { serial: 2 }));
+    assert_eq!(net.nodes[&2].snapshot.peers().count(), 0);
+    assert!(net.nodes[&2].hubs.is_empty());
+    assert_eq!(net.nodes[&2].node.poll_timeout(), None);
+}
+
+#[test]
+fn a_head_that_all_hubs_withhold_is_learned_from_a_peer() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) > 0 && net.ways(2, 1) > 0);
+    net.session(1, 2);
+    for hub in net.hubs.values_mut() {
+        hub.refuses_news = true;
+    }
+    // 2 gets it by other means
+    let newer = net.admin.sign(&[1, 2], &[1, 2, 3], net.hubs[&1].roster.as_ref());
+    let node = net.nodes.get_mut(&2).unwrap();
+    let offered = node.node.keeper.offer(&newer.encode(), &mut node.node.out);
+    node.node.on_offered(offered);
+    let took = net.until(Duration::from_secs(10), |net| net.knows(1, 3));
+    assert!(took < Duration::from_secs(7), "{took:?}");
+    assert_eq!(net.serial(1), 2);
+}
+
+#[test]
+fn a_hub_that_is_behind_gets_the_roster_from_a_node() {
+    let mut net = ready(&[1, 2], &[1]);
+    let newer = net.admin.sign(&[1, 2], &[1, 3], net.hubs[&1].roster.as_ref());
+    net.publish(1, &newer);
+    net.until(Duration::from_secs(1), |net| {
+        net.hubs[&2].roster.as_ref().is_some_and(|r| r.version() == newer.version())
+    });
+}
+
+#[test]
+fn a_fork_keeps_the_first_head_and_both_as_proof() {
+    let mut net = ready(&[1, 2], &[1]);
+    let base = net.hubs[&1].roster.clone();
+    let first = net.admin.sign(&[1, 2], &[1, 3], base.as_ref());
+    let second = net.admin.sign(&[1, 2], &[1, 4], base.as_ref());
+    for hub in net.hubs.values_mut() {
+        hub.refuses_news = true;
+    }
+    net.hubs.get_mut(&1).unwrap().refuses_news = false;
+    net.publish(1, &first);
+    net.until(SOON, |net| net.knows(1, 3));
+    net.hubs.get_mut(&2).unwrap().refuses_news = false;
+    net.publish(2, &second);
+    net.run(SOON);
+    let node = &net.nodes[&1];
+    assert!(net.knows(1, 3) && !net.knows(1, 4));
+    assert_eq!(node.node.status().alarms, [Alarm::Fork { serial: 2 }]);
+    let proof = flatlan_roster::ForkProof::decode(&node.files["fork-2"], &net.admin.network).unwrap();
+    assert_ne!(proof.first().id(), proof.second().id());
+    let files = net.kill_node(1);
+    net.start_node(1, files);
+    assert_eq!(net.nodes[&1].node.status().alarms, [Alarm::Fork { serial: 2 }], "it is not forgotten");
+}
+
+#[test]
+fn a_state_that_was_set_back_goes_on_under_a_greater_epoch() {
+    let mut net = ready(&[1, 2], &[1]);
+    net.kill_node(1);
+    let order = PresenceOrder { epoch: BootEpoch(UNIX.0 + 50_000), counter: 3 };
+    let greater = Presence::sign(&seed(1).derive(), net.admin.network, hub_secret(2).public(), order);
+    net.hubs.get_mut(&2).unwrap().remember(greater);
+    net.start_node(1, BTreeMap::new());
+    net.until(Duration::from_secs(2), |net| net.nodes[&1].hubs.len() == 2);
+    let node = &net.nodes[&1];
+    assert_eq!(node.epoch, BootEpoch(UNIX.0 + 50_001));
+    let (next, _) = persist::next_epoch(node.files.get(persist::EPOCH).map(Vec::as_slice), UnixTime(0));
+    assert_eq!(next, BootEpoch(UNIX.0 + 50_002), "it is on disk");
+    assert_eq!(node.node.status().alarms, []);
+}
+
+#[test]
+fn a_stale_epoch_is_told_by_a_peer_as_well() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1 && net.ways(2, 1) == 1);
+    net.run(ms(200));
+    let before = net.nodes[&1].epoch;
+    net.kill_node(1);
+    net.run(ms(100));
+    // its clock and its files are a year back, and the hub has forgotten everybody
+    net.kill_hub(1);
+    net.run(ms(100));
+    net.revive_hub(1);
+    net.start_node_as(1, 1, &mut BTreeMap::new(), UnixTime(UNIX.0 - 31_000_000));
+    net.until(Duration::from_secs(3), |net| net.ways(2, 1) == 1 && net.ways(1, 2) == 1);
+    assert!(net.nodes[&1].epoch < before);
+    let slot = net.slot(2, 1);
+    net.event(2, Event::StaleEpoch { peer: slot });
+    net.until(SOON, |net| net.nodes[&1].epoch > before);
+}
+
+#[test]
+fn two_live_clones_alarm_and_take_turns_at_most_once_a_minute() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.run(Duration::from_secs(20));
+    let mut files = net.nodes[&1].files.clone();
+    net.start_node_as(7, 1, &mut files, UnixTime(UNIX.0 + 20));
+    net.run(Duration::from_secs(240));
+    let epochs = [net.nodes[&1].epoch, net.nodes[&7].epoch];
+    let rises: u64 = epochs.iter().map(|epoch| epoch.0.saturating_sub(UNIX.0 + 20)).max().unwrap();
+    assert!(rises <= 10, "{epochs:?}");
+    assert!(net.nodes[&1].node.status().alarms.contains(&Alarm::Clone));
+}
+
+#[test]
+fn with_all_hubs_dead_a_restarted_node_tries_the_peers_it_remembers() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1);
+    net.session(1, 2);
+    let slot = net.slot(1, 2);
+    net.event(1, Event::DirectUp { peer: slot, endpoint: address(2) });
+    net.event(1, Event::PeerEpoch { peer: slot, epoch: BootEpoch(UNIX.0) });
+    net.run(Duration::from_secs(2));
+    net.kill_hub(1);
+    net.run(ms(100));
+    let files = net.kill_node(1);
+    net.start_node(1, files);
+    let slot = net.slot(1, 2);
+    assert_eq!(net.nodes[&1].direct[&slot], [address(2)]);
+    assert_eq!(net.nodes[&1].connects, [slot]);
+    assert!(net.nodes[&1].interface.is_some(), "the roster of the last life holds");
+    // the peer answers straight away, and is told where this node is
+    let back = net.slot(2, 1);
+    net.until(SOON, |net| net.nodes[&2].direct.get(&back).is_some_and(|direct| direct.contains(&address(1))));
+    net.session(1, 2);
+    assert!(net.nodes[&1].up.is_some(), "usable with no hub at all");
+}
+
+#[test]
+fn an_idle_peer_gives_its_labels_back_and_is_not_watched() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1 && net.ways(2, 1) == 1);
+    net.session(1, 2);
+    let peer = net.slot(1, 2);
+    net.event(1, Event::Idle { peer });
+    net.run(ms(100));
+    assert!(net.nodes[&1].labels.is_empty() && net.nodes[&1].given.is_empty());
+    assert!(net.hubs[&1].heard.iter().any(|(n, m)| *n == 1 && *m == Control::Unwatch { peers: vec![member(2)] }));
+}
+
+#[test]
+fn a_peer_that_nobody_reached_is_of_interest_for_a_minute_only() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.kill_node(2);
+    net.need(1, 2);
+    net.run(Duration::from_secs(70));
+    net.hubs.get_mut(&1).unwrap().heard.clear();
+    net.run(Duration::from_secs(20));
+    assert!(net.hubs[&1].heard.iter().all(|(_, message)| matches!(message, Control::Ping { .. })));
+}
+
+#[test]
+fn a_peer_that_attaches_later_is_reached_as_soon_as_it_is_present() {
+    let mut net = ready(&[1], &[1, 2]);
+    let files = net.kill_node(2);
+    net.run(ms(100));
+    net.need(1, 2);
+    net.run(Duration::from_secs(20));
+    assert_eq!(net.ways(1, 2), 0);
+    net.start_node(2, files);
+    let took = net.until(SOON, |net| net.ways(1, 2) == 1 && net.ways(2, 1) == 1);
+    assert!(took < ms(250), "{took:?}");
+}
+
+#[test]
+fn a_label_that_a_hub_does_not_know_is_asked_for_again() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1);
+    let label = *net.nodes[&1].labels.values().next().unwrap();
+    let (stream, now) = (net.nodes[&1].node.status().hubs[0].slot, net.now);
+    let node = &mut net.nodes.get_mut(&1).unwrap().node;
+    node.relays.handle_lost(stream, label, now, &mut node.out);
+    net.drain(1);
+    assert!(!net.nodes[&1].labels.values().any(|of| *of == label));
+    net.until(SOON, |net| net.ways(1, 2) == 1);
+}
+
+#[test]
+fn shutting_down_writes_what_is_worth_keeping_and_leaves_the_hubs() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    let peer = net.slot(1, 2);
+    net.event(1, Event::DirectUp { peer, endpoint: address(2) });
+    let now = net.now;
+    net.nodes.get_mut(&1).unwrap().node.handle_shutdown(now);
+    net.drain(1);
+    let peers = persist::decode_peers(&net.nodes[&1].files[persist::PEERS]).unwrap();
+    assert_eq!(peers[0].endpoints, [address(2)]);
+    assert!(net.nodes[&1].hubs.is_empty());
+    assert_eq!(net.nodes[&1].node.poll_timeout(), None);
+}
