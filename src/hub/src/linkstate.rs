@@ -11,5 +11,5 @@ mod spf;
 
 pub(crate) use self::{
     lsdb::{Lsdb, News},
-    spf::{Route, routes},
+    spf::{Carry, Route, routes},
 };

@@ -22,7 +22,7 @@ use flatlan_relay::{
 };
 use flatlan_types::{Endpoint, HostPort, HubKey, NetworkId, Signature};
 
-use super::{Dialling, Draining, Hub, NeighbourStatus, Owner, State, attach::Refusal, presence::Gone};
+use super::{Dialling, Draining, Hub, NeighbourStatus, Owner, State, attach::Refusal, path::Cause, presence::Gone};
 use crate::{
     forward::{AttachmentId, ForwardCommand, StreamId},
     linkstate::News,
@@ -392,6 +392,8 @@ impl Hub {
                 continue;
             }
             self.send_serves(hub);
+            // What came from hubs that no roster listed was not kept.
+            self.send_lsa_digest(hub);
         }
         self.originate_if_changed();
     }
@@ -552,7 +554,7 @@ impl Hub {
                 neighbour.adjacency = Adjacency::Down;
                 self.event(HubEvent::NeighbourDown { hub });
                 self.originate();
-                self.leave_neighbour(attachment, now);
+                self.leave_neighbour(attachment, Cause::Broken, now);
             }
             (Adjacency::Down, false) | (Adjacency::Up, true) => {}
         }
@@ -617,7 +619,7 @@ impl Hub {
         let drained = self.lsdb.get(&hub).is_some_and(|lsa| lsa.lsa().serves.is_empty());
         let attachment = self.neighbours.get(&hub).map(|neighbour| neighbour.attachment);
         if let Some(attachment) = attachment.filter(|_| drained) {
-            self.leave_neighbour(attachment, now);
+            self.leave_neighbour(attachment, Cause::Leaving, now);
         }
     }
 

@@ -18,8 +18,8 @@ use std::{
 
 use flatlan_relay::{ByteVec, ClaimsSummary, Control, MAX_PART, MAX_ROSTER, NetworkTag, PathReason, RefusedCode};
 use flatlan_roster::{
-    Claim, CountersignError, CountersignedClaim, Ratchet, RatchetError, RosterVersion, Step, VerifiedHead,
-    VerifiedRoster, VerifyError,
+    Claim, CountersignError, CountersignedClaim, ForkProof, Kept, Ratchet, RatchetError, RosterVersion, Step,
+    VerifiedHead, VerifiedRoster, VerifyError,
 };
 use flatlan_types::{HubKey, InviteKey, MemberId, NetworkId};
 
@@ -250,7 +250,7 @@ impl Hub {
                     }
                 }
                 let new: Vec<_> = redeemed.iter().map(|redeeming| redeeming.claim.clone()).collect();
-                self.add_claims(network, new, None, now);
+                self.fold_claims(network, new, None, now);
                 for Redeeming { claim, waiting } in redeemed {
                     let roster = self.networks.get(&network).and_then(|network| network.roster.as_ref());
                     let member = roster.and_then(|roster| Some(roster.invite(claim.invite())?.0.name.clone()));
@@ -297,7 +297,7 @@ impl Hub {
                     self.send(stream, ours);
                 }
             }
-            Err(RatchetError::Fork(_)) => self.event(HubEvent::Forked { network }),
+            Err(RatchetError::Fork(proof)) => self.keep_fork(network, &proof),
             Err(RatchetError::SerialJump { .. }) => {}
         }
     }
@@ -439,8 +439,7 @@ impl Hub {
             Ok(verified) => verified,
             Err(error) => {
                 if let VerifyError::Ratchet(RatchetError::Fork(proof)) = &error {
-                    state.ratchet.keep_proof(proof);
-                    self.event(HubEvent::Forked { network });
+                    self.keep_fork(network, proof);
                 }
                 let code = match error {
                     VerifyError::Ratchet(_) => RefusedCode::OldRoster,
@@ -483,6 +482,15 @@ impl Hub {
         self.roster_changed(network, now);
         self.store_next(network);
         Ok(())
+    }
+
+    /// Keeps the first proof that the roster was forked, and says so once.
+    fn keep_fork(&mut self, network: NetworkId, proof: &ForkProof) {
+        let Some(state) = self.networks.get_mut(&network) else { return };
+        if state.ratchet.keep_proof(proof) == Kept::First {
+            self.event(HubEvent::Forked { network });
+            self.store(network);
+        }
     }
 
     /// Cuts off whoever is no longer listed, and tells everyone else.
@@ -555,14 +563,26 @@ impl Hub {
     }
 
     fn add_claims(&mut self, network: NetworkId, claims: Vec<CountersignedClaim>, from: Option<HubKey>, now: Instant) {
-        let Some(state) = self.networks.get_mut(&network) else { return };
+        if self.fold_claims(network, claims, from, now) == Folded::News {
+            self.store(network);
+        }
+    }
+
+    /// Folds claims in and hands them on; the caller sees to it that they are stored.
+    fn fold_claims(
+        &mut self,
+        network: NetworkId,
+        claims: Vec<CountersignedClaim>,
+        from: Option<HubKey>,
+        now: Instant,
+    ) -> Folded {
+        let Some(state) = self.networks.get_mut(&network) else { return Folded::Nothing };
         let Some(changed) = state.roster.as_ref().and_then(|roster| roster.with_claims(claims.iter().cloned())) else {
-            return;
+            return Folded::Nothing;
         };
         let total = u32::try_from(changed.claims().len()).unwrap_or(u32::MAX);
         state.roster = Some(changed);
         state.bundle = None;
-        state.unstored.get_or_insert_default();
         let nodes: Vec<_> =
             state.attached.values().filter_map(|node| Some(self.attachments.get(node.0)?.control)).collect();
         for chunk in claims.chunks(MAX_CLAIMS) {
@@ -574,7 +594,7 @@ impl Hub {
             self.tell_hubs(network, from, &message);
         }
         self.roster_changed(network, now);
-        self.store_next(network);
+        Folded::News
     }
 
     fn store(&mut self, network: NetworkId) {
@@ -672,6 +692,13 @@ fn code_of(error: &CountersignError) -> RefusedCode {
         | CountersignError::Redeemed { .. }
         | CountersignError::UnknownInvite => RefusedCode::BadClaim,
     }
+}
+
+/// Whether claims changed anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Folded {
+    News,
+    Nothing,
 }
 
 enum Received {

@@ -20,7 +20,7 @@ use flatlan_types::{HubKey, Label, MemberId, NetworkId};
 use super::{Hub, Owner};
 use crate::{
     forward::{AttachmentId, ForwardCommand, StreamId},
-    linkstate::{Route, routes},
+    linkstate::{Carry, Route, routes},
 };
 
 /// One label of ours.
@@ -40,8 +40,17 @@ pub(super) struct LabelState {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Repair {
-    No,
     Asked,
+    No,
+}
+
+/// Why another way is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The way is broken: without another one the label is lost.
+    Broken,
+    /// The way still stands: without another one it is kept.
+    Leaving,
 }
 
 /// A request that waits for an answer.
@@ -61,7 +70,7 @@ enum Origin {
     /// The upstream asked, under this number.
     Asked(u32),
     /// We look for another way for this label.
-    Repair(Label),
+    Repair(Label, Cause),
 }
 
 /// A label of a downstream that is not used any more, kept until frames under way have passed.
@@ -111,7 +120,7 @@ impl Hub {
                 let rtt_us = rtt_us.saturating_add(link);
                 self.give_label(upstream, downstream, (request, out, via, rtt_us), open);
             }
-            Origin::Repair(label) => self.redirect(label, downstream, out, now),
+            Origin::Repair(label, _) => self.redirect(label, downstream, out, now),
         }
     }
 
@@ -137,7 +146,7 @@ impl Hub {
             match (hub, reason) {
                 // The hub there found no other way; perhaps there is one around it.
                 (Some(hub), PathReason::HubLost | PathReason::NoRoute | PathReason::Timeout | PathReason::Idle) => {
-                    self.repair(label, Some(hub), now);
+                    self.repair(label, Some(hub), Cause::Broken, now);
                 }
                 _ => self.lose(label, reason),
             }
@@ -147,7 +156,7 @@ impl Hub {
     /// The downstream does not know a label that it gave: ask for another one.
     pub(super) fn handle_label_unknown(&mut self, from: AttachmentId, out: Label, now: Instant) {
         for label in self.labels_to(from, out) {
-            self.repair(label, None, now);
+            self.repair(label, None, Cause::Broken, now);
         }
     }
 
@@ -186,19 +195,19 @@ impl Hub {
         }
         for (_, label) in downstream {
             match hub {
-                Some(_) => self.repair(label, hub, now),
+                Some(_) => self.repair(label, hub, Cause::Broken, now),
                 None => self.lose(label, reason),
             }
         }
     }
 
     /// Looks for other ways for all that leads over a hub which is not to be used.
-    pub(super) fn leave_neighbour(&mut self, attachment: AttachmentId, now: Instant) {
+    pub(super) fn leave_neighbour(&mut self, attachment: AttachmentId, cause: Cause, now: Instant) {
         let hub = self.owner_hub(attachment);
         let Some(state) = self.attachments.get(attachment.0) else { return };
         let labels: Vec<_> = state.downstream.iter().map(|(_, label)| *label).collect();
         for label in labels {
-            self.repair(label, hub, now);
+            self.repair(label, hub, cause, now);
         }
     }
 
@@ -305,9 +314,15 @@ impl Hub {
         let Some(state) = self.networks.get(&network) else { return std::collections::BTreeMap::new() };
         let me = self.key;
         routes(me, self.lsdb.states(), |lsa| {
-            let mine = lsa.origin == me;
-            let serves = lsa.serves.binary_search(&state.tag).is_ok();
-            mine || (serves && state.lists_hub(&lsa.origin) && !around.contains(&lsa.origin))
+            if lsa.origin == me {
+                Carry::Transit
+            } else if !state.lists_hub(&lsa.origin) || around.contains(&lsa.origin) {
+                Carry::No
+            } else if lsa.serves.binary_search(&state.tag).is_ok() {
+                Carry::Transit
+            } else {
+                Carry::End
+            }
         })
     }
 
@@ -353,12 +368,14 @@ impl Hub {
         self.forward(ForwardCommand::RedirectLabel { label, downstream, out });
     }
 
-    /// Looks for another way onward, around `hub`. Without one the sender is told.
-    fn repair(&mut self, label: Label, hub: Option<HubKey>, now: Instant) {
+    /// Looks for another way onward, around `hub`. Where the way is broken and there is no other, the
+    /// sender is told.
+    fn repair(&mut self, label: Label, hub: Option<HubKey>, cause: Cause, now: Instant) {
         let Some(state) = self.labels.get_mut(label.0) else { return };
         if state.repair == Repair::Asked {
             return;
         }
+        let before = state.downstream;
         state.repair = Repair::Asked;
         let mut avoid = state.avoid.clone();
         avoid.extend(hub);
@@ -373,9 +390,22 @@ impl Hub {
             avoid,
         };
         let upstream = state.upstream;
-        if let Err(reason) = self.ask(Origin::Repair(label), upstream, open, now) {
+        let stays = cause == Cause::Leaving && self.choose(&open).is_ok_and(|(onward, _)| onward == before);
+        let asked =
+            if stays { Err(PathReason::NoRoute) } else { self.ask(Origin::Repair(label, cause), upstream, open, now) };
+        if let Err(reason) = asked {
             let reason = if hub.is_some() { PathReason::HubLost } else { reason };
-            self.drop_label(label, reason, now);
+            self.unrepaired(label, cause, reason, now);
+        }
+    }
+
+    /// There is no other way.
+    fn unrepaired(&mut self, label: Label, cause: Cause, reason: PathReason, now: Instant) {
+        match (cause, self.labels.get_mut(label.0)) {
+            (Cause::Leaving, Some(state)) if self.attachments.get(state.downstream.0).is_some() => {
+                state.repair = Repair::No;
+            }
+            _ => self.drop_label(label, reason, now),
         }
     }
 
@@ -386,7 +416,7 @@ impl Hub {
                 self.request_ended(upstream);
                 self.tell(upstream, Control::PathFailed { request, reason });
             }
-            Origin::Repair(label) => self.drop_label(label, reason, now),
+            Origin::Repair(label, cause) => self.unrepaired(label, cause, reason, now),
         }
     }
 

@@ -16,14 +16,26 @@ pub(crate) struct Route {
     pub(crate) hops: u8,
 }
 
+/// How a hub may be part of a way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carry {
+    /// Only as its end: it is stopping, or does not serve the network.
+    End,
+    /// Not at all.
+    No,
+    /// Anywhere.
+    Transit,
+}
+
 /// The shortest way from `me` to every hub that can be reached over hubs which `carries` allows. Among
 /// equals the smaller key wins, so that a run can be repeated.
 pub(crate) fn routes<'a>(
     me: HubKey,
     states: impl Iterator<Item = &'a Lsa>,
-    carries: impl Fn(&Lsa) -> bool,
+    carries: impl Fn(&Lsa) -> Carry,
 ) -> BTreeMap<HubKey, Route> {
-    let states: BTreeMap<HubKey, &Lsa> = states.filter(|lsa| carries(lsa)).map(|lsa| (lsa.origin, lsa)).collect();
+    let carried = states.map(|lsa| (lsa.origin, (lsa, carries(lsa))));
+    let states: BTreeMap<HubKey, (&Lsa, Carry)> = carried.filter(|(_, (_, carry))| *carry != Carry::No).collect();
     let mut routes: BTreeMap<HubKey, Route> = BTreeMap::new();
     // Sorted by cost, then hops, then key: the first is the next to settle.
     let mut open: BTreeSet<(u64, u8, HubKey, Option<HubKey>)> = BTreeSet::from([(0, 0, me, None)]);
@@ -35,9 +47,12 @@ pub(crate) fn routes<'a>(
         if let Some(next_hop) = first {
             routes.insert(hub, Route { next_hop, cost, hops });
         }
-        let Some(state) = states.get(&hub) else { continue };
+        let Some((state, carry)) = states.get(&hub) else { continue };
+        if *carry == Carry::End && hub != me {
+            continue;
+        }
         for link in &state.links {
-            let Some(back) = states.get(&link.to).and_then(|far| far.links.iter().find(|l| l.to == hub)) else {
+            let Some(back) = states.get(&link.to).and_then(|(far, _)| far.links.iter().find(|l| l.to == hub)) else {
                 continue;
             };
             if settled.contains(&link.to) {
@@ -76,7 +91,7 @@ mod tests {
             state(2, &[(1, 50_000), (3, 10_000)]),
             state(3, &[(1, 10_000), (2, 10_000)]),
         ];
-        let routes = routes(hub(1), states.iter(), |_| true);
+        let routes = routes(hub(1), states.iter(), |_| Carry::Transit);
         assert_eq!(routes[&hub(2)], Route { next_hop: hub(3), cost: 21_000, hops: 2 });
         assert_eq!(routes[&hub(3)].next_hop, hub(3));
     }
@@ -84,7 +99,7 @@ mod tests {
     #[test]
     fn a_link_stated_by_one_end_only_is_no_link() {
         let states = [state(1, &[(2, 10)]), state(2, &[])];
-        assert!(routes(hub(1), states.iter(), |_| true).is_empty());
+        assert!(routes(hub(1), states.iter(), |_| Carry::Transit).is_empty());
     }
 
     #[test]
@@ -95,9 +110,13 @@ mod tests {
             state(3, &[(2, 10), (4, 900)]),
             state(4, &[(1, 900), (3, 900)]),
         ];
-        let around = routes(hub(1), states.iter(), |lsa| lsa.origin != hub(2));
+        let except = |carry| move |lsa: &Lsa| if lsa.origin == hub(2) { carry } else { Carry::Transit };
+        let around = routes(hub(1), states.iter(), except(Carry::No));
         assert_eq!(around[&hub(3)].next_hop, hub(4));
         assert!(!around.contains_key(&hub(2)));
+        let around = routes(hub(1), states.iter(), except(Carry::End));
+        assert_eq!(around[&hub(3)].next_hop, hub(4));
+        assert_eq!(around[&hub(2)].next_hop, hub(2));
     }
 
     proptest! {
@@ -109,7 +128,7 @@ mod tests {
                 state(a, &links)
             }).collect();
             let tables: BTreeMap<_, _> =
-                (0..7).map(|a| (hub(a), routes(hub(a), states.iter(), |_| true))).collect();
+                (0..7).map(|a| (hub(a), routes(hub(a), states.iter(), |_| Carry::Transit))).collect();
             for (from, table) in &tables {
                 for (to, route) in table {
                     let (mut at, mut left) = (*from, u64::MAX);

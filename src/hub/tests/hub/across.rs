@@ -1,0 +1,355 @@
+//! Several hubs.
+
+use std::time::Duration;
+
+use flatlan_hub::{Allow, ForwardDrop, HubEvent};
+use flatlan_relay::{Control, PathReason, Presence, RefusedCode};
+use flatlan_types::{BootEpoch, InviteSecret};
+
+use crate::world::{Admin, DELAY, Who, World, allow, hub_key, lan};
+
+/// Hubs that all dial each other, one network published to the first, and nodes.
+fn hubs(count: usize, nodes: u8) -> (World, Admin) {
+    let all: Vec<_> = (0..count).collect();
+    let mut admin = lan(&all, nodes);
+    let mut world = World::new(count, allow(&[admin.id]));
+    for n in 0..nodes {
+        world.node(n + 1);
+    }
+    // The others learn of the network from the first, and it dials them.
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    (world, admin)
+}
+
+/// Hubs in a line: each reaches only its neighbours.
+fn line(count: usize, nodes: u8) -> (World, Admin) {
+    let all: Vec<_> = (0..count).collect();
+    let mut admin = lan(&all, nodes);
+    let mut world = World::new(count, allow(&[admin.id]));
+    for n in 0..nodes {
+        world.node(n + 1);
+    }
+    for a in 0..count {
+        for b in a + 2..count {
+            world.cut(Who::Hub(a), Who::Hub(b));
+        }
+    }
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(12));
+    (world, admin)
+}
+
+#[test]
+fn a_roster_published_to_one_hub_reaches_all_and_all_become_neighbours() {
+    let (world, admin) = hubs(3, 2);
+    for at in 0..3 {
+        assert_eq!(world.up(at).len(), 2, "hub {at}");
+        let status = world.hubs[at].hub.networks().next().unwrap();
+        assert_eq!(status.roster.unwrap().1, admin.last.as_ref().unwrap().version());
+        assert!(world.hubs[at].disk.contains_key(&admin.id));
+        assert!(world.hubs[at].hub.neighbours().all(|neighbour| neighbour.udp), "hub {at}");
+    }
+}
+
+#[test]
+fn nodes_on_two_hubs_are_relayed_over_both() {
+    let (mut world, admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    let (to_b, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    assert_eq!(via, [hub_key(0), hub_key(1)]);
+    let to_a = world.open(1, b, admin.id, world.id(0)).unwrap();
+    assert!(world.passes(0, 0, to_b, 1));
+    assert!(world.passes(1, 1, to_a, 0));
+    assert!(world.hubs[1].forwarder.stats().forwarded.packets >= 2);
+}
+
+#[test]
+fn where_udp_between_hubs_is_blocked_their_data_goes_over_the_stream() {
+    let all = [0, 1];
+    let mut admin = lan(&all, 2);
+    let mut world = World::new(2, allow(&[admin.id]));
+    world.udp_cut.extend([(Who::Hub(0), Who::Hub(1)), (Who::Hub(1), Who::Hub(0))]);
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(3));
+    assert!(world.hubs[0].hub.neighbours().all(|neighbour| neighbour.up && !neighbour.udp));
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 1, admin.id);
+    let to_b = world.open(0, a, admin.id, world.id(1)).unwrap();
+    let to_a = world.open(1, b, admin.id, world.id(0)).unwrap();
+    assert!(world.passes(0, 0, to_b, 1) && world.passes(1, 1, to_a, 0));
+    // And over UDP once it works.
+    world.heal();
+    world.run(Duration::from_secs(8));
+    assert!(world.hubs[0].hub.neighbours().all(|neighbour| neighbour.udp));
+    assert!(world.passes(0, 0, to_b, 1) && world.passes(1, 1, to_a, 0));
+}
+
+#[test]
+fn a_watcher_hears_of_a_peer_at_another_hub_within_moments() {
+    let (mut world, admin) = hubs(3, 2);
+    let a = world.join(0, 0, admin.id);
+    let peer = world.id(1);
+    world.say(a, Control::Watch { peers: vec![peer] });
+    world.run(DELAY * 3);
+    assert!(world.heard(a).contains(&Control::Absent { peer, hub: None }));
+    let b = world.attach(1, 2, admin.id);
+    world.run(DELAY * 4);
+    let told: Vec<_> = world.heard(a);
+    assert!(told.iter().any(|message| matches!(message, Control::Presence { presence }
+        if Presence::verify(presence).unwrap().hub() == hub_key(2))));
+    world.close(b);
+    world.run(DELAY * 5);
+    assert!(world.heard(a).contains(&Control::Absent { peer, hub: Some(hub_key(2)) }));
+}
+
+#[test]
+fn a_line_of_five_hubs_carries_traffic_from_end_to_end() {
+    let (mut world, admin) = line(5, 2);
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 4, admin.id);
+    world.run(DELAY * 10);
+    let (to_b, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    assert_eq!(via, [0, 1, 2, 3, 4].map(hub_key));
+    let to_a = world.open(1, b, admin.id, world.id(0)).unwrap();
+    assert!(world.passes(0, 0, to_b, 1) && world.passes(1, 4, to_a, 0));
+}
+
+#[test]
+fn a_hub_that_dies_on_the_way_is_gone_around_under_the_same_label() {
+    // 0 - 1 - 2, and 0 - 3 - 2; 0 and 2 do not reach each other.
+    let mut admin = lan(&[0, 1, 2, 3], 2);
+    let mut world = World::new(4, allow(&[admin.id]));
+    world.cut(Who::Hub(0), Who::Hub(2));
+    world.cut(Who::Hub(1), Who::Hub(3));
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(6));
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    assert!(world.passes(0, 0, label, 1));
+    let dead = if via[1] == hub_key(1) { 1 } else { 3 };
+    // Silently: no stream ends.
+    for other in [0, 2] {
+        world.cut(Who::Hub(dead), Who::Hub(other));
+    }
+    world.run(Duration::from_millis(1_300));
+    assert!(world.passes(0, 0, label, 1), "via {via:?}");
+    assert!(!world.heard(a).iter().any(|message| matches!(message, Control::PathLost { .. })));
+    assert!(world.hubs[0].events.contains(&HubEvent::NeighbourDown { hub: hub_key(dead) }));
+}
+
+#[test]
+fn a_killed_hub_costs_moments_and_the_one_beside_it_takes_over() {
+    let (mut world, admin) = hubs(3, 2);
+    let a = world.join(0, 0, admin.id);
+    // B is at hubs 1 and 2.
+    world.join(1, 1, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[1]).unwrap();
+    assert_eq!(via, [hub_key(0), hub_key(2)]);
+    world.kill(2);
+    world.run(Duration::from_millis(50));
+    assert!(world.passes(0, 0, label, 1));
+}
+
+#[test]
+fn where_there_is_no_other_way_the_sender_is_told_at_once() {
+    let (mut world, admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    world.kill(1);
+    world.run(DELAY * 5);
+    assert!(world.heard(a).contains(&Control::PathLost { label, reason: PathReason::HubLost }));
+    assert_eq!(world.hubs[0].hub.stats().labels, 0);
+}
+
+#[test]
+fn a_way_avoids_the_hubs_that_the_node_uses_otherwise_if_it_can() {
+    let (mut world, admin) = hubs(3, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    for (avoid, expected) in [(1, 2), (2, 1)] {
+        let (_, via) = world.open_around(0, a, admin.id, world.id(1), &[avoid]).unwrap();
+        assert_eq!(via, [hub_key(0), hub_key(expected)]);
+    }
+    assert!(world.open_around(0, a, admin.id, world.id(1), &[1, 2]).is_ok());
+}
+
+#[test]
+fn a_draining_hub_is_left_by_what_only_passes_through_it_without_losing_a_packet() {
+    // 0 - 1 - 2 and 0 - 3 - 2.
+    let mut admin = lan(&[0, 1, 2, 3], 2);
+    let mut world = World::new(4, allow(&[admin.id]));
+    world.cut(Who::Hub(0), Who::Hub(2));
+    world.cut(Who::Hub(1), Who::Hub(3));
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(6));
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    let drained = if via[1] == hub_key(1) { 1 } else { 3 };
+    let before = world.nodes[1].frames.len();
+    world.hubs[drained].hub.drain();
+    for n in 0..40u8 {
+        world.send(0, 0, label, &[n]);
+        world.run(DELAY);
+    }
+    world.run(DELAY * 10);
+    assert_eq!(world.nodes[1].frames.len() - before, 40);
+    let carried = world.hubs[drained].forwarder.stats().forwarded.packets;
+    assert!(world.passes(0, 0, label, 1));
+    assert_eq!(world.hubs[drained].forwarder.stats().forwarded.packets, carried);
+    // The old way is freed after a while.
+    world.run(Duration::from_secs(6));
+    assert_eq!(world.hubs[drained].hub.stats().labels, 0);
+}
+
+#[test]
+fn a_draining_hub_carries_to_its_own_nodes_until_they_leave() {
+    let (mut world, admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    world.hubs[1].hub.drain();
+    world.run(Duration::from_secs(1));
+    assert!(world.passes(0, 0, label, 1));
+    let another = world.open(0, a, admin.id, world.id(1)).unwrap();
+    assert!(world.passes(0, 0, another, 1));
+    world.join(1, 0, admin.id);
+    assert!(world.open(0, a, admin.id, world.id(1)).is_ok());
+}
+
+#[test]
+fn a_node_that_starts_elsewhere_ends_its_older_self_everywhere() {
+    let (mut world, admin) = hubs(2, 2);
+    let old = world.join(0, 0, admin.id);
+    world.nodes[0].order.epoch = BootEpoch(world.nodes[0].order.epoch.0 + 7);
+    world.join(0, 1, admin.id);
+    world.run(DELAY * 5);
+    assert_eq!(world.refusal(0, old), Some(RefusedCode::StaleEpoch));
+    // And the older self is refused at the hub that never held the newer one.
+    world.nodes[0].order.epoch = BootEpoch(world.nodes[0].order.epoch.0 - 7);
+    let stream = world.attach(0, 0, admin.id);
+    assert_eq!(world.refusal(0, stream), Some(RefusedCode::StaleEpoch));
+}
+
+#[test]
+fn a_revocation_published_to_one_hub_is_in_force_at_all_within_moments() {
+    let (mut world, mut admin) = hubs(3, 2);
+    let victim = world.join(1, 2, admin.id);
+    admin.revoke("n1");
+    world.publish(0, &mut admin);
+    world.run(DELAY * 10);
+    assert_eq!(world.refusal(1, victim), Some(RefusedCode::NotMember));
+}
+
+#[test]
+fn a_claim_redeemed_at_one_hub_lets_its_node_in_at_another() {
+    let mut admin = lan(&[0, 1], 1);
+    let invite = InviteSecret::from_bytes(&[42; 32]);
+    admin.invite("new", "10.77.0.9", &invite, 1);
+    let mut world = World::new(2, allow(&[admin.id]));
+    world.node(1);
+    let new = world.node(50);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    let answer = world.redeem(new, 1, admin.id, &invite);
+    assert!(matches!(answer.last(), Some(Control::Redeemed { .. })), "{answer:?}");
+    world.run(DELAY * 5);
+    let stream = world.attach(new, 0, admin.id);
+    assert_eq!(world.refusal(new, stream), None);
+}
+
+#[test]
+fn what_a_partition_hid_is_found_when_it_heals() {
+    let (mut world, mut admin) = hubs(2, 3);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    world.cut(Who::Hub(0), Who::Hub(1));
+    world.run(Duration::from_secs(15));
+    // Forgotten while it cannot be reached.
+    assert_eq!(world.hubs[0].hub.networks().next().unwrap().present, 0);
+    let _ = a;
+    admin.revoke("n2");
+    world.publish(1, &mut admin);
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 1, admin.id);
+    world.heal();
+    world.run(Duration::from_secs(8));
+    let version = |world: &World, hub: usize| world.hubs[hub].hub.networks().next().unwrap().roster.unwrap().1;
+    assert_eq!(version(&world, 0), version(&world, 1));
+    let (a, b) = (rejoin(&mut world, 0, 0, a, &admin), rejoin(&mut world, 1, 1, b, &admin));
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    assert!(world.passes(0, 0, label, 1));
+    assert!(world.open(1, b, admin.id, world.id(0)).is_ok());
+}
+
+#[test]
+fn a_restarted_hub_is_a_neighbour_again_and_holds_nobody() {
+    let (mut world, admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    world.kill(1);
+    world.restart(1);
+    world.run(Duration::from_millis(900));
+    assert_eq!(world.up(0), [hub_key(1)]);
+    assert_eq!(world.open(0, a, admin.id, world.id(1)), Err(PathReason::NotAttached));
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    assert!(world.passes(0, 0, label, 1));
+}
+
+#[test]
+fn a_hub_that_serves_any_network_dials_nobody() {
+    let mut admin = lan(&[0, 1], 1);
+    let mut world = World::new(2, Allow::Any);
+    world.node(1);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(3));
+    assert!(world.up(0).is_empty());
+    assert_eq!(world.hubs[1].hub.networks().count(), 0);
+}
+
+#[test]
+fn an_adjacency_lives_on_udp_alone_while_its_stream_is_late() {
+    let (mut world, _) = hubs(2, 1);
+    world.run(Duration::from_secs(1));
+    // Nothing but datagrams passes for two seconds.
+    world.hubs[0].events.clear();
+    let hold = world.hold_streams(Duration::from_secs(2));
+    assert!(hold > 0);
+    assert!(world.hubs[0].events.is_empty(), "{:?}", world.hubs[0].events);
+    assert_eq!(world.dropped(0, ForwardDrop::BindForged), 0);
+}
+
+fn rejoin(
+    world: &mut World,
+    node: usize,
+    hub: usize,
+    stream: flatlan_hub::StreamId,
+    admin: &Admin,
+) -> flatlan_hub::StreamId {
+    // A node that said nothing for long was let go.
+    if world.refusal(node, stream).is_some() { world.join(node, hub, admin.id) } else { stream }
+}
