@@ -25,7 +25,10 @@ use crate::{
 pub(crate) struct Ledger {
     packets: u64,
     bytes: u64,
+    /// The last report that was good news, or about nothing.
     mark: Option<Mark>,
+    /// The last report in which anything had arrived since the one before.
+    advance: Option<Mark>,
     /// The latest report, whichever path it came through.
     latest: Option<Report>,
 }
@@ -43,7 +46,7 @@ impl Ledger {
 
     /// Counters of another receiver follow, or data starts on this path: compare from the next report on.
     pub(crate) fn restart(&mut self) {
-        (self.mark, self.latest) = (None, None);
+        (self.mark, self.advance, self.latest) = (None, None, None);
     }
 
     /// A report through any path. Returns a time after which this path certainly delivered data.
@@ -61,37 +64,44 @@ impl Ledger {
     /// A report by a probe that travelled this very path: `sent` is the ledger when it left, at `asked`.
     pub(crate) fn judge(&mut self, sent: Tally, received: Tally, asked: Instant, span: Duration) -> Verdict {
         let mark = Mark { sent, received, asked };
-        let Some(before) = self.mark else {
-            self.mark = Some(mark);
-            return Verdict::Unclear;
+        let (Some(before), Some(advance)) = (self.mark, self.advance) else {
+            return self.begin(mark, Verdict::Unclear);
         };
         if asked <= before.asked {
             return Verdict::Unclear;
         }
-        let (Some(sent), Some(received)) = (sent.since(before.sent), received.since(before.received)) else {
-            self.mark = Some(mark);
-            return Verdict::Unclear;
+        let (Some(since), Some(stalled)) = (mark.since(before), mark.since(advance)) else {
+            return self.begin(mark, Verdict::Unclear);
         };
-        if sent.packets == 0 {
-            self.mark = Some(mark);
-            return Verdict::Unclear;
+        if since.sent.packets == 0 {
+            return self.begin(mark, Verdict::Unclear);
         }
-        let lost = sent.packets.saturating_sub(received.packets);
-        let lasted = asked.saturating_duration_since(before.asked);
-        let share = |of: u64| u64::from(received.units) * of < u64::from(sent.units);
-        if received.packets == 0 && lost >= FEW_PACKETS && lasted >= span {
-            self.mark = Some(mark);
-            return Verdict::BlackHole;
+        if stalled.received.packets > 0 {
+            self.advance = Some(mark);
+        } else if stalled.sent.packets >= FEW_PACKETS && stalled.lasted >= span {
+            return self.begin(mark, Verdict::BlackHole);
         }
-        if share(4) && lost >= MANY_PACKETS && lasted >= span * 5 {
-            self.mark = Some(mark);
-            return Verdict::Lossy;
+        let lost = since.sent.packets.saturating_sub(since.received.packets);
+        let less_than = |share: u64| u64::from(since.received.units) * share < u64::from(since.sent.units);
+        if less_than(4) && lost >= MANY_PACKETS && since.lasted >= span * 5 {
+            return self.begin(mark, Verdict::Lossy);
         }
-        if share(2) {
-            return if lost >= FEW_PACKETS { Verdict::Doubt } else { Verdict::Unclear };
+        match lost {
+            _ if !less_than(2) => self.begin(mark, Verdict::Delivers),
+            FEW_PACKETS.. => Verdict::Doubt,
+            _ => Verdict::Unclear,
         }
+    }
+
+    /// Compares from this report on.
+    fn begin(&mut self, mark: Mark, verdict: Verdict) -> Verdict {
         self.mark = Some(mark);
-        Verdict::Delivers
+        match verdict {
+            // What was sent since the last advance may still be on its way: that clock goes on.
+            Verdict::Delivers => {}
+            Verdict::BlackHole | Verdict::Doubt | Verdict::Lossy | Verdict::Unclear => self.advance = Some(mark),
+        }
+        verdict
     }
 }
 
@@ -136,11 +146,30 @@ impl From<Received> for Tally {
     }
 }
 
+/// Both counters at one time.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     sent: Tally,
     received: Tally,
     asked: Instant,
+}
+
+impl Mark {
+    fn since(self, before: Self) -> Option<Difference> {
+        Some(Difference {
+            sent: self.sent.since(before.sent)?,
+            received: self.received.since(before.received)?,
+            lasted: self.asked.saturating_duration_since(before.asked),
+        })
+    }
+}
+
+/// What happened between two marks.
+#[derive(Clone, Copy, Debug)]
+struct Difference {
+    sent: Tally,
+    received: Tally,
+    lasted: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]

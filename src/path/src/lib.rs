@@ -1,5 +1,7 @@
 //! Candidates, probes, evidence and failover for the paths to one peer.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod budget;
 mod config;
 mod event;

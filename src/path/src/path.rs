@@ -40,6 +40,8 @@ pub(crate) struct Path {
     alive: Option<Instant>,
     last_sent: Option<Instant>,
     sent: VecDeque<Sent>,
+    /// The earliest deadline of a probe in flight.
+    deadline: Option<Instant>,
     /// Deadlines missed since `alive`, and when the first of these probes was sent.
     missed: u32,
     missed_since: Option<Instant>,
@@ -91,6 +93,7 @@ impl Path {
             alive: None,
             last_sent: None,
             sent: VecDeque::new(),
+            deadline: None,
             missed: 0,
             missed_since: None,
             answers: 0,
@@ -106,9 +109,11 @@ impl Path {
     pub(crate) fn probe(&mut self, seq: u32, size: usize, about: PathId, asked: Tally, now: Instant, min: Duration) {
         let deadline = now + self.rtt.deadline(min);
         self.sent.push_back(Sent { seq, at: now, deadline, size, about, asked, fate: Fate::Open });
-        if self.sent.len() > MAX_SENT {
+        let forgotten = |sent: &Sent| now.saturating_duration_since(sent.at) > REMEMBER;
+        while self.sent.len() > MAX_SENT || self.sent.front().is_some_and(forgotten) {
             self.sent.pop_front();
         }
+        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
         self.last_sent = Some(now);
         self.tries = self.tries.saturating_add(1);
         self.burst = self.burst.saturating_sub(1);
@@ -116,7 +121,7 @@ impl Path {
 
     /// A reply to one of this path's probes. Returns what the probe asked about, once per probe.
     pub(crate) fn answer(&mut self, seq: u32, reverse: Reverse, now: Instant) -> Option<Asked> {
-        let sent = self.sent.iter_mut().find(|sent| sent.seq == seq)?;
+        let sent = self.sent.iter_mut().rev().find(|sent| sent.seq == seq)?;
         let first = sent.fate != Fate::Answered(Reverse::Same) && sent.fate != Fate::Answered(Reverse::Other);
         let sample = now.saturating_duration_since(sent.at);
         match (reverse, self.rtt_origin) {
@@ -144,6 +149,7 @@ impl Path {
         }
         if was == Fate::Open {
             self.note_loss(0.0);
+            self.find_deadline();
         }
         self.size.pass(size, now);
         self.answers = self.answers.saturating_add(1);
@@ -154,7 +160,7 @@ impl Path {
 
     /// The peer says, through another path, that it heard this probe.
     pub(crate) fn heard(&mut self, seq: u32, now: Instant) {
-        let Some(sent) = self.sent.iter_mut().find(|sent| sent.seq == seq) else { return };
+        let Some(sent) = self.sent.iter_mut().rev().find(|sent| sent.seq == seq) else { return };
         let (at, size, was) = (sent.at, sent.size, sent.fate);
         match was {
             Fate::Open | Fate::Missed => {
@@ -162,6 +168,7 @@ impl Path {
                 self.size.pass(size, now);
                 if was == Fate::Open {
                     self.note_loss(0.0);
+                    self.find_deadline();
                 }
             }
             Fate::Answered(_) | Fate::Heard => {}
@@ -186,6 +193,9 @@ impl Path {
     /// Deadlines that passed.
     pub(crate) fn expire(&mut self, now: Instant) -> Expired {
         let mut expired = Expired::No;
+        if self.deadline.is_none_or(|deadline| deadline > now) {
+            return expired;
+        }
         let mut lost = 0;
         for sent in self.sent.iter_mut().filter(|sent| sent.fate == Fate::Open && sent.deadline <= now) {
             sent.fate = Fate::Missed;
@@ -199,15 +209,13 @@ impl Path {
             }
         }
         (0..lost).for_each(|_| self.note_loss(1.0));
-        while self.sent.front().is_some_and(|sent| now.saturating_duration_since(sent.at) > REMEMBER) {
-            self.sent.pop_front();
-        }
+        self.find_deadline();
         expired
     }
 
     /// The next deadline.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.sent.iter().filter(|sent| sent.fate == Fate::Open).map(|sent| sent.deadline).min()
+        self.deadline
     }
 
     /// Deadlines missed since the path was last known to deliver.
@@ -223,6 +231,7 @@ impl Path {
     /// Forgets what is in flight: the other end or this one is in another place than before.
     pub(crate) fn renew(&mut self, now: Instant) {
         self.sent.clear();
+        self.deadline = None;
         (self.missed, self.missed_since) = (0, None);
         (self.tries, self.due) = (0, Some(now));
     }
@@ -279,6 +288,10 @@ impl Path {
 
     pub(crate) fn loss(&self) -> f32 {
         self.loss
+    }
+
+    fn find_deadline(&mut self) {
+        self.deadline = self.sent.iter().filter(|sent| sent.fate == Fate::Open).map(|sent| sent.deadline).min();
     }
 
     fn note_loss(&mut self, sample: f32) {

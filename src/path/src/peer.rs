@@ -20,6 +20,7 @@ use crate::{
     kind::{Leg, PathId, PathKind},
     path::{Path, Phase, Reverse},
     random::Random,
+    size::Urgency,
 };
 
 /// The paths to one peer. *Mutate, drain, mutate*: after every input or command drain
@@ -307,6 +308,8 @@ impl PeerPaths {
             return;
         }
         match about.ledger.judge(tally, received.into(), asked, span) {
+            // Until it is known which sizes pass, the size may be all that is wrong.
+            Verdict::Lossy if about.size.urgency() > Urgency::Low => {}
             Verdict::BlackHole | Verdict::Lossy => {
                 self.condemn(reply.about, Need::Life, now);
             }

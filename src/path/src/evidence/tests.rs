@@ -42,6 +42,20 @@ fn data_that_does_not_advance_for_the_span_is_a_black_hole() {
 }
 
 #[test]
+fn a_first_report_in_which_half_arrived_does_not_hide_the_black_hole() {
+    let mut pair = Pair::new();
+    pair.send(100, 1000, 40);
+    let verdicts: Vec<Verdict> = (0..5)
+        .map(|_| {
+            let verdict = pair.report();
+            pair.send(100, 1000, 0);
+            verdict
+        })
+        .collect();
+    assert_eq!(verdicts, [Verdict::Doubt, Verdict::Doubt, Verdict::Doubt, Verdict::Doubt, Verdict::BlackHole]);
+}
+
+#[test]
 fn seven_lost_packets_are_not_enough() {
     let mut pair = Pair::new();
     pair.send(7, 1000, 0);
