@@ -14,6 +14,8 @@
 //! This crate does no IO and reads no clock. It does not decide when a roster is fetched, nor what
 //! happens to the sessions of whoever is no longer in it.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod authority;
 mod calendar;
 mod claim;

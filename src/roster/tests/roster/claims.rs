@@ -152,7 +152,7 @@ fn a_replaced_member_keeps_its_addresses_and_loses_its_old_key_when_the_claim_la
     assert_eq!(table.owner(ip("10.77.0.1").ip()), Some(index));
     assert_eq!(table.owner(VirtualIp::of_key(&world.id(), &node(1).public().session).ip()), None);
     let joined = world.source.fold(&after).unwrap();
-    assert_eq!(joined, [a.clone()]);
+    assert_eq!(joined, std::slice::from_ref(&a));
     assert_eq!(world.source.member(&a).unwrap().keys, Some(node(8).public()));
     assert_eq!(world.source.member(&a).unwrap().invite, None);
 }

@@ -3,6 +3,8 @@
 //! `world` makes a small network; `forge` encodes and signs by hand what the crate would never make;
 //! `naive` is a second, slow verifier that shares no code with the crate.
 
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "in a test, a panic is the failure")]
+
 mod claims;
 mod forge;
 mod golden;

@@ -24,11 +24,12 @@ enum Tree {
     Number(u64),
     Bytes(Vec<u8>),
     Text(String),
-    List(Vec<Tree>),
-    Map(BTreeMap<u64, Tree>),
+    List(Vec<Self>),
+    Map(BTreeMap<u64, Self>),
 }
 
 impl Tree {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other types are refused, also those to come")]
     fn read(d: &mut Decoder<'_>) -> Option<Self> {
         Some(match d.datatype().ok()? {
             Type::U8 | Type::U16 | Type::U32 | Type::U64 => Self::Number(d.u64().ok()?),
@@ -48,7 +49,7 @@ impl Tree {
         (d.position() == bytes.len()).then_some(tree)
     }
 
-    fn list(&self) -> Option<&[Tree]> {
+    fn list(&self) -> Option<&[Self]> {
         if let Self::List(list) = self { Some(list) } else { None }
     }
 
@@ -64,12 +65,12 @@ impl Tree {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
 
-    fn get(&self, key: u64) -> Option<&Tree> {
+    fn get(&self, key: u64) -> Option<&Self> {
         if let Self::Map(map) = self { map.get(&key) } else { None }
     }
 
-    fn all(&self, key: u64) -> &[Tree] {
-        self.get(key).and_then(Tree::list).unwrap_or_default()
+    fn all(&self, key: u64) -> &[Self] {
+        self.get(key).and_then(Self::list).unwrap_or_default()
     }
 }
 
