@@ -25,6 +25,8 @@
 //!
 //! What it does not do: sockets, files, clocks, names of the DNS, and anything for each packet.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod backoff;
 mod candidates;
 mod config;
