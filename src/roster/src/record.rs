@@ -43,12 +43,15 @@ impl Record {
     }
 
     /// The bytes of a record made here.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         wire::to_bytes(&Tagged(self))
     }
 
-    /// Reads a record.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    /// Reads a record. Whether it fits the others is not asked.
+    ///
+    /// # Errors
+    /// It is damaged, or says something that this version may not ignore.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         if bytes.len() > MAX_RECORD {
             return Err(DecodeError::TooLong { got: bytes.len(), limit: MAX_RECORD });
         }

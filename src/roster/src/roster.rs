@@ -139,6 +139,8 @@ impl VerifiedRoster {
         hub: &HubSecret,
         now: UnixTime,
     ) -> Result<CountersignedClaim, CountersignError> {
+        // A clock set back does not make an expired token good: it is at least as late as the roster.
+        let now = now.max(self.head().issued);
         let (member, invite) = self.invite(claim.invite()).ok_or(CountersignError::UnknownInvite)?;
         if invite.redeemer != hub.public() {
             let name = self.hub(&invite.redeemer).map(|hub| hub.name.clone());

@@ -4,7 +4,7 @@ use flatlan_roster::{
     Claim, ClaimRefusal, CountersignError, CountersignedClaim, KeyOrigin,
     source::{NewInvite, NewMember, Replace, new_hub},
 };
-use flatlan_types::VirtualIp;
+use flatlan_types::{UnixTime, VirtualIp};
 
 use crate::{
     forge,
@@ -107,6 +107,16 @@ fn expiry_limits_redemption_but_not_the_claims_life() {
     assert_eq!(roster.countersign(&world.claim(1, 2), &hub(1), expires.after(1_000_000)), Ok(claim));
     assert_eq!(roster.members().len(), 2);
     assert_eq!(roster.with_claims([world.countersigned(1, 2, expires.after(1))]), None);
+}
+
+#[test]
+fn a_hub_whose_clock_was_set_back_takes_the_rosters_time_for_its_own() {
+    let world = World::with_two();
+    let claim = world.sign(None).countersign(&world.claim(1, 2), &hub(1), UnixTime(0)).unwrap();
+    assert_eq!(claim.time(), NOW);
+    let late = world.source.sign(None, &world.admin, NOW.after(86_401)).unwrap();
+    let refused = late.countersign(&world.claim(1, 2), &hub(1), NOW);
+    assert!(matches!(refused, Err(CountersignError::Expired { .. })));
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn an_invite_is_cancelled_without_a_trace() {
     world.invite("bo", 4, Replace::Yes);
     assert_eq!(
         world.source.remove_hub(&name("paris")).unwrap_err().to_string(),
-        "hub paris: it is the hub that redeems the open invite of bo: flatlan invite bo --replace --hub OTHER, or flatlan invite --cancel bo"
+        "hub paris: it is the hub that redeems the open invite of bo: if bo has joined, flatlan network pull; else flatlan invite bo --replace --hub OTHER, or flatlan invite --cancel bo"
     );
     world.source.cancel_invite(&name("dee")).unwrap();
     world.source.cancel_invite(&name("bo")).unwrap();
