@@ -4,5 +4,6 @@
 #![expect(unreachable_pub, clippy::wildcard_enum_match_arm, reason = "helpers of one test program")]
 
 mod across;
+mod hostile;
 mod single;
 mod world;

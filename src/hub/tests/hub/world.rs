@@ -336,6 +336,23 @@ impl World {
         self.later(Event::Message { to, message });
     }
 
+    /// The channel of the next stream that is dialled.
+    pub fn next_exporter(&self) -> Exporter {
+        Exporter([self.next as u8; 32])
+    }
+
+    /// A hub gone bad says something to a neighbour on their own stream.
+    pub fn say_as_hub(&mut self, from: usize, to: usize, message: Control) {
+        let between = |wire: &&Wire| {
+            let other = self.wires.get(&wire.other).map(|wire| wire.owner);
+            wire.owner == Who::Hub(to) && other == Some(Who::Hub(from))
+        };
+        let streams: Vec<_> = self.wires.iter().filter(|(_, wire)| between(wire)).map(|(stream, _)| *stream).collect();
+        let control = streams.into_iter().find(|stream| !self.hubs[to].data.contains_key(stream));
+        let event = Event::Message { to: control.expect("the hubs are neighbours"), message };
+        self.later(event);
+    }
+
     pub fn close(&mut self, stream: StreamId) {
         let to = self.wires[&stream].other;
         self.wires.remove(&stream);
