@@ -132,6 +132,15 @@ pub enum Problem {
     #[error(
         "it is the hub that redeems the open invite of {member}: if {member} has joined, flatlan network pull; else flatlan invite {member} --replace --hub OTHER, or flatlan invite --cancel {member}"
     )]
+    Redeems {
+        /// One of them.
+        member: Name,
+    },
+    /// A rule that the entries break together.
+    #[error(transparent)]
+    Rule(#[from] Violation),
+    /// A stock peer cannot be invited.
+    #[error("it is a plain WireGuard peer, which cannot use a token")]
     StockInvite,
     /// Not TOML.
     #[error("{message}")]
