@@ -10,6 +10,9 @@ use crate::permission::Missing;
 /// What can go wrong while a lab is built, driven or taken down.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
+    /// A lab of this name stays up already.
+    #[error("a lab called {0} is up already: `flatlan lab down` ends it")]
+    AlreadyUp(String),
     /// A program ran and failed.
     #[error("`{command}` failed with {status}: {stderr}")]
     Command {
@@ -57,6 +60,9 @@ pub enum LabError {
     /// The machine does not let this user make a lab.
     #[error("not permitted: {0}")]
     NotPermitted(#[source] Missing),
+    /// No lab of this name stays up.
+    #[error("no lab called {0} is up: `flatlan lab up` starts one")]
+    NotUp(String),
     /// A program that the lab needs is not installed.
     #[error("`{program}` is not installed: it is in the Debian package {package}")]
     ProgramMissing {
@@ -65,6 +71,9 @@ pub enum LabError {
         /// The Debian package that holds it.
         package: &'static str,
     },
+    /// The lab that stays did not do what it was told.
+    #[error("the lab refused: {0}")]
+    Refused(String),
     /// A condition did not come true in time.
     #[error("{what} did not happen within {within:?}{tail}")]
     Timeout {
@@ -95,15 +104,18 @@ impl LabError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// The exit code of the command line for this error: 3 where a permission or a program is missing, else 1.
+    /// The exit code of the command line for this error: 3 where a permission or a program is missing, 4 where no lab is up, else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotPermitted(_) | Self::ProgramMissing { .. } => 3,
-            Self::Command { .. }
+            Self::NotUp(_) => 4,
+            Self::AlreadyUp(_)
+            | Self::Command { .. }
             | Self::Ended { .. }
             | Self::Io { .. }
             | Self::Netlink { .. }
+            | Self::Refused(_)
             | Self::Timeout { .. }
             | Self::Unexpected { .. }
             | Self::UnknownName(_) => 1,

@@ -163,6 +163,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        reaper::stand_aside();
         if std::thread::panicking() {
             let _ = writeln!(std::io::stderr(), "the lab {} at that moment:\n{}", self.prefix(), self.tails(30));
         }

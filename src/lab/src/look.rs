@@ -1,13 +1,11 @@
-//! Looking at a lab from outside the overlay: what sockets a machine has, what crosses an interface, how fast it goes.
+//! Looking at a machine from outside the overlay: what sockets it has, and how fast TCP goes.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::LabError;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
-use crate::process::Process;
 
 /// A TCP connection as one of its ends sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,48 +33,6 @@ fn parse_socket(line: &str) -> Option<Socket> {
 
 fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// A running capture of what crosses an interface. It stops when it is dropped.
-#[derive(Debug)]
-pub struct Capture {
-    process: Process,
-    file: PathBuf,
-}
-
-impl Capture {
-    /// Starts tcpdump on an interface of a machine; it captures when this returns.
-    ///
-    /// # Errors
-    /// [`LabError::ProgramMissing`] without tcpdump.
-    pub fn start(lab: &Lab, machine: &Namespace, interface: &str) -> Result<Self, LabError> {
-        let name = format!("{}-{interface}", lab.short_name(machine));
-        let file = lab.folder().join("log").join(format!("{name}.pcap"));
-        let mut command = Namespace::command("tcpdump");
-        command.args(["-i", interface, "-n", "-U", "-s", "0", "-B", "16384", "-Z", "root", "-w"]).arg(&file);
-        let log = lab.folder().join("log").join(format!("{name}.tcpdump.log"));
-        let process = machine.spawn("tcpdump", command, &log)?;
-        process.wait_line("listening on", Duration::from_secs(10))?;
-        Ok(Self { process, file })
-    }
-
-    /// Stops it and returns the file with the packets.
-    ///
-    /// # Errors
-    /// Where tcpdump does not end.
-    pub fn stop(self) -> Result<PathBuf, LabError> {
-        self.process.stop(Duration::from_secs(10))?;
-        Ok(self.file)
-    }
-}
-
-/// How often these bytes occur in a file.
-///
-/// # Errors
-/// [`LabError::Io`] where it cannot be read.
-pub fn occurrences(file: &Path, bytes: &[u8]) -> Result<usize, LabError> {
-    let content = std::fs::read(file).map_err(LabError::io("read", file))?;
-    Ok(content.windows(bytes.len().max(1)).filter(|window| *window == bytes).count())
 }
 
 /// Measures TCP from one machine to an address of another with iperf3, in megabits per second at the receiver.

@@ -339,13 +339,11 @@ pub fn require<A: AsRef<OsStr>>(programs: impl IntoIterator<Item = A>) -> Result
 
 fn package_of(program: &str) -> &'static str {
     match program {
-        "conntrack" => "conntrack",
         "ip" | "ss" => "iproute2",
         "iperf3" => "iperf3",
         "nft" => "nftables",
         "nsenter" | "setpriv" | "setsid" | "unshare" => "util-linux",
         "ping" => "iputils-ping",
-        "tcpdump" => "tcpdump",
         _ => "of that name",
     }
 }

@@ -77,9 +77,12 @@ pub enum Action {
 /// Starts a keeper for this plan and returns when its lab is up. Progress goes to `out`.
 ///
 /// # Errors
-/// [`LabError::Command`] with what the keeper said where the lab does not come up.
+/// [`LabError::AlreadyUp`]; [`LabError::Command`] with what the keeper said where the lab does not come up.
 pub fn up(plan: &Plan, out: &mut dyn Write) -> Result<(), LabError> {
-    let log = run_dir::base()?.join(format!("{}.keeper.log", plan.name));
+    if is_up(&plan.name)? {
+        return Err(LabError::AlreadyUp(plan.name.clone()));
+    }
+    let log = keeper_log(&plan.name)?;
     let stderr = File::create(&log).map_err(LabError::io("create", &log))?;
     let mut command = Command::new("setsid");
     command.arg(&plan.flatlan).args(plan.keeper_args());
@@ -141,19 +144,19 @@ fn serve(lab: &Lab, listener: &UnixListener) -> Result<(), LabError> {
 /// Gives a command to the lab of this name.
 ///
 /// # Errors
-/// [`LabError::UnknownName`] where no such lab is up; [`LabError::Unexpected`] with what the lab said where it refused.
+/// [`LabError::NotUp`] where no such lab is up; [`LabError::Refused`] with what the lab said where it would not.
 pub fn ask(name: &str, action: &Action) -> Result<Value, LabError> {
     let path = run_dir::base()?.join(name).join(SOCKET);
     let there = std::fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_socket());
     let stream = UnixStream::connect(&path).ok().filter(|_| there);
-    let mut stream = stream.ok_or_else(|| LabError::UnknownName(name.to_owned()))?;
+    let mut stream = stream.ok_or_else(|| LabError::NotUp(name.to_owned()))?;
     let text = serde_json::to_string(action).unwrap_or_default();
     writeln!(stream, "{text}").map_err(LabError::io("write to", &path))?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line).map_err(LabError::io("read from", &path))?;
     match serde_json::from_str(&line) {
         Ok(Answer::Done(value)) => Ok(value),
-        Ok(Answer::Failed(why)) => Err(LabError::Unexpected { command: text, answer: why }),
+        Ok(Answer::Failed(why)) => Err(LabError::Refused(why)),
         Err(_) => Err(LabError::Unexpected { command: text, answer: line }),
     }
 }
@@ -173,13 +176,14 @@ pub fn exec(name: &str, machine: &str, words: &[String]) -> Result<ExitStatus, L
 /// Ends the lab of this name and removes what it left, also where its keeper is dead.
 ///
 /// # Errors
-/// [`LabError::UnknownName`] where there is none.
+/// [`LabError::NotUp`] where there is none.
 pub fn down(name: &str) -> Result<(), LabError> {
     let folder = run_dir::base()?.join(name);
     let there = folder.exists();
     let asked = ask(name, &Action::Down);
     run_dir::wait_free(&folder);
     run_dir::sweep()?;
+    let _ = std::fs::remove_file(keeper_log(name)?);
     if there { Ok(()) } else { asked.map(drop) }
 }
 
@@ -191,6 +195,11 @@ pub const NAME: &str = "lab";
 enum Answer {
     Done(Value),
     Failed(String),
+}
+
+/// What the keeper says to nobody else.
+fn keeper_log(name: &str) -> Result<PathBuf, LabError> {
+    Ok(run_dir::base()?.join(format!("{name}.keeper.log")))
 }
 
 fn build(plan: &Plan) -> Result<Lab, LabError> {
@@ -299,6 +308,6 @@ mod tests {
 
     #[test]
     fn nobody_answers_for_a_lab_that_is_not_up() {
-        assert!(matches!(ask("no-such-lab", &Action::Show), Err(LabError::UnknownName(_))));
+        assert!(matches!(ask("no-such-lab", &Action::Show), Err(LabError::NotUp(_))));
     }
 }

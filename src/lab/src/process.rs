@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::error::LabError;
 use crate::namespace::Namespace;
+use crate::reaper;
 
 /// A running program, or one that ran. Killed on drop.
 #[derive(Debug)]
@@ -44,10 +45,7 @@ impl Process {
         let file = File::options().create(true).append(true).open(log).map_err(LabError::io("create", log))?;
         let (output, writer) = std::io::pipe().map_err(LabError::io("make a pipe for", log))?;
         let second = writer.try_clone().map_err(LabError::io("make a pipe for", log))?;
-        if command.get_envs().next().is_none() {
-            command.env("NO_COLOR", "1");
-        }
-        command.stdin(Stdio::null()).stdout(writer).stderr(second);
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(writer).stderr(second);
         // The command holds our ends of the pipe: it is gone when this returns.
         let child = namespace.start(command)?;
         let pid = Pid::from_child(&child);
@@ -79,16 +77,16 @@ impl Process {
         &self.log
     }
 
-    /// Everything it said, oldest first.
+    /// Everything it said, oldest first. Complete where it has ended.
     #[must_use]
     pub fn lines(&self) -> Vec<LogLine> {
-        self.lines.lock().all.clone()
+        self.settled().all.clone()
     }
 
     /// Its last `count` lines as text.
     #[must_use]
     pub fn tail(&self, count: usize) -> String {
-        let state = self.lines.lock();
+        let state = self.settled();
         let start = state.all.len().saturating_sub(count);
         let mut text = String::new();
         for line in state.all.iter().skip(start) {
@@ -101,7 +99,7 @@ impl Process {
     #[must_use]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        child.try_wait().ok().flatten()
+        child.try_wait().ok().flatten().inspect(|_| reaper::stand_aside())
     }
 
     /// Whether it still runs (a frozen process does).
@@ -180,9 +178,14 @@ impl Process {
         Err(LabError::Timeout { what, within, tail: format!("; its last lines:\n{}", self.tail(20)) })
     }
 
-    /// Stops the process where it stands (SIGSTOP).
+    /// Stops the process where it stands (SIGSTOP). It stands when this returns; returns when the signal was sent.
     pub fn freeze(&self) -> Instant {
-        self.signal(Signal::STOP)
+        let at = self.signal(Signal::STOP);
+        // The signal is taken when the kernel next looks, a moment later on another processor.
+        while at.elapsed() < FREEZE_LIMIT && !self.stands() {
+            std::thread::yield_now();
+        }
+        at
     }
 
     /// Lets a frozen process go on.
@@ -193,6 +196,28 @@ impl Process {
     /// Asks it to read its configuration again (SIGHUP).
     pub fn reload(&self) -> Instant {
         self.signal(Signal::HUP)
+    }
+
+    /// What it said; where it has ended, after the last of it came through the pipe.
+    fn settled(&self) -> MutexGuard<'_, LineState> {
+        let ended = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait().is_ok_and(|end| end.is_some());
+        let state = self.lines.lock();
+        if !ended {
+            return state;
+        }
+        // A grandchild may hold the pipe open for ever.
+        let open = |state: &mut LineState| !state.closed;
+        self.lines.changed.wait_timeout_while(state, PIPE_LIMIT, open).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Whether each of its threads is stopped or gone.
+    fn stands(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid())) else { return true };
+        threads.filter_map(Result::ok).all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+            !matches!(state, Some('R' | 'S' | 'D'))
+        })
     }
 
     fn signal(&self, signal: Signal) -> Instant {
@@ -327,7 +352,8 @@ fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> JoinHandle<Vec<u8
 
 /// Waits for a child without polling: a process file descriptor becomes readable when it ends.
 pub(crate) fn wait_child(child: &mut Child, within: Duration) -> Option<ExitStatus> {
-    if let Ok(Some(status)) = child.try_wait() {
+    let ended = |child: &mut Child| child.try_wait().ok().flatten().inspect(|_| reaper::stand_aside());
+    if let Some(status) = ended(child) {
         return Some(status);
     }
     let fd = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty()).ok()?;
@@ -337,7 +363,7 @@ pub(crate) fn wait_child(child: &mut Child, within: Duration) -> Option<ExitStat
         let timeout = Timespec::try_from(left).ok()?;
         let mut fds = [PollFd::new(&fd, PollFlags::IN)];
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
-        if let Ok(Some(status)) = child.try_wait() {
+        if let Some(status) = ended(child) {
             return Some(status);
         }
         if left.is_zero() {
@@ -345,3 +371,8 @@ pub(crate) fn wait_child(child: &mut Child, within: Duration) -> Option<ExitStat
         }
     }
 }
+
+/// How long the last words of a process may take through the pipe.
+const PIPE_LIMIT: Duration = Duration::from_millis(200);
+/// How long a process may take to stand still.
+const FREEZE_LIMIT: Duration = Duration::from_millis(500);

@@ -7,7 +7,9 @@
 //! The gate keeps new programs and namespaces from appearing while labs are being taken down.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,11 +18,19 @@ use crate::run_dir;
 
 static GATE: RwLock<()> = RwLock::new(());
 static LABS: Mutex<BTreeMap<String, Option<PathBuf>>> = Mutex::new(BTreeMap::new());
+static ENDING: AtomicBool = AtomicBool::new(false);
 static LISTENING: Once = Once::new();
 
 /// Held while a program or namespace is made. Never given while the process is going down.
 pub(crate) fn enter() -> RwLockReadGuard<'static, ()> {
     GATE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does not return while the process is going down: whoever sees programs die then should not take it for news.
+pub(crate) fn stand_aside() {
+    while ENDING.load(Ordering::Acquire) {
+        std::thread::park();
+    }
 }
 
 /// A lab that must not outlive the process.
@@ -49,7 +59,9 @@ fn listen() {
             }
         });
         if let Some(code) = code {
-            take_down();
+            if take_down() > 0 {
+                let _ = writeln!(std::io::stderr(), "\ninterrupted: the lab is removed");
+            }
             std::process::exit(code);
         }
     });
@@ -58,15 +70,19 @@ fn listen() {
     }
 }
 
-fn take_down() {
+/// Returns how many labs there were.
+fn take_down() -> usize {
+    ENDING.store(true, Ordering::Release);
     let gate = GATE.write().unwrap_or_else(PoisonError::into_inner);
     // Never opened again: the process ends next.
     std::mem::forget(gate);
     let labs = std::mem::take(&mut *LABS.lock().unwrap_or_else(PoisonError::into_inner));
+    let count = labs.len();
     for (prefix, folder) in labs {
         run_dir::wipe(&prefix);
         if let Some(folder) = folder {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
+    count
 }

@@ -3,11 +3,16 @@
 //! Faults hang at the core (`fault` says how); uplinks go down on the gateway, NAT mappings are forgotten on the site's router. Counters
 //! are those of the core's own interfaces, so a run can prove which hub carried a flow, whatever the hub says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::error::LabError;
 use crate::fault::{Direction, Fault, Injected, Place, render};
@@ -124,7 +129,7 @@ impl Lab {
     /// # Errors
     /// Whatever nft says.
     pub fn heal_all(&self) -> Result<Instant, LabError> {
-        self.change_faults(std::collections::BTreeSet::clear)
+        self.change_faults(BTreeSet::clear)
     }
 
     /// The faults in force.
@@ -172,11 +177,11 @@ impl Lab {
     /// Makes a site's routers forget all mappings and map to other ports from here on: the NAT rebinding of a router that restarted.
     ///
     /// # Errors
-    /// [`LabError::UnknownName`]; [`LabError::ProgramMissing`] without the `conntrack` program.
+    /// [`LabError::UnknownName`], or what the kernel says.
     pub fn rebind(&self, site: &str) -> Result<Instant, LabError> {
         for router in &self.site(site)?.routers {
-            router.nft("flush chain inet site leave\nadd rule inet site leave oifname \"wan\" meta nfproto ipv4 masquerade fully-random\n")?;
-            router.exec("conntrack", ["-F"])?;
+            router.nft(REMAP)?;
+            router.run(forget_mappings).map_err(LabError::io("flush the mappings of", router.name()))?;
         }
         Ok(Instant::now())
     }
@@ -207,12 +212,9 @@ impl Lab {
         Ok(TrafficLog { samples, stop, thread: Some(thread) })
     }
 
-    fn change_faults(
-        &self,
-        change: impl FnOnce(&mut std::collections::BTreeSet<Injected>),
-    ) -> Result<Instant, LabError> {
+    fn change_faults(&self, change: impl FnOnce(&mut BTreeSet<Injected>)) -> Result<Instant, LabError> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let single = |faults: &std::collections::BTreeSet<Injected>| faults.iter().any(Injected::needs_single_packets);
+        let single = |faults: &BTreeSet<Injected>| faults.iter().any(Injected::needs_single_packets);
         let before = single(&faults);
         change(&mut faults);
         let after = single(&faults);
@@ -353,6 +355,32 @@ impl Drop for TrafficLog {
     }
 }
 
+/// Deletes the connection tracking table of the calling thread's namespace: what `conntrack -F` does.
+fn forget_mappings() -> io::Result<()> {
+    let socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    // struct nlmsghdr (length, type, flags, sequence, port) and struct nfgenmsg (family, version, resource).
+    let mut message = Vec::with_capacity(20);
+    message.extend_from_slice(&20_u32.to_ne_bytes());
+    message.extend_from_slice(&CTNETLINK_DELETE.to_ne_bytes());
+    message.extend_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    message.extend_from_slice(&[0; 12]);
+    socket.send(&message, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    // An acknowledgement is an error of 0 behind the header.
+    match answer.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(-error)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// From here on ports are random.
+const REMAP: &str = "flush chain inet site leave
+add rule inet site leave oifname \"wan\" meta nfproto ipv4 masquerade fully-random
+";
+/// NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_DELETE.
+const CTNETLINK_DELETE: u16 = 1 << 8 | 2;
 /// The kernel's own limit of segments in one hand-off.
 const MANY_SEGMENTS: u32 = 65_535;
 

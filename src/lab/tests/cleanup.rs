@@ -148,6 +148,10 @@ fn role() {
     let hub = lab.hub("h1").unwrap().addresses()[0];
     lab.wait_reachable(lab.machine("a").unwrap(), hub, Duration::from_secs(5)).unwrap();
     let process = sleeper(&lab);
+    // The kernel's promise to kill it with its parent holds from the moment that it is what it should be.
+    while fs::read_to_string(format!("/proc/{}/comm", process.pid())).unwrap().trim() != "sleep" {
+        std::thread::yield_now();
+    }
     println!("ready {} {} {}", lab.prefix(), lab.folder().display(), process.pid());
     let _ = process.wait_exit(Duration::from_secs(60));
     println!("the program ended by itself");

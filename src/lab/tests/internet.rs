@@ -8,25 +8,24 @@
 //!                a, a-1     b, b-1
 //! ```
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::unwrap_in_result, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use flatlan_lab::{
-    Direction, Fault, HubSpec, Lab, LabError, Namespace, Nat, Payload, Place, Probe, ProxySpec, SiteSpec, Transfer,
-    Underlay, sockets,
+    Capture, Direction, Fault, HubSpec, Lab, LabError, Namespace, Nat, Payload, Place, Probe, ProxySpec, SiteSpec,
+    Transfer, Underlay, occurrences, sockets,
 };
-use support::{MS, Server, ask_udp, first_v4, open_tcp, pings};
+use support::{Expect, MS, Server, ask_udp, first_v4, open_tcp, pings, punch};
 
 #[test]
 fn every_machine_has_a_way_to_the_hubs() {
     let lab = Lab::builder().underlay(Underlay::Dual).hub("h1").site("a", Nat::Cone).build().unwrap();
     for address in lab.hub("h1").unwrap().addresses() {
         for machine in ["admin", "a", "a-1", "a-nat"] {
-            assert!(pings(lab.machine(machine).unwrap(), *address), "{machine} to {address}");
+            assert!(pings(lab.machine(machine).unwrap(), *address, Expect::Answer), "{machine} to {address}");
         }
     }
 }
@@ -36,8 +35,8 @@ fn an_ipv6_internet_has_no_ipv4() {
     let lab = Lab::builder().underlay(Underlay::V6).hub("h1").site("a", Nat::Cone).build().unwrap();
     let hub = lab.hub("h1").unwrap();
     assert!(hub.addresses().iter().all(IpAddr::is_ipv6));
-    assert!(pings(lab.machine("a").unwrap(), hub.addresses()[0]));
-    assert!(!pings(lab.machine("a").unwrap(), Ipv4Addr::new(198, 18, 1, 2).into()));
+    assert!(pings(lab.machine("a").unwrap(), hub.addresses()[0], Expect::Answer));
+    assert!(!pings(lab.machine("a").unwrap(), Ipv4Addr::new(198, 18, 1, 2).into(), Expect::Silence));
 }
 
 #[test]
@@ -56,9 +55,9 @@ fn a_router_hides_its_site_behind_its_own_address() {
     let lab = Lab::builder().hub("h1").site("a", Nat::Cone).site("b", Nat::None).build().unwrap();
     let server = Server::udp(lab.machine("h1").unwrap());
     let hub = SocketAddr::new(first_v4(&lab, "h1"), server.port());
-    let seen = ask_udp(lab.machine("a-1").unwrap(), 4000, hub).unwrap();
+    let seen = ask_udp(lab.machine("a-1").unwrap(), 4000, hub, Expect::Answer).unwrap();
     assert!(seen.ip().to_string().starts_with("198.18."), "{seen}");
-    let open = ask_udp(lab.machine("b-1").unwrap(), 4000, hub).unwrap();
+    let open = ask_udp(lab.machine("b-1").unwrap(), 4000, hub, Expect::Answer).unwrap();
     assert_eq!(open.ip(), lab.site("b").unwrap().hosts()[0].addresses()[0]);
 }
 
@@ -68,7 +67,7 @@ fn a_cone_maps_one_port_for_all_destinations_and_a_symmetric_router_does_not() {
     let servers = ["h1", "h2"].map(|hub| (first_v4(&lab, hub), Server::udp(lab.machine(hub).unwrap())));
     let seen = |site: &str| {
         let ask = |(ip, server): &(IpAddr, Server)| {
-            ask_udp(lab.machine(site).unwrap(), 4000, SocketAddr::new(*ip, server.port())).unwrap()
+            ask_udp(lab.machine(site).unwrap(), 4000, SocketAddr::new(*ip, server.port()), Expect::Answer).unwrap()
         };
         (ask(&servers[0]), ask(&servers[1]))
     };
@@ -87,8 +86,8 @@ fn strangers_reach_a_full_cone_and_no_other_router() {
         let server = Server::udp(lab.machine("h1").unwrap());
         let gateway = Server::udp_at(lab.machine("a").unwrap(), 4000);
         // The gateway's own question opens the mapping; then somebody else uses it.
-        let mapped = gateway.ask(SocketAddr::new(first_v4(&lab, "h1"), server.port())).unwrap();
-        let stranger = ask_udp(lab.machine("h2").unwrap(), 5000, mapped);
+        let mapped = gateway.ask(SocketAddr::new(first_v4(&lab, "h1"), server.port()));
+        let stranger = ask_udp(lab.machine("h2").unwrap(), 5000, mapped, Expect::answer_if(reached));
         assert_eq!(stranger.is_some(), reached, "{nat}");
     }
 }
@@ -100,11 +99,9 @@ fn two_cones_are_crossed_when_both_sides_send_and_two_symmetric_routers_are_not(
         let server = Server::udp(lab.machine("h1").unwrap());
         let hub = SocketAddr::new(first_v4(&lab, "h1"), server.port());
         let (a, b) = (Server::udp_at(lab.machine("a").unwrap(), 4000), Server::udp_at(lab.machine("b").unwrap(), 4000));
-        let (a_outside, b_outside) = (a.ask(hub).unwrap(), b.ask(hub).unwrap());
-        a.poke(b_outside);
-        b.poke(a_outside);
-        a.poke(b_outside);
-        assert_eq!(a.heard_from(b_outside.ip()) && b.heard_from(a_outside.ip()), crossed, "{nat}");
+        let (a_outside, b_outside) = (a.ask(hub), b.ask(hub));
+        let expect = Expect::answer_if(crossed);
+        assert_eq!(punch((&a, a_outside), (&b, b_outside), expect), crossed, "{nat}");
     }
 }
 
@@ -121,12 +118,16 @@ fn what_a_strict_router_lets_out() {
             let (hub, gateway) = (lab.hub("h1").unwrap(), lab.machine("a").unwrap());
             let address = hub.addresses()[0];
             let server = Server::udp(hub.namespace());
-            let asked = ask_udp(gateway, 4000, SocketAddr::new(address, server.port()));
+            let asked = ask_udp(gateway, 4000, SocketAddr::new(address, server.port()), Expect::answer_if(udp));
             assert_eq!(asked.is_some(), udp, "UDP, {nat}, {underlay:?}");
             for (port, passes) in [(443, tcp_443), (80, tcp_80)] {
                 let at = SocketAddr::new(address, port);
                 let listener = hub.namespace().run(move || std::net::TcpListener::bind(at)).unwrap();
-                assert_eq!(open_tcp(gateway, at).is_ok(), passes, "TCP {port}, {nat}, {underlay:?}");
+                assert_eq!(
+                    open_tcp(gateway, at, Expect::answer_if(passes)).is_ok(),
+                    passes,
+                    "TCP {port}, {nat}, {underlay:?}"
+                );
                 drop(listener);
             }
         }
@@ -156,14 +157,14 @@ fn a_second_uplink_takes_over_and_gives_back() {
     let gateway = lab.machine("a").unwrap();
     for address in lab.hub("h1").unwrap().addresses() {
         let probe = Probe::ping(gateway, *address, 10 * MS).unwrap();
-        probe.wait_answers(3, 2000 * MS).unwrap();
+        probe.wait_answers(3, 10_000 * MS).unwrap();
         let before = lab.machine("a-nat2").unwrap().exec("ip", ["-s", "link", "show", "wan"]).unwrap();
         lab.uplink_down("a", 0).unwrap();
-        probe.wait_answers(10, 3000 * MS).unwrap();
+        probe.wait_answers(10, 10_000 * MS).unwrap();
         let after = lab.machine("a-nat2").unwrap().exec("ip", ["-s", "link", "show", "wan"]).unwrap();
         assert_ne!(before, after, "the second router carried nothing");
         lab.uplink_up("a", 0).unwrap();
-        probe.wait_answers(10, 3000 * MS).unwrap();
+        probe.wait_answers(10, 10_000 * MS).unwrap();
     }
     assert!(lab.machine("a").unwrap().exec("ip", ["route", "get", "198.18.1.2"]).unwrap().contains("eth0"));
 }
@@ -174,13 +175,13 @@ fn a_cut_is_silent_and_ends_with_healing() {
     let gateway = lab.machine("a").unwrap();
     let cut = Probe::ping(gateway, first_v4(&lab, "h1"), 5 * MS).unwrap();
     let other = Probe::ping(gateway, first_v4(&lab, "h2"), 5 * MS).unwrap();
-    cut.wait_answers(10, 2000 * MS).unwrap();
+    cut.wait_answers(10, 10_000 * MS).unwrap();
     let at = lab.cut("h1").unwrap();
     assert!(matches!(cut.wait_answers(3, 300 * MS), Err(LabError::Timeout { .. })));
     let lost = gateway.exec("ping", ["-c1", "-W1", &first_v4(&lab, "h1").to_string()]).unwrap_err();
     assert!(!lost.to_string().contains("nreachable"), "{lost}");
     lab.heal("h1").unwrap();
-    cut.wait_answers(10, 2000 * MS).unwrap();
+    cut.wait_answers(10, 10_000 * MS).unwrap();
     assert!(cut.stop().longest_gap_between(at, at).length >= 300 * MS);
     let other = other.stop();
     assert!(other.longest_gap().length < 300 * MS, "{:?}", other.longest_gap());
@@ -195,8 +196,8 @@ fn a_one_way_cut_lets_the_other_way_pass() {
     lab.cut_one_way("h1", Direction::To).unwrap();
     gateway.poke(SocketAddr::new(hub, 7000));
     server.poke(SocketAddr::new(site, 4000));
-    assert!(gateway.heard_from(hub));
-    assert!(!server.heard_from(site));
+    assert!(gateway.heard_from(hub, Expect::Answer));
+    assert!(!server.heard_from(site, Expect::Silence));
 }
 
 #[test]
@@ -204,16 +205,16 @@ fn faults_between_two_touch_nobody_else() {
     let lab = Lab::builder().hub("h1").hub("h2").site("a", Nat::None).site("b", Nat::None).build().unwrap();
     let at = |site: &str| lab.site(site).unwrap().lan_addresses()[0];
     let (a, b, h1) = (lab.machine("a").unwrap(), lab.machine("b").unwrap(), lab.machine("h1").unwrap());
-    assert!(pings(a, at("b")));
+    assert!(pings(a, at("b"), Expect::Answer));
     lab.forbid_direct().unwrap();
-    assert!(!pings(a, at("b")));
-    assert!(pings(a, first_v4(&lab, "h1")));
+    assert!(!pings(a, at("b"), Expect::Silence));
+    assert!(pings(a, first_v4(&lab, "h1"), Expect::Answer));
     lab.allow_direct().unwrap();
     lab.cut_between("h1", "h2").unwrap();
-    assert!(!pings(h1, first_v4(&lab, "h2")));
-    assert!(pings(b, first_v4(&lab, "h2")) && pings(a, at("b")));
+    assert!(!pings(h1, first_v4(&lab, "h2"), Expect::Silence));
+    assert!(pings(b, first_v4(&lab, "h2"), Expect::Answer) && pings(a, at("b"), Expect::Answer));
     lab.heal_all().unwrap();
-    assert!(pings(h1, first_v4(&lab, "h2")));
+    assert!(pings(h1, first_v4(&lab, "h2"), Expect::Answer));
 }
 
 #[test]
@@ -253,11 +254,11 @@ fn blocked_udp_leaves_tcp_alone() {
     let hub = lab.machine("h1").unwrap();
     let server = Server::udp(hub);
     let at = SocketAddr::new(first_v4(&lab, "h1"), server.port());
-    assert!(ask_udp(lab.machine("a").unwrap(), 4000, at).is_some());
+    assert!(ask_udp(lab.machine("a").unwrap(), 4000, at, Expect::Answer).is_some());
     lab.block_udp("a").unwrap();
-    assert!(ask_udp(lab.machine("a").unwrap(), 4001, at).is_none());
+    assert!(ask_udp(lab.machine("a").unwrap(), 4001, at, Expect::Silence).is_none());
     let tcp = Server::tcp(hub, 443);
-    assert!(open_tcp(lab.machine("a").unwrap(), SocketAddr::new(at.ip(), 443)).is_ok());
+    assert!(open_tcp(lab.machine("a").unwrap(), SocketAddr::new(at.ip(), 443), Expect::Answer).is_ok());
     drop(tcp);
 }
 
@@ -283,13 +284,12 @@ fn a_tcp_echo_and_ss_see_the_client_s_address() {
     let lab = Lab::builder().hub("h1").site("a", Nat::None).build().unwrap();
     let (a, h1) = (lab.machine("a").unwrap(), lab.machine("h1").unwrap());
     let probe = Probe::tcp_echo(a, h1, first_v4(&lab, "h1"), 5 * MS).unwrap();
-    probe.wait_answers(20, 3000 * MS).unwrap();
+    probe.wait_answers(20, 10_000 * MS).unwrap();
     let client = probe.peer().unwrap();
     assert_eq!(client.ip(), lab.site("a").unwrap().lan_addresses()[0]);
     assert!(sockets(h1).unwrap().iter().any(|socket| socket.peer == client));
     let report = probe.stop();
     assert!(report.broken().is_none());
-    assert!(report.longest_gap().length < Duration::from_millis(500), "{:?}", report.longest_gap());
 }
 
 #[test]
@@ -298,4 +298,53 @@ fn a_program_s_own_etc_hosts_does_not_leak_out() {
     assert!(!std::fs::read_to_string("/etc/hosts").unwrap_or_default().contains("hub.test"));
     let inside: &Namespace = lab.machine("h1").unwrap();
     assert!(inside.exec("cat", ["/etc/hosts"]).unwrap().contains("h1.hub.test"));
+}
+
+#[test]
+fn a_capture_holds_what_crossed_the_machine_and_the_search_finds_it() {
+    let lab = Lab::builder().hub("h1").hub("h2").site("a", Nat::Cone).build().unwrap();
+    let (a, h1) = (lab.machine("a").unwrap(), lab.machine("h1").unwrap());
+    let captures = ["a", "h1", "h2"].map(|machine| Capture::start(&lab, lab.machine(machine).unwrap()).unwrap());
+    let payload = Payload::Repeat("seven little goats; ".to_owned());
+    let transfer = Transfer::start(a, h1, first_v4(&lab, "h1"), payload, Some(1 << 20)).unwrap();
+    assert!(transfer.finish(20_000 * MS).unwrap().equal);
+    let found = captures.map(|capture| occurrences(&capture.stop().unwrap(), b"seven little goats").unwrap());
+    // A text on the border of two packets is not found: a few of them may be missing.
+    let whole = (1 << 20) / 20;
+    assert!(found[0] > whole * 9 / 10 && found[1] > whole * 9 / 10, "{found:?}");
+    assert_eq!(found[2], 0);
+}
+
+#[test]
+fn a_router_that_forgets_maps_to_another_port() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::Cone).build().unwrap();
+    let server = Server::udp(lab.machine("h1").unwrap());
+    let hub = SocketAddr::new(first_v4(&lab, "h1"), server.port());
+    let gateway = lab.machine("a").unwrap();
+    let before = ask_udp(gateway, 4000, hub, Expect::Answer).unwrap();
+    assert_eq!(ask_udp(gateway, 4000, hub, Expect::Answer), Some(before));
+    lab.rebind("a").unwrap();
+    let after = ask_udp(gateway, 4000, hub, Expect::Answer).unwrap();
+    assert_eq!(before.ip(), after.ip());
+    assert_ne!(before.port(), after.port());
+}
+
+#[test]
+fn an_idle_mapping_is_forgotten_after_the_time_that_was_set() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::Cone).build().unwrap();
+    lab.set_nat_timeout("a", 1).unwrap();
+    let server = Server::udp(lab.machine("h1").unwrap());
+    let gateway = Server::udp_at(lab.machine("a").unwrap(), 4000);
+    let mapped = gateway.ask(SocketAddr::new(first_v4(&lab, "h1"), server.port()));
+    let router = lab.machine("a-nat").unwrap();
+    let deadline = std::time::Instant::now() + 5000 * MS;
+    while router
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"))
+        .is_ok_and(|text| text.contains("dport"))
+    {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(10 * MS);
+    }
+    server.poke(mapped);
+    assert!(!gateway.heard_text("poke", Expect::Silence));
 }

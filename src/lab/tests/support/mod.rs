@@ -11,8 +11,28 @@ use flatlan_lab::{Lab, Namespace, Probe};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
-/// How long nothing has to come until a test believes that nothing comes.
-const SILENCE: Duration = Duration::from_millis(400);
+/// What a test expects, which is how long it waits: an answer may take its time on a busy machine, silence is believed soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expect {
+    Answer,
+    Silence,
+}
+
+impl Expect {
+    pub(crate) fn answer_if(expected: bool) -> Self {
+        if expected { Self::Answer } else { Self::Silence }
+    }
+
+    fn patience(self) -> Duration {
+        match self {
+            Self::Answer => 10_000 * MS,
+            Self::Silence => 400 * MS,
+        }
+    }
+}
+
+/// How long a question is waited for before it is asked again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The first IPv4 address of a hub.
 pub(crate) fn first_v4(lab: &Lab, hub: &str) -> IpAddr {
@@ -20,25 +40,30 @@ pub(crate) fn first_v4(lab: &Lab, hub: &str) -> IpAddr {
 }
 
 /// Whether a ping is answered.
-pub(crate) fn pings(from: &Namespace, to: IpAddr) -> bool {
-    Probe::ping(from, to, 20 * MS).unwrap().wait_answers(1, SILENCE).is_ok()
+pub(crate) fn pings(from: &Namespace, to: IpAddr, expect: Expect) -> bool {
+    Probe::ping(from, to, 20 * MS).unwrap().wait_answers(1, expect.patience()).is_ok()
 }
 
 /// Asks a UDP server who it sees.
-pub(crate) fn ask_udp(from: &Namespace, port: u16, server: SocketAddr) -> Option<SocketAddr> {
+pub(crate) fn ask_udp(from: &Namespace, port: u16, server: SocketAddr, expect: Expect) -> Option<SocketAddr> {
     from.run(move || {
         let socket = bind(port, server.ip());
-        socket.set_read_timeout(Some(SILENCE)).unwrap();
-        socket.send_to(b"who", server).unwrap();
+        socket.set_read_timeout(Some(AGAIN)).unwrap();
+        let deadline = Instant::now() + expect.patience();
         let mut buffer = [0; 100];
-        let (length, _) = socket.recv_from(&mut buffer).ok()?;
-        std::str::from_utf8(&buffer[..length]).ok()?.parse().ok()
+        while Instant::now() < deadline {
+            let _ = socket.send_to(b"who", server);
+            if let Ok((length, _)) = socket.recv_from(&mut buffer) {
+                return std::str::from_utf8(&buffer[..length]).ok()?.parse().ok();
+            }
+        }
+        None
     })
 }
 
 /// Opens a TCP connection.
-pub(crate) fn open_tcp(from: &Namespace, to: SocketAddr) -> std::io::Result<TcpStream> {
-    from.run(move || TcpStream::connect_timeout(&to, SILENCE))
+pub(crate) fn open_tcp(from: &Namespace, to: SocketAddr, expect: Expect) -> std::io::Result<TcpStream> {
+    from.run(move || TcpStream::connect_timeout(&to, expect.patience()))
 }
 
 /// Asks a proxy for a tunnel: the status code.
@@ -118,19 +143,18 @@ impl Server {
     }
 
     /// Asks another server who it sees, from this server's own port.
-    pub(crate) fn ask(&self, server: SocketAddr) -> Option<SocketAddr> {
+    pub(crate) fn ask(&self, server: SocketAddr) -> SocketAddr {
         let socket = self.socket.as_ref().unwrap();
-        socket.send_to(b"who", mapped(server)).unwrap();
-        let deadline = Instant::now() + SILENCE;
+        let deadline = Instant::now() + Expect::Answer.patience();
         while Instant::now() < deadline {
-            let heard = self.heard.lock().unwrap();
-            if let Some(answer) = heard.iter().find(|heard| heard.from == server) {
-                return std::str::from_utf8(&answer.text).ok()?.parse().ok();
+            socket.send_to(b"who", mapped(server)).unwrap();
+            if self.hears(AGAIN, |heard| heard.from == server) {
+                let heard = self.heard.lock().unwrap();
+                let answer = heard.iter().find(|heard| heard.from == server).unwrap();
+                return std::str::from_utf8(&answer.text).unwrap().parse().unwrap();
             }
-            drop(heard);
-            std::thread::sleep(MS);
         }
-        None
+        panic!("{server} does not answer");
     }
 
     /// Sends something that asks for no answer.
@@ -139,16 +163,41 @@ impl Server {
     }
 
     /// Whether anything comes from there.
-    pub(crate) fn heard_from(&self, ip: IpAddr) -> bool {
-        let deadline = Instant::now() + SILENCE;
-        while Instant::now() < deadline {
-            if self.heard.lock().unwrap().iter().any(|heard| heard.from.ip() == ip) {
+    pub(crate) fn heard_from(&self, ip: IpAddr, expect: Expect) -> bool {
+        self.hears(expect.patience(), |heard| heard.from.ip() == ip)
+    }
+
+    /// Whether anybody sends this.
+    pub(crate) fn heard_text(&self, text: &str, expect: Expect) -> bool {
+        self.hears(expect.patience(), |heard| heard.text == text.as_bytes())
+    }
+
+    fn hears(&self, patience: Duration, wanted: impl Fn(&Heard) -> bool) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.heard.lock().unwrap().iter().any(&wanted) {
                 return true;
+            }
+            if Instant::now() > deadline {
+                return false;
             }
             std::thread::sleep(MS);
         }
-        false
     }
+}
+
+/// Two servers that know each other's outside address send to each other until both hear, or silence is believed.
+pub(crate) fn punch(one: (&Server, SocketAddr), other: (&Server, SocketAddr), expect: Expect) -> bool {
+    let deadline = Instant::now() + expect.patience();
+    while Instant::now() < deadline {
+        one.0.poke(other.1);
+        other.0.poke(one.1);
+        let heard = |server: &Server, from: SocketAddr| server.hears(20 * MS, |heard| heard.from.ip() == from.ip());
+        if heard(one.0, other.1) && heard(other.0, one.1) {
+            return true;
+        }
+    }
+    false
 }
 
 impl Drop for Server {
