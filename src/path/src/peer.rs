@@ -193,9 +193,8 @@ impl PeerPaths {
 
     /// Data datagrams that came in by `ingress` and opened, whatever policy then says to them; not
     /// keepalives. `bytes` without labels.
-    pub fn on_received(&mut self, ingress: PathKind, lane: LaneId, packets: u32, bytes: u64, now: Instant) {
-        // All lanes of a path share its fate.
-        let LaneId { .. } = lane;
+    /// Which lane they came on does not matter: all lanes of a path share its fate.
+    pub fn on_received(&mut self, ingress: PathKind, _lane: LaneId, packets: u32, bytes: u64, now: Instant) {
         self.inbox.count(ingress, packets, bytes, now);
         if self.last_arrival.is_none_or(|(kind, at)| kind != ingress || now >= at + ARRIVAL_PAUSE) {
             self.arrive(ingress, now);

@@ -117,7 +117,7 @@ impl PeerPaths {
             }
             return;
         };
-        if path.phase != Phase::Dead {
+        if path.phase != Phase::Dead || is_recovering(path) {
             self.consider_better(now);
             return;
         }
@@ -252,16 +252,22 @@ impl PeerPaths {
 
 /// How far a path can be trusted with a lane; `None`: not at all.
 fn health(path: &Path, since: Option<Instant>, now: Instant) -> Option<Health> {
-    let fresh = since.is_none_or(|since| path.alive() > Some(since)) && path.missed() < MISSES_UNTESTED;
+    let silent = path.missed() >= MISSES_UNTESTED;
+    let fresh = since.is_none_or(|since| path.alive() > Some(since));
     match (path.phase, path.kind) {
-        (Phase::Dead, _) => (since.is_some() && path.alive() > since && path.answers() > 0).then_some(Health::Last),
+        (Phase::Dead, _) => (since.is_some() && fresh && is_recovering(path)).then_some(Health::Hope),
         (Phase::Untested, PathKind::Direct(_)) => (path.answers() > 0).then_some(Health::Hope),
         (Phase::Untested, PathKind::Relay { .. }) if path.missed() > 0 => Some(Health::Poor),
         (Phase::Untested, PathKind::Relay { .. }) => Some(Health::Hope),
-        (Phase::Valid, _) if path.is_grey(now) || path.draining => Some(Health::Poor),
+        (Phase::Valid, _) if path.is_grey(now) || path.draining || silent => Some(Health::Poor),
         (Phase::Valid, _) if fresh && !path.is_held(now) => Some(Health::Good),
         (Phase::Valid, _) => Some(Health::Fair),
     }
+}
+
+/// A dead path that answers again, and may be valid soon.
+fn is_recovering(path: &Path) -> bool {
+    path.phase == Phase::Dead && path.answers() > 0 && path.missed() == 0
 }
 
 /// How far a path can be trusted with a lane.
@@ -271,12 +277,10 @@ enum Health {
     Good,
     /// Answered, but not of late, or it died not long ago.
     Fair,
-    /// Not asked yet.
+    /// Not asked yet, or dead until a moment ago.
     Hope,
-    /// Swallows data, or will go away, or does not answer yet.
+    /// Swallows data, will go away, or does not answer.
     Poor,
-    /// Dead until a moment ago.
-    Last,
 }
 
 /// Whether a condemned path was left.

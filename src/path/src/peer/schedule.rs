@@ -86,7 +86,7 @@ impl PeerPaths {
         let (role, activity) = (self.role(id), self.activity(now));
         let (data_size, min_deadline) = (self.data_size.0, self.config.min_deadline);
         let Some(path) = self.paths.get_mut(&id) else { return };
-        if activity == Activity::Gone || is_exhausted(path) {
+        if activity == Activity::Gone || is_exhausted(path, role) {
             path.due = None;
             return;
         }
@@ -114,7 +114,7 @@ impl PeerPaths {
         let searching = self.searching(now);
         let path = self.paths.get(&id)?;
         let interval = self.config.probe_interval * self.stretch;
-        if is_exhausted(path) {
+        if is_exhausted(path, role) {
             return None;
         }
         if path.burst > 0 {
@@ -204,9 +204,15 @@ enum Role {
     Other,
 }
 
-/// A candidate that was asked often enough.
-fn is_exhausted(path: &Path) -> bool {
-    path.kind.is_direct() && path.phase == Phase::Untested && path.tries >= MAX_TRIES
+/// An endpoint that was asked often enough: a candidate that did not answer, or one that does not any more
+/// and is no candidate.
+fn is_exhausted(path: &Path, role: Role) -> bool {
+    let hopeless = match path.phase {
+        Phase::Untested => true,
+        Phase::Dead => !path.listed && role == Role::Other,
+        Phase::Valid => false,
+    };
+    hopeless && path.kind.is_direct() && path.tries >= MAX_TRIES
 }
 
 /// Faster while a question of size is open.

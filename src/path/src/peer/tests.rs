@@ -60,6 +60,7 @@ fn a_relay_is_used_before_it_is_proven_and_the_standby_is_on_another_hub() {
 #[test]
 fn a_dead_hub_is_left_within_a_quarter_of_a_second() {
     let worst = worst_gap(&[(A, Fault::Cut), (B, Fault::Cut)], busy);
+    println!("hub cut: {worst:?}");
     assert!(worst <= ms(250), "{worst:?}");
 }
 
@@ -96,6 +97,7 @@ fn one_way_traffic_survives_a_cut_and_needs_no_answering_data() {
 #[test]
 fn a_hub_that_passes_probes_but_drops_data_is_left_within_half_a_second() {
     let worst = worst_gap(&[(A, Fault::Data), (B, Fault::Data)], busy);
+    println!("data dropped: {worst:?}");
     assert!(worst <= ms(500), "{worst:?}");
 }
 
@@ -111,6 +113,7 @@ fn a_hub_that_drops_only_what_is_large_is_left_within_a_second() {
         net.now - start
     };
     let worst = (0..16).map(gap).max().unwrap();
+    println!("large data dropped: {worst:?}");
     assert!(worst <= secs(1), "{worst:?}");
 }
 
@@ -432,6 +435,42 @@ fn listing_the_same_relays_again_changes_nothing() {
     }
     assert_eq!(net.end_mut(A).paths.poll_event(), None);
     assert_eq!(net.end_mut(A).paths.poll_transmit(), None);
+}
+
+#[test]
+fn a_hub_that_comes_back_first_is_taken_before_one_that_was_better_and_is_silent() {
+    let mut net = busy(30);
+    for hub in 0..3 {
+        net.fault(A, relay(hub), Fault::Cut);
+        net.fault(B, relay(hub), Fault::Cut);
+        net.run(ms(100));
+    }
+    net.run(secs(20));
+    net.fault(A, relay(2), Fault::None);
+    net.fault(B, relay(2), Fault::None);
+    net.run(secs(2));
+    assert_eq!(net.end(A).active(), Some(relay(2)));
+    net.settle_events();
+    net.run(secs(20));
+    assert_eq!(net.moves(A), 0, "{:?}", net.events(A));
+}
+
+#[test]
+fn an_endpoint_that_is_no_candidate_and_stopped_answering_is_given_up() {
+    let mut net = busy(31);
+    net.offer_direct();
+    net.run(secs(3));
+    let now = net.now;
+    net.end_mut(A).paths.set_direct(&[], now);
+    net.end_mut(B).paths.set_direct(&[], now);
+    net.run(secs(3));
+    assert_eq!(net.end(A).active(), Some(direct(B)), "it answers, listed or not");
+    net.fault(A, direct(B), Fault::Cut);
+    net.fault(B, direct(A), Fault::Cut);
+    net.run(secs(120));
+    let before = net.probes_by(A, direct(B));
+    net.run(secs(120));
+    assert_eq!(net.probes_by(A, direct(B)), before);
 }
 
 #[test]
