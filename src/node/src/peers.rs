@@ -143,6 +143,8 @@ impl Peers {
             peer.session = false;
             peer.open = false;
             peer.summarized = None;
+            // the workers may have dropped what they knew of it
+            peer.told.clear();
         }
         self.active.remove(&slot)
     }
