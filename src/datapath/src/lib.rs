@@ -19,6 +19,8 @@
 //! What it does not do: sockets, clocks, threads, roster verification, talking to hubs about anything
 //! but the binding of its own UDP socket.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod batch;
 mod command;
 mod drops;

@@ -17,6 +17,8 @@
 //! A hub has no state that cannot be rebuilt from what admins and nodes signed. It does not decide where
 //! a node sends its packets: nodes do.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod config;
 mod forward;
 mod hub;

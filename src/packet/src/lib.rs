@@ -12,6 +12,8 @@
 //! Nothing here allocates per packet, except an ICMP error. Nothing here knows peers, keys, paths or
 //! policy, reassembles fragments, or does IO. Every decoder takes any bytes and fails closed.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod bytes;
 pub mod checksum;
 mod coalesce;

@@ -21,6 +21,8 @@
 //!
 //! [`Label`]: flatlan_types::Label
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod auth;
 pub mod bind;
 mod control;

@@ -4,6 +4,8 @@
 //! send a datagram, and a key of one kind can never stand for another. Parsing happens here once;
 //! nothing downstream checks again. This crate holds no protocol logic and does no IO.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod endpoint;
 mod key;
 mod name;

@@ -25,6 +25,8 @@
 //! and whoever runs the worker decides what a broken invariant costs. boringtun logs normal events at
 //! WARN and ERROR; the process's log filter silences its targets.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod boring;
 mod engine;
 mod index;
