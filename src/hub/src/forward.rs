@@ -333,9 +333,13 @@ impl Forwarder {
         };
         let Bind { id, counter, time, .. } = bind;
         let reply = Bound { id, counter, time, reflexive: from, verdict }.encode(&state.bind);
+        let heard = here && state.kind == AttachmentKind::Hub;
         if proven && !here {
             self.set_endpoint(attachment, Some(from), now);
             self.tell(ForwardEvent::Bound { attachment, endpoint: from });
+        }
+        if heard {
+            self.tell(ForwardEvent::HubHeard { attachment });
         }
         Ok(reply)
     }
@@ -355,6 +359,8 @@ impl Forwarder {
                 if change {
                     self.set_endpoint(attachment, Some(from), now);
                     self.tell(ForwardEvent::LegUp { attachment, rtt });
+                } else {
+                    self.tell(ForwardEvent::HubHeard { attachment });
                 }
             }
         }
@@ -615,6 +621,11 @@ pub enum ForwardEvent {
         attachment: AttachmentId,
         /// Where.
         endpoint: Endpoint,
+    },
+    /// A neighbouring hub gave a sign of life on UDP: several times a second.
+    HubHeard {
+        /// The neighbour.
+        attachment: AttachmentId,
     },
     /// A label was not used for [`IDLE`] and is freed.
     LabelIdle {

@@ -187,6 +187,7 @@ impl Hub {
     /// The data plane has something to say.
     pub fn handle_forward(&mut self, event: ForwardEvent, now: Instant) {
         match event {
+            ForwardEvent::HubHeard { attachment } => self.heard_neighbour(attachment, now),
             ForwardEvent::LabelIdle { label } => self.drop_label(label, PathReason::Idle, now),
             ForwardEvent::LabelUnknown { attachment, label } => {
                 if let Some(attachment) = self.attachments.get(attachment.0) {

@@ -496,8 +496,10 @@ impl Net {
         std::mem::take(&mut self.sink.0)
     }
 
+    /// All but signs of life.
     fn events(&mut self) -> Vec<ForwardEvent> {
-        std::iter::from_fn(|| self.forwarder.poll_event()).collect()
+        let events = std::iter::from_fn(|| self.forwarder.poll_event());
+        events.filter(|event| !matches!(event, ForwardEvent::HubHeard { .. })).collect()
     }
 
     fn dropped(&self, reason: ForwardDrop) -> u64 {

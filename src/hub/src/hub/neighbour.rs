@@ -61,7 +61,7 @@ impl Neighbour {
     }
 
     fn alive(&self, now: Instant) -> bool {
-        self.leg == LegState::Up || now.saturating_duration_since(self.heard) < HELLO * MISSES
+        now.saturating_duration_since(self.heard) < HELLO * MISSES
     }
 }
 
@@ -306,6 +306,15 @@ impl Hub {
             if leg == LegState::Up {
                 neighbour.heard = now;
             }
+        }
+    }
+
+    /// A sign of life on UDP.
+    pub(super) fn heard_neighbour(&mut self, attachment: AttachmentId, now: Instant) {
+        if let Some(Owner::Hub(hub)) = self.attachments.get(attachment.0).map(|attachment| attachment.owner)
+            && let Some(neighbour) = self.neighbours.get_mut(&hub)
+        {
+            neighbour.heard = now;
         }
     }
 
