@@ -1,8 +1,8 @@
 //! Everything that crosses a machine's interfaces, as a pcap file, and the search for a text in it.
 //!
 //! A packet socket of the lab's own, not tcpdump: that insists on changing its user, which the only user of a user
-//! namespace cannot. Every IP packet is taken whole, in and out, on every interface and without link headers (`LINKTYPE_RAW`), so a batch of
-//! the kernel's is one packet of up to 64 KiB.
+//! namespace cannot. Every IP packet is taken whole, in and out, on every interface and without link headers
+//! (`LINKTYPE_RAW`), so a batch of the kernel's is one packet of up to 64 KiB.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};

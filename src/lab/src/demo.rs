@@ -1,8 +1,8 @@
 //! `flatlan lab demo`: the whole story on one machine, in well under two minutes.
 //!
-//! Three sites behind NAT routers become one LAN by tokens; every machine reaches every other, and is seen under its own address; the
-//! hub carries what it cannot read; then the hub in use is killed under a running TCP flow. Everything that is shown is measured while it is shown. The lab is
-//! gone when the story ends, by whichever end.
+//! Three sites behind NAT routers become one LAN by tokens; every machine reaches every other, and is seen under its
+//! own address; the hub carries what it cannot read; then the hub in use is killed under a running TCP flow.
+//! Everything that is shown is measured while it is shown. The lab is gone when the story ends, by whichever end.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -62,8 +62,7 @@ pub fn run(flatlan: &Path, out: &mut dyn Write) -> Result<Measured, LabError> {
     story.say(format_args!("   {machines} namespaces {prefix}-*, their processes and files are removed."))?;
     story.say(format_args!("   The story took {:.0} s.\n", story.began.elapsed().as_secs_f64()))?;
     story.say(format_args!(
-        "Hub {} was killed under running TCP connections: longest gap {} ms (ping and TCP echo; the transfer paused {} ms), \
-         no connection and not a byte lost.",
+        "Hub {} was killed under running TCP connections. Longest gap: {} ms (transfer: {} ms). Nothing was lost.",
         killed.hub,
         killed.gap.as_millis(),
         killed.pause.as_millis()

@@ -104,7 +104,8 @@ impl LabError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// The exit code of the command line for this error: 3 where a permission or a program is missing, 4 where no lab is up, else 1.
+    /// The exit code of the command line for this error: 3 where a permission or a program is missing, 4 where no lab
+    /// is up, else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -1,7 +1,7 @@
 //! Faults on the wire, injected at the core router as nftables rules.
 //!
-//! The set of faults is data; every change renders all of it and loads it in one transaction, so there is never a moment with half a
-//! set. A cut is silent: packets vanish in both directions, ICMP too, and no error comes back.
+//! The set of faults is data; every change renders all of it and loads it in one transaction, so there is never a
+//! moment with half a set. A cut is silent: packets vanish in both directions, ICMP too, and no error comes back.
 //!
 //! This kernel has no netem: there is loss, cuts and holes, but no delay and no reordering.
 

@@ -1,7 +1,8 @@
 //! The lab itself: builds the internet of `topology`, and takes it all down again.
 //!
-//! Building goes from the core outward: the core router, the admin's machine, hubs, then each site's routers, gateway and hosts. What is
-//! built needs no flatlan binary; `overlay` starts the processes, `wire` breaks the wires, `probe` measures.
+//! Building goes from the core outward: the core router, the admin's machine, hubs, then each site's routers, gateway
+//! and hosts. What is built needs no flatlan binary; `overlay` starts the processes, `wire` breaks the wires, `probe`
+//! measures.
 //!
 //! Dropping a lab kills its processes, removes its namespaces and its folder; see `reaper` for every other way to end.
 
@@ -176,7 +177,6 @@ impl Drop for Lab {
         for machine in self.machines() {
             machine.close();
         }
-        reaper::forget(self.run.prefix());
     }
 }
 
@@ -434,8 +434,8 @@ impl LabBuilder {
     /// Makes it.
     ///
     /// # Errors
-    /// [`LabError::NotPermitted`] or [`LabError::ProgramMissing`] with what the machine lacks; else whatever failed. Nothing is left
-    /// behind then.
+    /// [`LabError::NotPermitted`] or [`LabError::ProgramMissing`] with what the machine lacks; else whatever failed.
+    /// Nothing is left behind then.
     pub fn build(self) -> Result<Lab, LabError> {
         permission::check()?;
         require(["nft", "setpriv"])?;

@@ -1,5 +1,6 @@
-//! A whole internet in network namespaces on one machine: a core router, hubs with public addresses, sites behind NAT routers, hosts that
-//! run nothing. The end-to-end tests drive it, the demo tells its story on it, and `flatlan lab` hands it to people.
+//! A whole internet in network namespaces on one machine: a core router, hubs with public addresses, sites behind NAT
+//! routers, hosts that run nothing. The end-to-end tests drive it, the demo tells its story on it, and `flatlan lab`
+//! hands it to people.
 //!
 //! ```text
 //!                     admin
@@ -36,8 +37,9 @@
 //! # Ok::<(), flatlan_lab::LabError>(())
 //! ```
 //!
-//! Everything blocks: a lab is driven by plain threads. It never touches the machine's own network, and kills only what runs inside
-//! its own namespaces. What it does not do: delay and reorder packets (that needs a link emulator in user space).
+//! Everything blocks: a lab is driven by plain threads. It never touches the machine's own network, and kills only
+//! what runs inside its own namespaces. What it does not do: delay and reorder packets (that needs a link emulator in
+//! user space).
 
 mod capture;
 pub mod demo;

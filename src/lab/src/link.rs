@@ -1,7 +1,7 @@
 //! Links, addresses and routes of a namespace, by netlink.
 //!
-//! Every call opens its own netlink socket on the namespace's thread, asks, and closes it: a lab is built once, and a socket kept open
-//! would have to be served.
+//! Every call opens its own netlink socket on the namespace's thread, asks, and closes it: a lab is built once, and a
+//! socket kept open would have to be served.
 
 use std::future::Future;
 use std::net::IpAddr;

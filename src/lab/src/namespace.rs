@@ -1,9 +1,10 @@
 //! One network namespace, and how to do things inside it.
 //!
-//! A namespace is held by a thread of its own. The thread leaves the network and the mounts of the process, so that `/proc/sys`,
+//! A namespace is held by a thread of its own. The thread leaves the network and the mounts of the process, so that
+//! `/proc/sys`,
 //! `/sys` and `/etc/hosts` are this namespace's own for it, for every thread it starts and for every program it runs.
-//! Nothing else in the process ever changes namespace. The same namespace has a name under `/run/netns`, so `ip netns exec` works
-//! (without the private `/etc/hosts`; [`Namespace::enter_command`] has everything).
+//! Nothing else in the process ever changes namespace. The same namespace has a name under `/run/netns`, so `ip netns
+//! exec` works (without the private `/etc/hosts`; [`Namespace::enter_command`] has everything).
 //!
 //! Programs are started by that thread with a parent-death signal: when it ends, for whatever reason, the kernel
 //! kills them. Dropping the last handle ends the thread and removes the name.
@@ -126,7 +127,8 @@ impl Namespace {
         started.map_err(LabError::io("start a thread in", path))
     }
 
-    /// A command that dies with this lab. Give it to [`Namespace::output`], [`Namespace::spawn`] or [`Namespace::start`].
+    /// A command that dies with this lab. Give it to [`Namespace::output`], [`Namespace::spawn`] or
+    /// [`Namespace::start`].
     pub fn command(program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program);
@@ -351,8 +353,9 @@ fn package_of(program: &str) -> &'static str {
 /// How long a command may run that nobody gave a limit.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
-/// What every namespace starts with: addresses usable at once, no filtering by source, errors not rate limited, unprivileged ping sockets
-/// for the lab's own group (no other exists in a user namespace), nothing learned from router advertisements.
+/// What every namespace starts with: addresses usable at once, no filtering by source, errors not rate limited,
+/// unprivileged ping sockets for the lab's own group (no other exists in a user namespace), nothing learned from
+/// router advertisements.
 const SYSCTLS: [(&str, &str); 9] = [
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),

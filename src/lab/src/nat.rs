@@ -12,7 +12,8 @@ use std::str::FromStr;
 pub enum Nat {
     /// Keeps the source port, answers only come from where something was sent (port-restricted cone).
     Cone,
-    /// Keeps the source port and lets anybody send to a port once it is mapped: all of UDP goes to the gateway (full cone).
+    /// Keeps the source port and lets anybody send to a port once it is mapped: all of UDP goes to the gateway (full
+    /// cone).
     FullCone,
     /// Routes without translating: the site's addresses are public and open.
     None,
@@ -78,7 +79,8 @@ impl Nat {
             Self::Symmetric => Some("masquerade fully-random"),
         };
         if let Some(masquerade) = masquerade {
-            // A packet nobody asked for must leave no trace: an entry would take the port away from the gateway's own packet.
+            // A packet nobody asked for must leave no trace: an entry would take the port away from the gateway's own
+            // packet.
             rules.push_str(" chain input {\n  type filter hook input priority 0\n");
             rules.push_str("  iifname \"wan\" ct state new meta l4proto { tcp, udp } drop\n }\n");
             rules.push_str(" chain leave {\n  type nat hook postrouting priority 100\n");

@@ -1,8 +1,9 @@
-//! The overlay on top of the lab's internet: runs the `flatlan` binary as its operators would, by the commands of its command line.
+//! The overlay on top of the lab's internet: runs the `flatlan` binary as its operators would, by the commands of its
+//! command line.
 //!
-//! The usual order is [`Lab::bring_up`]: create the network, make the hubs' keys and add them, run the hubs, publish, then per site invite,
-//! join, up. Every step is a method of its own, so that a test can leave one out or do it wrong. Keys and states lie in the
-//! lab's folder; the admin's directory is [`Lab::admin_state`].
+//! The usual order is [`Lab::bring_up`]: create the network, make the hubs' keys and add them, run the hubs, publish,
+//! then per site invite, join, up. Every step is a method of its own, so that a test can leave one out or do it wrong.
+//! Keys and states lie in the lab's folder; the admin's directory is [`Lab::admin_state`].
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;

@@ -1,8 +1,8 @@
 //! What a machine must allow for a lab, and how a user without root gets it.
 //!
 //! A lab makes network and mount namespaces and opens `/dev/net/tun`. Root may. Anybody else may inside a user
-//! namespace of their own, where the machine allows those and the TUN device is open to them: [`enter`] runs the program again
-//! inside one. Where neither works, the error says what is missing.
+//! namespace of their own, where the machine allows those and the TUN device is open to them: [`enter`] runs the
+//! program again inside one. Where neither works, the error says what is missing.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};

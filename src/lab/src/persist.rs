@@ -1,10 +1,11 @@
 //! A lab that stays: `flatlan lab up` starts it, later commands find it, `flatlan lab down` ends it.
 //!
-//! A process in the background, the keeper, owns the lab and listens on a socket in the lab's folder; a command is one line of JSON
-//! there, and so is the answer. The keeper is the same program: `up` runs it as `flatlan lab keep`, which calls [`keep`]. When the
-//! keeper ends, however it ends, the lab is gone as every lab is.
+//! A process in the background, the keeper, owns the lab and listens on a socket in the lab's folder; a command is one
+//! line of JSON there, and so is the answer. The keeper is the same program: `up` runs it as `flatlan lab keep`, which
+//! calls [`keep`]. When the keeper ends, however it ends, the lab is gone as every lab is.
 //!
-//! Running a program inside the lab is done by the calling process itself (`nsenter`), so terminal, signals and exit code are those of any program.
+//! Running a program inside the lab is done by the calling process itself (`nsenter`), so terminal, signals and exit
+//! code are those of any program.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write};
@@ -66,7 +67,8 @@ pub enum Action {
     Enter(String),
     /// Freezes a hub's or a node's process.
     Freeze(String),
-    /// Mends the wires of a hub or site, lets it go on if frozen, runs it again if dead; `direct` lets sites reach each other; `all` everything.
+    /// Mends the wires of a hub or site, lets it go on if frozen, runs it again if dead; `direct` lets sites reach
+    /// each other; `all` everything.
     Heal(String),
     /// Kills a hub's or a node's process without warning.
     Kill(String),

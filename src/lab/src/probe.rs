@@ -1,8 +1,9 @@
 //! Probes: a question each few milliseconds, and the times of the answers.
 //!
-//! [`Probe::ping`] sends ICMP echoes; [`Probe::tcp_echo`] sends eight bytes over one TCP connection that lives as long as the probe does,
-//! to a server that it starts on the far machine. Both run as threads inside the right namespaces and note when each question left and
-//! when its answer came. [`Report`] answers what is asked about that, above all: what was the longest time without an answer.
+//! [`Probe::ping`] sends ICMP echoes; [`Probe::tcp_echo`] sends eight bytes over one TCP connection that lives as long
+//! as the probe does, to a server that it starts on the far machine. Both run as threads inside the right namespaces
+//! and note when each question left and when its answer came. [`Report`] answers what is asked about that, above all:
+//! what was the longest time without an answer.
 
 mod bulk;
 mod echo;

@@ -1,7 +1,7 @@
 //! A program that runs inside a namespace: its log, its signals, its end.
 //!
-//! Standard output and standard error go through one pipe to a thread that stamps each line with the time it came, keeps
-//! it for whoever waits for it, and appends it to a file. A process is killed when its handle is dropped.
+//! Standard output and standard error go through one pipe to a thread that stamps each line with the time it came,
+//! keeps it for whoever waits for it, and appends it to a file. A process is killed when its handle is dropped.
 
 use std::fmt::Write as _;
 use std::fs::File;

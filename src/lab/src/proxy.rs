@@ -1,7 +1,7 @@
 //! A small HTTP CONNECT proxy on a site's router, as firms put between their machines and the internet.
 //!
-//! One thread accepts, two per tunnel copy. It speaks CONNECT and nothing else, asks for a user and a password if it was
-//! given them, and logs the targets it was asked for, so that a test can tell what went through it.
+//! One thread accepts, two per tunnel copy. It speaks CONNECT and nothing else, asks for a user and a password if it
+//! was given them, and logs the targets it was asked for, so that a test can tell what went through it.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};

@@ -1,8 +1,10 @@
 //! Nothing outlives a lab, however its process ends.
 //!
 //! * Dropped, or dropped by a panic: the lab takes itself down.
-//! * SIGINT, SIGTERM, SIGHUP: the thread here takes every lab of the process down, then ends the process as the signal would have.
-//! * Killed, aborted: the kernel kills the programs (parent-death signal), and the next lab to start removes the names that are left.
+//! * SIGINT, SIGTERM, SIGHUP: the thread here takes every lab of the process down, then ends the process with the code
+//!   that a shell gives for the signal.
+//! * Killed, aborted: the kernel kills the programs (parent-death signal), and the next lab to start removes the names
+//!   that are left.
 //!
 //! The gate keeps new programs and namespaces from appearing while labs are being taken down.
 

@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::error::LabError;
 use crate::permission;
+use crate::reaper;
 
 /// Where `ip netns` keeps its names, and so do we.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
@@ -78,6 +79,7 @@ impl RunDir {
 impl Drop for RunDir {
     fn drop(&mut self) {
         wipe(&self.prefix);
+        reaper::forget(&self.prefix);
         if !self.keep {
             let _ = fs::remove_dir_all(&self.path);
         }

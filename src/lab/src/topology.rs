@@ -10,8 +10,8 @@
 //!     gateway a  a-1   a-2             gateway .2 (runs flatlan), hosts from .11 (run nothing)
 //! ```
 //!
-//! A second uplink is a second router `a-nat2` on a cable of its own to the gateway, with a higher metric. Hosts reach the overlay and the other
-//! sites' prefixes through their gateway, the rest through the router.
+//! A second uplink is a second router `a-nat2` on a cable of its own to the gateway, with a higher metric. Hosts reach
+//! the overlay and the other sites' prefixes through their gateway, the rest through the router.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,7 +1,8 @@
 //! Breaking and mending the wires of a lab, and counting what crosses them.
 //!
-//! Faults hang at the core (`fault` says how); uplinks go down on the gateway, NAT mappings are forgotten on the site's router. Counters
-//! are those of the core's own interfaces, so a run can prove which hub carried a flow, whatever the hub says.
+//! Faults hang at the core (`fault` says how); uplinks go down on the gateway, NAT mappings are forgotten on the
+//! site's router. Counters are those of the core's own interfaces, so a run can prove which hub carried a flow,
+//! whatever the hub says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -174,7 +175,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Makes a site's routers forget all mappings and map to other ports from here on: the NAT rebinding of a router that restarted.
+    /// Makes a site's routers forget all mappings and map to other ports from here on: the NAT rebinding of a router
+    /// that restarted.
     ///
     /// # Errors
     /// [`LabError::UnknownName`], or what the kernel says.

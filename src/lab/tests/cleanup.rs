@@ -27,6 +27,14 @@ fn a_dropped_lab_leaves_no_namespace_no_process_and_no_file() {
 }
 
 #[test]
+fn a_lab_that_cannot_be_built_leaves_nothing_either() {
+    let name = format!("lf{}", std::process::id());
+    let refused = Lab::builder().prefix(&name).hub("h1").site("a", Nat::Cone).hub("h1").build().unwrap_err();
+    assert!(refused.to_string().contains(&format!("{name}-h1")), "{refused}");
+    assert_eq!(named(&name), BTreeSet::new());
+}
+
+#[test]
 fn a_panic_takes_the_lab_down() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let panicked = std::thread::spawn(move || {
@@ -130,7 +138,8 @@ fn a_missing_program_is_named_with_its_package() {
     assert!(missing.to_string().starts_with("`conntrack-of-nobody` is not installed"));
 }
 
-/// Not a test of its own: a process that has a lab, for the tests that end one. Without its environment it does nothing.
+/// Not a test of its own: a process that has a lab, for the tests that end one. Without its environment it does
+/// nothing.
 #[test]
 fn role() {
     if std::env::var_os(ROLE).is_none() {

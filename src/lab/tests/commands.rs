@@ -1,4 +1,5 @@
-//! The lab speaks the command line of the `flatlan` binary to the letter. The binary here is a script that notes what it was told.
+//! The lab speaks the command line of the `flatlan` binary to the letter. The binary here is a script that notes what
+//! it was told.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,4 +1,5 @@
-//! A TCP transfer at full speed whose every byte is checked: both ends hash what passes (SHA-256), and the hashes must agree.
+//! A TCP transfer at full speed whose every byte is checked: both ends hash what passes (SHA-256), and the hashes must
+//! agree.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -137,7 +138,8 @@ impl Transfer {
         Ok(self.report())
     }
 
-    /// Sends no more, waits until all that was sent has arrived, and says how it went. A transfer that is stuck is given up after `within`.
+    /// Sends no more, waits until all that was sent has arrived, and says how it went. A transfer that is stuck is
+    /// given up after `within`.
     #[must_use]
     pub fn stop(self, within: Duration) -> TransferReport {
         self.stop.store(true, Ordering::Relaxed);

@@ -11,7 +11,8 @@ use flatlan_lab::{Lab, Namespace, Probe};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
-/// What a test expects, which is how long it waits: an answer may take its time on a busy machine, silence is believed soon.
+/// What a test expects, which is how long it waits: an answer may take its time on a busy machine, silence is believed
+/// soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expect {
     Answer,
