@@ -32,10 +32,15 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  flatlan revoke site-a")]
     Revoke(RevokeArgs),
     /// Run a hub
-    #[command(subcommand, after_help = "Example:\n  flatlan hub run --state /var/lib/flatlan-hub --tls 0.0.0.0:443 --allow-any")]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  flatlan hub run --state /var/lib/flatlan-hub --tls 0.0.0.0:443 --allow-any"
+    )]
     Hub(HubCommand),
     /// Join a network: redeem a token, or print this machine's key
-    #[command(after_help = "Examples:\n  flatlan join - < token.txt\n  flatlan join --request\n  flatlan join --network flnet1... --hub hub-a.example:443")]
+    #[command(
+        after_help = "Examples:\n  flatlan join - < token.txt\n  flatlan join --request\n  flatlan join --network flnet1... --hub hub-a.example:443"
+    )]
     Join(JoinArgs),
     /// Bring this node up (in the foreground)
     #[command(after_help = "Example:\n  flatlan up --state /var/lib/flatlan")]
@@ -103,13 +108,18 @@ pub(crate) enum NetworkCommand {
         json: bool,
     },
     /// Sign network.toml and upload it to the hubs
-    #[command(after_help = "Examples:\n  flatlan network publish\n  flatlan network publish --out roster.bin   (no network needed)")]
+    #[command(
+        after_help = "Examples:\n  flatlan network publish\n  flatlan network publish --out roster.bin   (no network needed)"
+    )]
     Publish {
         #[command(flatten)]
         dir: AdminDir,
         /// Only sign, into this file; `upload` takes it to the hubs
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Upload a signed roster (no key needed)
     #[command(after_help = "Example:\n  flatlan network upload roster.bin")]
@@ -118,12 +128,18 @@ pub(crate) enum NetworkCommand {
         file: PathBuf,
         #[command(flatten)]
         dir: AdminDir,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Fold redeemed invites into network.toml
     #[command(after_help = "Example:\n  flatlan network pull")]
     Pull {
         #[command(flatten)]
         dir: AdminDir,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Replace a stolen or lost admin key
     #[command(after_help = "Example:\n  flatlan network recover --recovery-key /media/usb/recovery.key")]
@@ -153,7 +169,9 @@ pub(crate) enum NetworkCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum NetworkHubCommand {
     /// Add a hub
-    #[command(after_help = "Example:\n  flatlan network hub add a --key flhub1... --tls hub-a.example:443 --udp hub-a.example:51820")]
+    #[command(
+        after_help = "Example:\n  flatlan network hub add a --key flhub1... --tls hub-a.example:443 --udp hub-a.example:51820"
+    )]
     Add {
         /// Its name
         name: Name,
@@ -202,7 +220,7 @@ pub(crate) struct InviteArgs {
     /// Until when the token may be redeemed: 30m, 24h, 7d
     #[arg(long, default_value = "24h")]
     pub(crate) expires: flatlan_roster::Span,
-    /// The hub that redeems it; default: the first that has the roster
+    /// The hub that redeems it; default: of those that answer, the one of greatest weight
     #[arg(long)]
     pub(crate) hub: Option<Name>,
     /// A new key for an existing member; the old key is revoked when the token is redeemed
@@ -227,7 +245,9 @@ pub(crate) struct InviteArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberCommand {
     /// Add a member by its key: no token, no hub needed
-    #[command(after_help = "Examples:\n  flatlan member add site-a --key flnode1...\n  flatlan member add phone --stock --key WIREGUARD_PUBLIC_KEY --via site-a")]
+    #[command(
+        after_help = "Examples:\n  flatlan member add site-a --key flnode1...\n  flatlan member add phone --stock --key WIREGUARD_PUBLIC_KEY --via site-a"
+    )]
     Add(MemberAddArgs),
 }
 
@@ -283,7 +303,9 @@ pub(crate) enum HubCommand {
     #[command(after_help = "Example:\n  flatlan hub init --state /var/lib/flatlan-hub")]
     Init(flatlan_hubd::InitArgs),
     /// Run a hub (in the foreground)
-    #[command(after_help = "Example:\n  flatlan hub run --state /var/lib/flatlan-hub --tls 0.0.0.0:443 --allow flnet1...")]
+    #[command(
+        after_help = "Example:\n  flatlan hub run --state /var/lib/flatlan-hub --tls 0.0.0.0:443 --allow flnet1..."
+    )]
     Run(flatlan_hubd::RunArgs),
 }
 
@@ -541,4 +563,3 @@ pub(crate) enum LabCommand {
     #[command(after_help = "Example:\n  flatlan lab down")]
     Down,
 }
-

@@ -36,6 +36,11 @@ impl Failure {
         Self { class, text: text.to_string() }
     }
 
+    /// The same, with one more thing to do.
+    pub(crate) fn with_remedy(self, remedy: &str) -> Self {
+        Self { text: format!("{}, {remedy}", self.text), ..self }
+    }
+
     /// The exit code that says so.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self.class {

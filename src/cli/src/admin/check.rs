@@ -1,0 +1,99 @@
+//! `flatlan check`: reads a file as the command that uses it would, and touches nothing else.
+
+use std::path::Path;
+
+use flatlan::NodeFile;
+use flatlan_hubd::HubFile;
+use flatlan_os::stream::Proxy;
+use flatlan_roster::Source;
+use serde::de::DeserializeOwned;
+
+use crate::{args::CheckArgs, failure::Failure, output};
+
+/// `flatlan check`.
+pub(crate) fn check(args: CheckArgs) -> Result<(), Failure> {
+    let path = &args.file;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::wrong(format!("cannot read {}: {}", path.display(), flatlan_os::Why(error))))?;
+    let said = match kind(path, &text)? {
+        Kind::Network => network(path, &text)?,
+        Kind::Hub => hub(path, &text)?,
+        Kind::Node => node(path, &text)?,
+    };
+    output::result(format!("{}: good: {said}", path.display()));
+    Ok(())
+}
+
+/// What a file is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Hub,
+    Network,
+    Node,
+}
+
+/// By its keys: network.toml has tables, a hub's file has keys that no node's has.
+fn kind(path: &Path, text: &str) -> Result<Kind, Failure> {
+    let document =
+        toml_edit::Document::parse(text).map_err(|error| wrong(path, text, error.span(), error.message()))?;
+    let has = |keys: &[&str]| keys.iter().any(|key| document.contains_key(key));
+    Ok(if has(&["network", "member", "hub"]) {
+        Kind::Network
+    } else if has(&["tls", "udp", "allow", "allow_any", "peers", "admin", "certificate", "certificate_key"]) {
+        Kind::Hub
+    } else {
+        Kind::Node
+    })
+}
+
+fn network(path: &Path, text: &str) -> Result<String, Failure> {
+    let source = Source::parse(text).map_err(|error| Failure::wrong(format!("{}: {error}", path.display())))?;
+    let (hubs, members) = (source.records().hubs().len(), source.records().members().len());
+    Ok(format!("network {} with {hubs} hubs and {members} members", source.network().name))
+}
+
+fn hub(path: &Path, text: &str) -> Result<String, Failure> {
+    let file: HubFile = read(path, text)?;
+    if file.allow.is_empty() && !file.allow_any {
+        return Err(Failure::wrong(format!(
+            "{}: it serves no network: list some: allow = [\"flnet1...\"], or set allow_any = true",
+            path.display()
+        )));
+    }
+    if file.certificate.as_os_str().is_empty() != file.certificate_key.as_os_str().is_empty() {
+        return Err(Failure::wrong(format!(
+            "{}: `certificate` and `certificate_key` go together: give both, or none",
+            path.display()
+        )));
+    }
+    Ok(format!("a hub's configuration, TLS on {}", file.tls))
+}
+
+fn node(path: &Path, text: &str) -> Result<String, Failure> {
+    let file: NodeFile = read(path, text)?;
+    if file.tun.is_empty() || file.tun.len() > MAX_TUN {
+        return Err(Failure::wrong(format!(
+            "{}: `tun`: a device name has 1 to {MAX_TUN} characters: choose a shorter one",
+            path.display()
+        )));
+    }
+    if !file.proxy.is_empty() {
+        let _: Proxy =
+            file.proxy.parse().map_err(|error| Failure::wrong(format!("{}: `proxy`: {error}", path.display())))?;
+    }
+    Ok(format!("a node's configuration, state in {}", file.state.display()))
+}
+
+fn read<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
+    toml::from_str(text).map_err(|error| wrong(path, text, error.span(), error.message()))
+}
+
+fn wrong(path: &Path, text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> Failure {
+    let start = span.map_or(0, |span| span.start);
+    let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
+    let message = message.trim_end().replace('\n', ", ");
+    Failure::wrong(format!("{}: line {line}: {message}", path.display()))
+}
+
+/// The kernel's limit (IFNAMSIZ) without the closing zero.
+const MAX_TUN: usize = 15;
