@@ -220,6 +220,7 @@ impl Driver {
             return Err(NodeError::NotJoined { state: config.state.display().to_string() });
         };
         let seed = state.seed().map_err(NodeError::State)?;
+        Tun::check(&config.tun).map_err(NodeError::Tun)?;
         let read = |file: &str| state.dir().read(file).map_err(|e| NodeError::State(StateError::File(e)));
         let unix = clock::unix();
         let (epoch, epoch_file) =

@@ -37,7 +37,10 @@ impl NodeState {
     /// # Errors
     /// It is missing, lax, in use, of a later version, or not permitted.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let dir = StateDir::open(path, Privacy::Private).map_err(StateError::File)?;
+        let dir = StateDir::open(path, Privacy::Private).map_err(|error| match error {
+            FileError::MissingDirectory { path } => StateError::Missing { state: path.display().to_string() },
+            error => StateError::File(error),
+        })?;
         Self::locked(dir)
     }
 
@@ -68,8 +71,13 @@ impl NodeState {
     /// # Errors
     /// There is none, it is lax, or damaged.
     pub fn seed(&self) -> Result<NodeSeed, StateError> {
-        let text = self.dir.read_secret(SEED).map_err(StateError::File)?;
-        parse_seed(&text).ok_or_else(|| StateError::Damaged { file: self.file(SEED) })
+        let text = self.dir.read_secret(SEED).map_err(|error| match error {
+            FileError::MissingFile { path } => {
+                StateError::NoSeed { file: path.display().to_string(), state: self.state() }
+            }
+            error => StateError::File(error),
+        })?;
+        parse_seed(&text).ok_or_else(|| self.damaged(SEED))
     }
 
     /// The node's seed, made now where there was none.
@@ -92,7 +100,7 @@ impl NodeState {
     /// The file cannot be read, or is damaged.
     pub fn network(&self) -> Result<Option<NetworkFile>, StateError> {
         let Some(bytes) = self.dir.read(NETWORK).map_err(StateError::File)? else { return Ok(None) };
-        let file = serde_json::from_slice(&bytes).map_err(|_| StateError::Damaged { file: self.file(NETWORK) })?;
+        let file = serde_json::from_slice(&bytes).map_err(|_| self.damaged(NETWORK))?;
         Ok(Some(file))
     }
 
@@ -106,8 +114,12 @@ impl NodeState {
         self.dir.write(NETWORK, &text, FileMode::Secret).map_err(StateError::File)
     }
 
-    fn file(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
+    fn damaged(&self, name: &str) -> StateError {
+        StateError::Damaged { file: self.dir.path().join(name).display().to_string(), state: self.state() }
+    }
+
+    fn state(&self) -> String {
+        self.dir.path().display().to_string()
     }
 }
 
@@ -115,21 +127,43 @@ impl NodeState {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A file's contents make no sense.
-    #[error("{file} is damaged: restore it from a backup, or join again with a token of `flatlan invite --replace`")]
+    #[error(
+        "{file} is damaged: restore it from a copy, or empty the directory with `flatlan leave --state {state}` and join again with a token of `flatlan invite NAME --replace`"
+    )]
     Damaged {
         /// Its path.
         file: String,
+        /// The state directory.
+        state: String,
     },
     /// A file or the directory cannot be used.
     #[error(transparent)]
     File(FileError),
+    /// There is no such directory.
+    #[error(
+        "state directory {state} does not exist: join a network first: `flatlan join TOKEN --state {state}`, or name the right one with --state DIR"
+    )]
+    Missing {
+        /// The state directory.
+        state: String,
+    },
+    /// The secret is gone, and with it who this node is.
+    #[error(
+        "{file} does not exist: restore it from a copy, or empty the directory with `flatlan leave --state {state}` and join again with a token of `flatlan invite NAME --replace`"
+    )]
+    NoSeed {
+        /// Its path.
+        file: String,
+        /// The state directory.
+        state: String,
+    },
 }
 
 impl StateError {
     /// What it means to whoever started the program.
     pub fn exit_class(&self) -> flatlan_os::ExitClass {
         match self {
-            Self::Damaged { .. } => flatlan_os::ExitClass::Failed,
+            Self::Damaged { .. } | Self::Missing { .. } | Self::NoSeed { .. } => flatlan_os::ExitClass::Wrong,
             Self::File(error) => error.exit_class(),
         }
     }

@@ -3,7 +3,7 @@
 use std::{io::Read as _, path::Path};
 
 use flatlan::{NodeConfig, NodeFile, Notice, RunningNode, join, state::NodeState};
-use flatlan_os::stream::Proxy;
+use flatlan_os::{Why, located, stream::Proxy};
 use flatlan_roster::Token;
 use sd_notify::NotifyState;
 use zeroize::Zeroizing;
@@ -141,8 +141,11 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
 /// Reads the file of `up --config`.
 pub(crate) fn read_config(path: &Path) -> Result<NodeFile, Failure> {
     let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::wrong(format!("cannot read {}: {error}", path.display())))?;
-    toml::from_str(&text).map_err(|error| Failure::wrong(format!("{}: {error}", path.display())))
+        .map_err(|error| Failure::wrong(format!("cannot read {}: {}: give another --config", path.display(), Why(error))))?;
+    toml::from_str(&text).map_err(|error| {
+        let complaint = located(&text, error.span(), error.message());
+        Failure::wrong(format!("{}: {complaint}: `flatlan check {}`", path.display(), path.display()))
+    })
 }
 
 /// The proxy of the flags, with its password.
@@ -153,13 +156,14 @@ pub(crate) fn proxy(args: &ProxyArgs) -> Result<Option<Proxy>, Failure> {
 fn with_password(proxy: Proxy, file: Option<&Path>) -> Result<Proxy, Failure> {
     let Some(file) = file else { return Ok(proxy) };
     let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::wrong(format!("cannot read the proxy's password from {}: {error}", file.display())))?;
+        .map_err(|error| Failure::wrong(format!("cannot read the proxy's password from {}: {}", file.display(), Why(error))))?;
     Ok(proxy.with_password(Zeroizing::new(text.trim_end().to_owned())))
 }
 
 fn token_text(args: &JoinArgs) -> Result<Zeroizing<String>, Failure> {
     let read = |what: String, done: std::io::Result<String>| {
-        done.map(Zeroizing::new).map_err(|error| Failure::wrong(format!("cannot read the token from {what}: {error}")))
+        done.map(Zeroizing::new)
+            .map_err(|error| Failure::wrong(format!("cannot read the token from {what}: {}", Why(error))))
     };
     match (&args.token_file, args.token.as_deref()) {
         (Some(file), _) => read(file.display().to_string(), std::fs::read_to_string(file)),

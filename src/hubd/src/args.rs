@@ -8,6 +8,7 @@ use std::{
 
 use clap::Args;
 use flatlan_hub::PeerHub;
+use flatlan_os::{Why, located};
 use flatlan_types::{HostPort, NetworkId};
 use serde::{Deserialize, Serialize};
 
@@ -114,8 +115,8 @@ impl HubFile {
     /// It cannot be read, or says something that is not known.
     pub fn read(path: &Path) -> Result<Self, HubError> {
         let wrong = |why: String| HubError::Config { path: path.display().to_string(), why };
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        toml::from_str(&text).map_err(|error| wrong(error.to_string()))
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(Why(error).to_string()))?;
+        toml::from_str(&text).map_err(|error| wrong(located(&text, error.span(), error.message())))
     }
 }
 

@@ -43,7 +43,7 @@ pub enum HubError {
         why: Why,
     },
     /// The config file is wrong.
-    #[error("config file {path}: {why}")]
+    #[error("config file {path}: {why}: `flatlan check {path}`")]
     Config {
         /// Which.
         path: String,
@@ -68,6 +68,12 @@ pub enum HubError {
     /// The TCP port cannot be opened.
     #[error("{0}")]
     Listen(ListenError),
+    /// There is no such directory.
+    #[error("state directory {path} does not exist: run `flatlan hub init --state {path}`, or name the right one with --state DIR")]
+    Missing {
+        /// The state directory.
+        path: String,
+    },
     /// There is no key.
     #[error("{path} holds no hub key: run `flatlan hub init --state {path}`")]
     NoKey {
@@ -106,14 +112,15 @@ impl HubError {
     /// What it means to whoever started the program.
     pub fn exit_class(&self) -> ExitClass {
         match self {
-            Self::Admin { .. } | Self::Damaged { .. } | Self::Packets(_) | Self::Restore { .. } | Self::Runtime(_) => {
-                ExitClass::Failed
-            }
+            Self::Admin { .. } | Self::Packets(_) | Self::Runtime(_) => ExitClass::Failed,
             Self::Config { .. }
+            | Self::Damaged { .. }
             | Self::HalfCertificate
+            | Self::Missing { .. }
             | Self::NoKey { .. }
             | Self::NothingAllowed
-            | Self::Peer { .. } => ExitClass::Wrong,
+            | Self::Peer { .. }
+            | Self::Restore { .. } => ExitClass::Wrong,
             Self::File(error) => error.exit_class(),
             Self::Identity(error) => error.exit_class(),
             Self::Listen(error) => error.exit_class(),

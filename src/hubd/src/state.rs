@@ -6,7 +6,7 @@ use std::path::Path;
 use flatlan_hub::StoredNetwork;
 use flatlan_os::{
     entropy,
-    file::{FileMode, Lock, Privacy, StateDir},
+    file::{FileError, FileMode, Lock, Privacy, StateDir},
 };
 use flatlan_types::{HubSecret, NetworkId};
 
@@ -24,7 +24,11 @@ impl HubState {
     }
 
     pub(crate) fn open(path: &Path) -> Result<Self, HubError> {
-        let state = Self::locked(StateDir::open(path, Privacy::Private).map_err(HubError::File)?)?;
+        let dir = StateDir::open(path, Privacy::Private).map_err(|error| match error {
+            FileError::MissingDirectory { path } => HubError::Missing { path: path.display().to_string() },
+            error => HubError::File(error),
+        })?;
+        let state = Self::locked(dir)?;
         if !state.dir.exists(KEY).map_err(HubError::File)? {
             return Err(HubError::NoKey { path: path.display().to_string() });
         }

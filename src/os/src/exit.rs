@@ -61,9 +61,22 @@ impl From<rustix::io::Errno> for Why {
     }
 }
 
+/// A parser's complaint about a text as part of a sentence: one line, with the number of the line it is about.
+pub fn located(text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> String {
+    let start = span.map_or(0, |span| span.start);
+    let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
+    format!("line {line}: {}", message.trim_end().replace('\n', ", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parsers_complaint_is_one_line_that_names_the_line() {
+        assert_eq!(located("a = 1\nb = \n", Some(10..11), "invalid\nexpected a value"), "line 2: invalid, expected a value");
+        assert_eq!(located("a", None, "odd\n"), "line 1: odd");
+    }
 
     #[test]
     fn a_reason_reads_as_part_of_a_sentence() {

@@ -33,4 +33,4 @@ pub mod udp;
 #[cfg(test)]
 mod testing;
 
-pub use exit::{ExitClass, Why};
+pub use exit::{ExitClass, Why, located};

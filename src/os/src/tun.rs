@@ -15,7 +15,11 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use rustix::io::Errno;
+use rustix::{
+    fs::Access,
+    io::Errno,
+    thread::{CapabilitySet, capabilities},
+};
 
 use crate::{
     ExitClass, Why,
@@ -79,16 +83,29 @@ enum Backend {
 }
 
 impl Tun {
+    /// Whether this process may make a device at all, and the name could be one. So an operator is told at once,
+    /// and not when the addresses are known.
+    ///
+    /// # Errors
+    /// Where a permission or /dev/net/tun is missing, or the name is none.
+    pub fn check(name: &str) -> Result<(), TunError> {
+        check_name(name)?;
+        check_device_node()?;
+        let may_open = rustix::fs::access(DEVICE, Access::READ_OK | Access::WRITE_OK);
+        let may_set_up = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+        if may_open.is_err() || !may_set_up {
+            return Err(TunError::NotPermitted { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
     /// Makes the device in the calling thread's network namespace and sets it up.
     ///
     /// # Errors
     /// Where a permission or /dev/net/tun is missing, or the name is taken.
     pub fn create(config: &TunConfig) -> Result<Self, TunError> {
         let name = &config.name;
-        let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
-        if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(legal) || name.starts_with('.') {
-            return Err(TunError::BadName { name: name.clone() });
-        }
+        check_name(name)?;
         let tun = match config.backend {
             TunBackend::Offload => Self::open_offload(name, config.queues)?,
             TunBackend::Plain => Self::open_plain(name)?,
@@ -232,6 +249,14 @@ pub fn is_refused(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::INVAL)
 }
 
+fn check_name(name: &str) -> Result<(), TunError> {
+    let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
+    if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(legal) || name.starts_with('.') {
+        return Err(TunError::BadName { name: name.to_owned() });
+    }
+    Ok(())
+}
+
 /// tun-rs would make the node itself where it is missing; a program should not change /dev.
 fn check_device_node() -> Result<(), TunError> {
     match rustix::fs::stat(DEVICE) {
@@ -276,7 +301,7 @@ pub enum TunError {
     NoDevice,
     /// /dev/net/tun may not be opened, or TUNSETIFF is not allowed.
     #[error(
-        "cannot create TUN device {name}: not permitted: this needs root, or the capability CAP_NET_ADMIN and access to /dev/net/tun; or use --userspace"
+        "cannot create TUN device {name}: not permitted: this needs root, or the capability CAP_NET_ADMIN and access to /dev/net/tun"
     )]
     NotPermitted {
         /// Its name.

@@ -247,7 +247,7 @@ fn without_privilege_the_capability_and_the_device_are_named() {
     assert_eq!(
         error.to_string(),
         "cannot create TUN device os0: not permitted: this needs root, or the capability CAP_NET_ADMIN and access to \
-         /dev/net/tun; or use --userspace"
+         /dev/net/tun"
     );
     assert_eq!(error.exit_class(), ExitClass::NotPermitted);
 }
