@@ -12,7 +12,11 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 fn every_crate_of_the_workspace_is_placed() {
     let graph = Graph::read();
     let placed: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
-    assert_eq!(graph.ours, placed.into_iter().map(str::to_owned).collect(), "a crate has no row in ARROWS, or a row no crate");
+    assert_eq!(
+        graph.ours,
+        placed.into_iter().map(str::to_owned).collect(),
+        "a crate has no row in ARROWS, or a row no crate"
+    );
 }
 
 #[test]
@@ -47,7 +51,8 @@ fn pure_crates_reach_nothing_that_touches_the_machine() {
 fn nothing_in_a_hub_can_decrypt() {
     let graph = Graph::read();
     for name in ["flatlan-hub", "flatlan-hubd", "flatlan-relay", "flatlan-roster"] {
-        for forbidden in ["flatlan-wg", "flatlan-datapath", "flatlan-node", "flatlan", "boringtun", "chacha20poly1305"] {
+        for forbidden in ["flatlan-wg", "flatlan-datapath", "flatlan-node", "flatlan", "boringtun", "chacha20poly1305"]
+        {
             assert!(
                 !graph.reached(name).contains(forbidden),
                 "{name} reaches {forbidden}: {}",

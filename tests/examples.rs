@@ -44,13 +44,17 @@ fn turned_on(text: &str) -> String {
 }
 
 fn is_setting(line: &str) -> bool {
-    line.split_once(" = ").is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+    line.split_once(" = ")
+        .is_some_and(|(name, _)| !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
 }
 
 fn every_field_is_shown(text: &str, defaults: &toml::Value, more: &[&str]) {
     let settings = turned_on(text);
     let fields = defaults.as_table().expect("a file is a table").keys().map(String::as_str).chain(more.iter().copied());
     for field in fields {
-        assert!(settings.lines().any(|line| line.starts_with(&format!("{field} = "))), "`{field}` is not in the example");
+        assert!(
+            settings.lines().any(|line| line.starts_with(&format!("{field} = "))),
+            "`{field}` is not in the example"
+        );
     }
 }

@@ -1,0 +1,26 @@
+//! Every decoder that reads bytes from outside, one target each. A target is a test; its name is its corpus.
+
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "a test's helpers may fail the test")]
+
+mod files;
+mod forward;
+mod node;
+mod packets;
+mod relay;
+mod roster;
+mod sealed;
+mod sessions;
+
+use flatlan_types::{HubSecret, NetworkId, NodeSecret, NodeSeed};
+
+fn network() -> NetworkId {
+    NetworkId::from_bytes([5; 32])
+}
+
+fn node(n: u8) -> NodeSecret {
+    NodeSeed::from_bytes([n; 32]).derive()
+}
+
+fn hub(n: u8) -> HubSecret {
+    HubSecret::from_bytes(&[n; 32])
+}
