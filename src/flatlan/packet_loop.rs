@@ -205,7 +205,7 @@ impl<S: Sessions> PacketLoop<S> {
     fn handle_order(&mut self, order: Order, now: Instant) -> Flow {
         match order {
             Order::Command(command) => self.worker.handle_command(command, now, &mut self.io),
-            Order::Snapshot(snapshot) => self.worker.set_snapshot(snapshot),
+            Order::Snapshot(snapshot) => self.worker.set_snapshot(snapshot, now),
             Order::OpenStream(hub, sender) => {
                 self.io.streams.insert(hub, sender);
             }
@@ -237,7 +237,8 @@ impl<S: Sessions> PacketLoop<S> {
         // there is more
         let Ok(count) = self.io.udp.recv(batch) else { return false };
         for received in batch.received() {
-            self.worker.handle_network(received.from, received.contents, received.stride, now, &mut self.io);
+            let udp::Received { from, contents, stride, ecn, to: _ } = received;
+            self.worker.handle_network(from, contents, stride, ecn, now, &mut self.io);
         }
         self.worker.flush_inbound(now, &mut self.io);
         count > 0
@@ -249,7 +250,7 @@ impl<S: Sessions> PacketLoop<S> {
             match self.io.tun.recv(buffer) {
                 Ok(len) => {
                     any = true;
-                    if let Some(Ok(packet)) = buffer.get(..len).map(SuperPacket::parse) {
+                    if let Some(packet) = buffer.get_mut(..len) {
                         self.worker.handle_tun(packet, now, &mut self.io);
                     }
                 }

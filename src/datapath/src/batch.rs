@@ -4,9 +4,10 @@
 //! hand-off to a data stream. It is flushed when the next datagram does not fit its key (destination,
 //! segment size, ECN), when it is full, and at the end of each burst: small packets are not held back.
 
+use flatlan_relay::frame::{HEADER_LEN, Header, LENGTH_LEN};
 use flatlan_types::{Endpoint, HubSlot};
 
-use crate::{DropReason, Drops, Sink, Transmit};
+use crate::{DropReason, Drops, Sink, Transmit, peer::Route};
 
 /// Where a batch goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,12 +107,31 @@ impl Batch {
     }
 }
 
-/// Sends one datagram on its own, past the batch: handshakes, probes, bindings.
-pub(crate) fn send_now(to: Destination, datagram: &[u8], drops: &mut Drops, out: &mut impl Sink) {
-    let sent = match to {
-        Destination::Udp(to) => out.send_udp(&Transmit { to, contents: datagram, segment: datagram.len(), ecn: 0 }),
-        Destination::Stream(hub) => match u16::try_from(datagram.len()) {
-            Ok(length) => out.send_stream(hub, &[&length.to_be_bytes(), datagram].concat()),
+/// Sends one datagram on its own, past the batch: bindings and cookies.
+pub(crate) fn send_now(to: Endpoint, datagram: &[u8], drops: &mut Drops, out: &mut impl Sink) {
+    if let Err(reason) = out.send_udp(&Transmit { to, contents: datagram, segment: datagram.len(), ecn: 0 }) {
+        drops.add(reason, 1);
+    }
+}
+
+/// Sends the datagram that lies behind [`HEADROOM`] bytes of `framed`: on its own, past the batch.
+pub(crate) fn send_framed(route: Route, framed: &mut [u8], drops: &mut Drops, out: &mut impl Sink) {
+    if let (Some(label), Some(frame)) = (route.label, framed.get_mut(PREFIX_LEN..)) {
+        Header::new(label).write(frame);
+    }
+    let sent = match route.to {
+        Destination::Udp(to) => {
+            let start = if route.label.is_some() { PREFIX_LEN } else { HEADROOM };
+            let contents = framed.get(start..).unwrap_or_default();
+            out.send_udp(&Transmit { to, contents, segment: contents.len(), ecn: 0 })
+        }
+        Destination::Stream(hub) => match u16::try_from(framed.len().saturating_sub(PREFIX_LEN)) {
+            Ok(length) => {
+                if let Some(prefix) = framed.first_chunk_mut() {
+                    *prefix = length.to_be_bytes();
+                }
+                out.send_stream(hub, framed)
+            }
             Err(_) => Err(DropReason::TooBig),
         },
     };
@@ -123,10 +143,14 @@ pub(crate) fn send_now(to: Destination, datagram: &[u8], drops: &mut Drops, out:
 fn prefix_len(to: Destination) -> usize {
     match to {
         Destination::Udp(_) => 0,
-        Destination::Stream(_) => 2,
+        Destination::Stream(_) => PREFIX_LEN,
     }
 }
 
+/// Bytes before each frame on a stream.
+const PREFIX_LEN: usize = LENGTH_LEN;
+/// Room before a datagram for a label and a stream's length.
+pub(crate) const HEADROOM: usize = PREFIX_LEN + HEADER_LEN;
 /// The greatest payload of one UDP send (IPv4: 65,535 less 28), UDP_SEGMENT or not.
 const MAX_BYTES: usize = 65_507;
 /// Segments that every kernel with UDP_SEGMENT takes in one send.

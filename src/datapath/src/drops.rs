@@ -5,8 +5,11 @@
 pub enum DropReason {
     /// The tag of a sealed frame or WireGuard message does not match.
     BadTag,
-    /// The member to which the packet belongs is this node itself, or no unicast address.
+    /// The member to which the packet belongs is this node itself, or an address that is never carried:
+    /// loopback, link-local, multicast, broadcast, unspecified.
     BadDestination,
+    /// A router on the way marked it as congested, and its sender does not understand marks (RFC 6040).
+    Congestion,
     /// No hub leg, label or direct path to the peer at this moment.
     NoPath,
     /// The destination belongs to no member.
@@ -37,9 +40,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BadTag,
         Self::BadDestination,
+        Self::Congestion,
         Self::NoPath,
         Self::NoMember,
         Self::NoSession,
@@ -60,6 +64,7 @@ impl DropReason {
         match self {
             Self::BadTag => "bad_tag",
             Self::BadDestination => "bad_destination",
+            Self::Congestion => "congestion",
             Self::NoPath => "no_path",
             Self::NoMember => "no_member",
             Self::NoSession => "no_session",

@@ -15,7 +15,7 @@ use flatlan_wg::{
 
 use crate::{
     DropReason, Event, Sink,
-    batch::{Destination, send_now},
+    batch::send_now,
     outbound::send_by,
     peer::{Link, Peer, Route},
     worker::Worker,
@@ -32,26 +32,62 @@ impl<S: Sessions> Worker<S> {
         if established || state.next_try.is_some_and(|at| at > now) {
             return;
         }
-        let tries = state.tries;
-        let route = peer.lane_route(lane, &self.hubs);
+        // a peer whose epoch is not known is being probed; its answer brings the epoch
         let known = peer.node_link().is_none_or(|link| link.epoch != BootEpoch::default());
-        if let Some(route) = route.filter(|_| known) {
+        let route = peer.lane_route(lane, &self.hubs).filter(|_| known);
+        let mut sent = None;
+        if let Some(route) = route {
             self.open_lane(slot, lane, now);
             let mut message = [0; HANDSHAKE_MAX];
-            if let Some(len) = self.sessions.initiate(key, now, &mut message) {
-                let message = message.get(..len).unwrap_or_default();
+            sent = self.sessions.initiate(key, now, &mut message);
+            if let Some(message) = sent.and_then(|len| message.get(..len)) {
                 self.send_handshake(key, message, route, out);
             }
-        } else {
+        }
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let state = peer.lane_mut(lane);
+        // only the last two initiations can be answered: the pause grows with what was sent
+        let pause = match sent {
+            Some(_) => RETRY.saturating_mul(1 << state.tries.min(MAX_RETRY_DOUBLINGS)),
+            None => RETRY,
+        };
+        state.tries += u32::from(sent.is_some());
+        state.next_try = Some(now + pause);
+        if (route.is_none() || state.tries > TRIES_BEFORE_HELP) && lane == self.primary_lane(slot) {
             self.need_path(slot, now);
         }
-        if let Some(peer) = self.peers.get_mut(slot) {
-            let state = peer.lane_mut(lane);
-            state.tries = tries + 1;
-            let pause = RETRY.saturating_mul(1 << tries.min(MAX_RETRY_DOUBLINGS));
-            state.next_try = Some(now + pause);
+        self.arm(slot, now);
+    }
+
+    /// While there is traffic both lanes that have a path have a session too: what moves to the other lane
+    /// does not wait.
+    pub(crate) fn warm(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
+        for lane in [LaneId::PRIMARY, LaneId::STANDBY] {
+            let Some(peer) = self.peers.get(slot).filter(|peer| peer.is_busy(now)) else { return };
+            let Some(link) = peer.node_link() else { return };
+            let cold = link.paths.active(lane).is_some() && !self.sessions.is_established(peer.lane_key(lane));
+            if cold && link.epoch != BootEpoch::default() {
+                self.want_session(slot, lane, now, out);
+            }
         }
-        self.touch(slot);
+    }
+
+    /// Tries again what was not answered, or gives up what nobody waits for.
+    pub(crate) fn retry_due(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
+        for lane in lanes() {
+            let Some(peer) = self.peers.get_mut(slot) else { return };
+            let busy = peer.is_busy(now);
+            let state = peer.lane_mut(lane);
+            if !state.wanted || state.next_try.is_none_or(|at| at > now) {
+                continue;
+            }
+            if state.tries >= MAX_TRIES && !busy {
+                *state = crate::peer::Lane { open: state.open, ..Default::default() };
+                continue;
+            }
+            state.next_try = None;
+            self.want_session(slot, lane, now, out);
+        }
     }
 
     /// Tells the control machine that a peer cannot be reached as things stand.
@@ -131,7 +167,7 @@ impl<S: Sessions> Worker<S> {
             Admission::Lane(lane) => self.handle_handshake(lane, datagram, PathKind::Direct(from), now, out),
             Admission::Cookie(len) => {
                 let cookie = reply.get(..len).unwrap_or_default();
-                send_now(Destination::Udp(from), cookie, &mut self.stats.drops, out);
+                send_now(from, cookie, &mut self.stats.drops, out);
                 Err(DropReason::RateLimited)
             }
             Admission::Refused => Err(DropReason::PlainHandshake),
@@ -172,7 +208,7 @@ impl<S: Sessions> Worker<S> {
         if handled.established {
             self.on_established(lane, now, out);
         }
-        self.reschedule();
+        self.arm(lane.peer, now);
         Ok(())
     }
 
@@ -185,6 +221,7 @@ impl<S: Sessions> Worker<S> {
         state.next_try = None;
         self.event(Event::SessionUp { peer: lane.peer, lane: lane.lane });
         self.flush_queue(lane.peer, now, out);
+        self.warm(lane.peer, now, out);
     }
 
     /// A peer speaks under this epoch. `false`: it is below the greatest, drop what it says.
@@ -196,6 +233,7 @@ impl<S: Sessions> Worker<S> {
         if epoch > link.epoch {
             let known = link.epoch != BootEpoch::default();
             link.epoch = epoch;
+            link.replay.set_epoch(epoch);
             self.event(Event::PeerEpoch { peer: slot, epoch });
             if known {
                 tracing::debug!(peer = slot.0, version = epoch.0, "peer started again: sessions are made anew");
@@ -226,7 +264,7 @@ impl<S: Sessions> Worker<S> {
 
     /// What had to wait for a path or an epoch may go on.
     pub(crate) fn retry_lanes(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
-        for lane in (0..LaneId::COUNT as u8).filter_map(LaneId::new) {
+        for lane in lanes() {
             let Some(peer) = self.peers.get_mut(slot) else { return };
             let state = peer.lane_mut(lane);
             if state.wanted {
@@ -261,9 +299,17 @@ pub(crate) fn drop_reason(error: OpenError) -> DropReason {
     }
 }
 
+fn lanes() -> impl Iterator<Item = LaneId> {
+    (0..LaneId::COUNT as u8).filter_map(LaneId::new)
+}
+
 /// First pause between two attempts to bring a session up; it doubles.
 const RETRY: Duration = Duration::from_millis(250);
 const MAX_RETRY_DOUBLINGS: u32 = 4;
+/// Initiations without an answer after which the way itself is in doubt.
+const TRIES_BEFORE_HELP: u32 = 2;
+/// Initiations without an answer after which nobody is asked any more, unless somebody waits.
+const MAX_TRIES: u32 = 24;
 /// The control machine is told of the same need no more often than this.
 const NEED_AGAIN: Duration = Duration::from_millis(500);
 /// A pair that carried data within this time wants its sessions back after a restart.

@@ -12,7 +12,7 @@ use flatlan_path::{HubLeg, HubLegConfig, HubLegEvent, HubLegState};
 use flatlan_relay::bind::{Bind, Bound, Verdict};
 use flatlan_types::{Endpoint, HubSlot};
 
-use crate::{Event, HubUdp, batch::Destination, worker::LegReport};
+use crate::{Event, HubUdp, worker::LegReport};
 
 /// Every hub that this node is attached to.
 pub(crate) struct Hubs {
@@ -29,11 +29,13 @@ struct Hub {
     stream: bool,
     /// Counter of the BIND frames under this key.
     counter: u64,
+    /// The greatest counter that was answered: an older answer, or the same again, says nothing.
+    answered: u64,
 }
 
 /// A BIND frame that is due.
 pub(crate) struct BindOut {
-    pub(crate) to: Destination,
+    pub(crate) to: Endpoint,
     pub(crate) datagram: [u8; flatlan_relay::bind::LEN],
 }
 
@@ -50,6 +52,7 @@ impl Hubs {
             leg: HubLeg::new(HubLegConfig::default(), seed),
             stream: false,
             counter: 0,
+            answered: 0,
         });
         hub.stream = stream;
         if hub.udp != udp {
@@ -57,10 +60,10 @@ impl Hubs {
                 Some(_) => hub.leg.set_key(now),
                 None => hub.leg.clear_key(now),
             }
-            hub.counter = 0;
+            (hub.counter, hub.answered) = (0, 0);
             hub.udp = udp;
         }
-        self.drain_events(slot);
+        self.drain_events();
     }
 
     pub(crate) fn remove(&mut self, slot: HubSlot) {
@@ -101,22 +104,24 @@ impl Hubs {
         self.hubs.get(&slot).is_some_and(|hub| hub.stream)
     }
 
-    /// A BOUND frame; the BIND to send in answer, where it is a challenge. `None`: not authentic.
+    /// A BOUND frame; the BIND to send in answer, where it is a challenge. `None`: not authentic, or seen
+    /// before.
     pub(crate) fn handle_bound(&mut self, frame: &[u8], from: Endpoint, now: Instant) -> Option<Option<BindOut>> {
         let id = Bound::peek_id(frame)?;
         let origin = self.origin?;
-        let (slot, hub) = self
-            .hubs
-            .iter_mut()
-            .find(|(_, hub)| hub.udp.as_ref().is_some_and(|udp| udp.bind.id == id && udp.endpoint == from))?;
-        let slot = *slot;
+        let is_of = |hub: &&mut Hub| hub.udp.as_ref().is_some_and(|udp| udp.bind.id == id && udp.endpoint == from);
+        let hub = self.hubs.values_mut().find(is_of)?;
         let udp = hub.udp.as_ref()?;
         let bound = Bound::open(frame, &udp.bind.key)?;
+        if bound.counter <= hub.answered || bound.counter > hub.counter {
+            return None;
+        }
+        hub.answered = bound.counter;
         let answer = match bound.verdict {
             Verdict::Challenge(nonce) => {
                 hub.counter += 1;
                 let bind = Bind { id, counter: hub.counter, time: bound.time, nonce };
-                Some(BindOut { to: Destination::Udp(udp.endpoint), datagram: bind.encode(&udp.bind.key) })
+                Some(BindOut { to: udp.endpoint, datagram: bind.encode(&udp.bind.key) })
             }
             Verdict::Bound => {
                 let sent = origin + Duration::from_micros(bound.time);
@@ -125,30 +130,31 @@ impl Hubs {
                 None
             }
         };
-        self.drain_events(slot);
+        self.drain_events();
         Some(answer)
     }
 
-    /// Timers; the BIND frames that are due.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Vec<BindOut> {
-        let mut due = Vec::new();
-        let Some(origin) = self.origin else { return due };
-        let slots: Vec<HubSlot> = self.hubs.keys().copied().collect();
-        for slot in slots {
-            let Some(hub) = self.hubs.get_mut(&slot) else { continue };
+    /// Timers.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        for hub in self.hubs.values_mut() {
             if hub.leg.poll_timeout().is_some_and(|at| at <= now) {
                 hub.leg.handle_timeout(now);
             }
-            while hub.leg.poll_transmit().is_some() {
-                let Some(udp) = &hub.udp else { continue };
-                hub.counter += 1;
-                let time = now.duration_since(origin).as_micros() as u64;
-                let bind = Bind { id: udp.bind.id, counter: hub.counter, time, nonce: 0 };
-                due.push(BindOut { to: Destination::Udp(udp.endpoint), datagram: bind.encode(&udp.bind.key) });
-            }
-            self.drain_events(slot);
         }
-        due
+        self.drain_events();
+    }
+
+    /// A BIND frame to send now.
+    pub(crate) fn poll_transmit(&mut self, now: Instant) -> Option<BindOut> {
+        let origin = self.origin?;
+        self.hubs.values_mut().find_map(|hub| {
+            hub.leg.poll_transmit()?;
+            let udp = hub.udp.as_ref()?;
+            hub.counter += 1;
+            let time = now.saturating_duration_since(origin).as_micros() as u64;
+            let bind = Bind { id: udp.bind.id, counter: hub.counter, time, nonce: 0 };
+            Some(BindOut { to: udp.endpoint, datagram: bind.encode(&udp.bind.key) })
+        })
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
@@ -165,16 +171,18 @@ impl Hubs {
         self.hubs.iter().map(report).collect()
     }
 
-    fn drain_events(&mut self, slot: HubSlot) {
-        let Some(hub) = self.hubs.get_mut(&slot) else { return };
-        while let Some(event) = hub.leg.poll_event() {
-            self.events.push_back(match event {
-                HubLegEvent::Down => Event::LegDown { hub: slot },
-                HubLegEvent::Up { reflexive, rtt } => Event::LegUp { hub: slot, reflexive, rtt },
-                HubLegEvent::Roamed { reflexive } => {
-                    Event::LegUp { hub: slot, reflexive, rtt: hub.leg.rtt().unwrap_or_default() }
-                }
-            });
+    fn drain_events(&mut self) {
+        for (slot, hub) in &mut self.hubs {
+            let slot = *slot;
+            while let Some(event) = hub.leg.poll_event() {
+                self.events.push_back(match event {
+                    HubLegEvent::Down => Event::LegDown { hub: slot },
+                    HubLegEvent::Up { reflexive, rtt } => Event::LegUp { hub: slot, reflexive, rtt },
+                    HubLegEvent::Roamed { reflexive } => {
+                        Event::LegUp { hub: slot, reflexive, rtt: hub.leg.rtt().unwrap_or_default() }
+                    }
+                });
+            }
         }
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! Each datagram is opened directly behind the payload of the one before, so that a run of segments is
 //! one super-packet when it is written. Nothing reaches the TUN whose inner source does not belong to
-//! the key that sealed it.
+//! the key that sealed it, or whose destination is not ours. On the way a packet takes over the congestion
+//! mark of its datagram (RFC 6040), and a SYN the limit of the way back.
 
 use std::time::Instant;
 
-use flatlan_packet::IpView;
+use flatlan_packet::{IpView, Marked, merge_ecn, mss_clamp, mss_for};
 use flatlan_path::{Leg, PathKind};
 use flatlan_relay::frame::{HEADER_LEN, Header, unpack};
-use flatlan_types::{Endpoint, HubSlot, LaneKey, PeerSlot};
+use flatlan_types::{Endpoint, HubSlot, LaneId, LaneKey, PeerSlot};
 use flatlan_wg::{
     OpenError, Sessions,
     sealed::{FRAME_TYPE, HANDSHAKE_TYPE},
@@ -18,6 +19,7 @@ use flatlan_wg::{
 use crate::{
     DropReason, Owner, Sink,
     handshake::drop_reason,
+    outbound::{is_never_carried, is_syn},
     peer::Link,
     worker::{WIREGUARD_DATA, Worker},
 };
@@ -29,37 +31,51 @@ pub(crate) struct Evidence {
     ingress: PathKind,
     packets: u32,
     bytes: u64,
+    /// Bytes of what was inside.
+    inner: u64,
+}
+
+/// How a datagram came.
+#[derive(Clone, Copy)]
+pub(crate) struct Ingress {
+    pub(crate) path: PathKind,
+    /// The ECN bits of the outer header.
+    ecn: u8,
+    /// Who sent it, as the hub says.
+    claimed: Option<PeerSlot>,
 }
 
 impl<S: Sessions> Worker<S> {
-    /// Datagrams of one source, back to back, each `stride` bytes but the last. After the last batch of a
-    /// burst call [`Worker::flush_inbound`].
+    /// Datagrams of one source, back to back, each `stride` bytes but the last, with the ECN bits of their
+    /// outer headers. After the last batch of a burst call [`Worker::flush_inbound`].
     pub fn handle_network(
         &mut self,
         from: Endpoint,
         contents: &[u8],
         stride: usize,
+        ecn: u8,
         now: Instant,
         out: &mut impl Sink,
     ) {
+        let hub = self.hubs.at(from);
+        let direct = Ingress { path: PathKind::Direct(from), ecn, claimed: None };
         for datagram in contents.chunks(stride.max(1)) {
             let done = match datagram.first() {
-                Some(&flatlan_relay::frame::KIND) => self.handle_labelled(datagram, from, now, out),
+                Some(&flatlan_relay::frame::KIND) => self.handle_labelled(datagram, hub, Leg::Udp, ecn, now, out),
                 Some(&flatlan_relay::bind::BOUND) => self.handle_bound(datagram, from, now, out),
                 Some(1..=3) => self.handle_plain_handshake(datagram, from, now, out),
-                Some(_) => self.handle_datagram(datagram, PathKind::Direct(from), now, out),
+                Some(_) => self.handle_datagram(datagram, direct, now, out),
                 None => Err(DropReason::Malformed),
             };
             self.count(done);
         }
     }
 
-    /// One message of a hub's data stream: labelled frames, packed.
+    /// One message of a hub's data stream: labelled frames, packed. After the last one of a burst call
+    /// [`Worker::flush_inbound`].
     pub fn handle_stream(&mut self, hub: HubSlot, packed: &[u8], now: Instant, out: &mut impl Sink) {
         for frame in unpack(packed) {
-            let done = self
-                .unlabel(frame, hub)
-                .and_then(|inner| self.handle_datagram(inner, PathKind::Relay { hub, leg: Leg::Tls }, now, out));
+            let done = self.handle_labelled(frame, Some(hub), Leg::Tls, 0, now, out);
             self.count(done);
         }
     }
@@ -76,37 +92,41 @@ impl<S: Sessions> Worker<S> {
         self.flush_outbound(out);
     }
 
+    /// A frame that a hub sent: it names one of our labels.
     fn handle_labelled(
         &mut self,
         frame: &[u8],
-        from: Endpoint,
+        hub: Option<HubSlot>,
+        leg: Leg,
+        ecn: u8,
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
-        let hub = self.hubs.at(from).ok_or(DropReason::Unknown)?;
-        let inner = self.unlabel(frame, hub)?;
-        self.handle_datagram(inner, PathKind::Relay { hub, leg: Leg::Udp }, now, out)
-    }
-
-    fn unlabel<'a>(&self, frame: &'a [u8], hub: HubSlot) -> Result<&'a [u8], DropReason> {
         let header = Header::parse(frame).ok_or(DropReason::Malformed)?;
-        match self.in_labels.get(&header.label) {
-            Some((of, _)) if *of == hub => frame.get(HEADER_LEN..).ok_or(DropReason::Malformed),
-            Some(_) | None => Err(DropReason::Unknown),
-        }
+        let hub = hub.ok_or(DropReason::Unknown)?;
+        let Some((_, peer)) = self.in_labels.get(&header.label).filter(|(of, _)| *of == hub) else {
+            return Err(DropReason::Unknown);
+        };
+        let ingress = Ingress { path: PathKind::Relay { hub, leg }, ecn, claimed: Some(*peer) };
+        self.handle_datagram(frame.get(HEADER_LEN..).unwrap_or_default(), ingress, now, out)
     }
 
     fn handle_datagram(
         &mut self,
         datagram: &[u8],
-        ingress: PathKind,
+        ingress: Ingress,
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
         match datagram.first() {
             Some(&WIREGUARD_DATA) => self.handle_data(datagram, ingress, now, out),
-            Some(&FRAME_TYPE) => self.handle_sealed_frame(datagram, ingress, now, out),
-            Some(&HANDSHAKE_TYPE) => self.handle_sealed_handshake(datagram, ingress, now, out),
+            Some(&FRAME_TYPE) => {
+                // a probe reports what came before it
+                self.tell_evidence(now, out);
+                self.handle_sealed_frame(datagram, ingress.path, now, out)
+            }
+            Some(&HANDSHAKE_TYPE) => self.handle_sealed_handshake(datagram, ingress.path, now, out),
+            Some(1..=3) => Err(DropReason::PlainHandshake),
             Some(_) | None => Err(DropReason::Malformed),
         }
     }
@@ -114,42 +134,78 @@ impl<S: Sessions> Worker<S> {
     fn handle_data(
         &mut self,
         datagram: &[u8],
-        ingress: PathKind,
+        ingress: Ingress,
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
-        let slot = self.coalescer.slot(datagram.len());
-        let opened = match self.sessions.open(datagram, now, slot) {
+        let Self { coalescer, sessions, snapshot, peers, stats, config, .. } = self;
+        let slot = coalescer.slot(datagram.len());
+        let opened = match sessions.open(datagram, now, slot) {
             Ok(opened) => opened,
             Err(error) => {
-                self.coalescer.discard();
-                if let OpenError::NoSession { lane } | OpenError::WrongIndex { lane } = error {
-                    self.want_session(lane.peer, lane.lane, now, out);
-                }
+                coalescer.discard();
+                self.handle_unopened(error, ingress, now, out);
                 return Err(drop_reason(error));
             }
         };
-        let judged = match slot.get(..opened.len) {
-            Some(packet) if opened.len > 0 => judge(&self.snapshot, packet, opened.lane.peer).map(|()| true),
-            Some(_) | None => Ok(false),
-        };
-        if let Ok(true) = judged {
-            let drops = &mut self.stats.drops;
-            self.coalescer.commit(opened.len, &mut |_, packet| {
-                if let Err(reason) = out.write_tun(packet) {
-                    drops.add(reason, 1);
-                }
-            });
-            self.stats.rx_packets += 1;
-            self.stats.rx_bytes += opened.len as u64;
-        } else {
-            self.coalescer.discard();
+        let packet = slot.get_mut(..opened.len).filter(|packet| !packet.is_empty());
+        let judged = packet.map(|packet| {
+            let view = judge(snapshot, packet, opened.lane.peer)?;
+            if ingress.ecn != 0 && merge_ecn(packet, ingress.ecn) == Marked::Drop {
+                return Err(DropReason::Congestion);
+            }
+            if is_syn(&view, packet)
+                && let Some(peer) = peers.get(opened.lane.peer)
+            {
+                mss_clamp(packet, mss_for(view.version, peer.room(config.mtu)));
+            }
+            Ok(view.len)
+        });
+        match judged {
+            Some(Ok(len)) => {
+                coalescer.commit(len, &mut |_, packet| {
+                    if let Err(reason) = out.write_tun(packet) {
+                        stats.drops.add(reason, 1);
+                    }
+                });
+                stats.rx_packets += 1;
+                stats.rx_bytes += len as u64;
+            }
+            Some(Err(_)) | None => coalescer.discard(),
         }
-        self.note_evidence(opened.lane, ingress, datagram.len(), opened.len, now, out);
+        self.note_evidence(opened.lane, ingress.path, datagram.len(), opened.len, now, out);
         if opened.established {
             self.on_established(opened.lane, now, out);
         }
-        judged.map(|_| ())
+        judged.map_or(Ok(()), |judged| judged.map(|_| ()))
+    }
+
+    /// The sender uses a session that we do not have (any more): a new one, where it is known who that is.
+    fn handle_unopened(&mut self, error: OpenError, ingress: Ingress, now: Instant, out: &mut impl Sink) {
+        match error {
+            OpenError::NoSession { lane } | OpenError::WrongIndex { lane } => {
+                self.want_session(lane.peer, lane.lane, now, out);
+            }
+            OpenError::UnknownIndex => {
+                let peer = ingress.claimed.or_else(|| match ingress.path {
+                    PathKind::Direct(from) => self.endpoints.get(&from).copied(),
+                    PathKind::Relay { .. } => None,
+                });
+                if let Some(peer) = peer.filter(|peer| self.ensure_peer(*peer, now).is_some()) {
+                    self.want_session(peer, LaneId::PRIMARY, now, out);
+                }
+            }
+            OpenError::BufferTooSmall
+            | OpenError::CounterTooHigh
+            | OpenError::Forged
+            | OpenError::Limited
+            | OpenError::Malformed
+            | OpenError::NotIp { .. }
+            | OpenError::Replayed
+            | OpenError::StaleInitiation
+            | OpenError::Unexpected
+            | OpenError::UnknownLane => {}
+        }
     }
 
     /// Data counts as evidence whether its content was accepted or not: it is the path that is judged.
@@ -172,12 +228,11 @@ impl<S: Sessions> Worker<S> {
         {
             run.packets += 1;
             run.bytes += datagram as u64;
+            run.inner += packet as u64;
         } else {
             self.tell_evidence(now, out);
-            self.evidence = Some(Evidence { lane, ingress, packets: 1, bytes: datagram as u64 });
-        }
-        if let Some(peer) = self.peers.get_mut(lane.peer) {
-            peer.rx_bytes += packet as u64;
+            let (bytes, inner) = (datagram as u64, packet as u64);
+            self.evidence = Some(Evidence { lane, ingress, packets: 1, bytes, inner });
         }
     }
 
@@ -186,6 +241,7 @@ impl<S: Sessions> Worker<S> {
         self.roam_stock(run.lane.peer, run.ingress);
         let Some(peer) = self.peers.get_mut(run.lane.peer) else { return };
         peer.last_data = Some(now);
+        peer.rx_bytes += run.inner;
         if let Some(link) = peer.node_link_mut() {
             link.paths.on_received(run.ingress, run.lane.lane, run.packets, run.bytes, now);
             self.drain_peer(run.lane.peer, now, out);
@@ -213,9 +269,7 @@ impl<S: Sessions> Worker<S> {
         if let Some(bind) = answer {
             crate::batch::send_now(bind.to, &bind.datagram, &mut self.stats.drops, out);
         }
-        self.after_hubs(now);
-        self.drain_paths(now, out);
-        self.reschedule();
+        self.drain_hubs(now, out);
         Ok(())
     }
 
@@ -228,16 +282,19 @@ impl<S: Sessions> Worker<S> {
 
 /// Source owned by the key that sealed it, destination ours, neither of them an address that no packet
 /// from outside may carry.
-fn judge(snapshot: &crate::Snapshot, packet: &[u8], from: PeerSlot) -> Result<(), DropReason> {
+fn judge(snapshot: &crate::Snapshot, packet: &[u8], from: PeerSlot) -> Result<IpView, DropReason> {
     let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
     if view.source_routed {
         return Err(DropReason::Malformed);
     }
-    if snapshot.owner(view.source) != Some(Owner::Peer(from)) {
+    if snapshot.owner(view.source) != Some(Owner::Peer(from)) || is_never_carried(view.source) {
         return Err(DropReason::SourceNotOwned);
+    }
+    if is_never_carried(view.destination) {
+        return Err(DropReason::BadDestination);
     }
     if snapshot.owner(view.destination) != Some(Owner::Me) {
         return Err(DropReason::NotForUs);
     }
-    Ok(())
+    Ok(view)
 }

@@ -1,21 +1,34 @@
 //! From the TUN to the underlay: the way of a packet out.
 //!
-//! One super-packet comes in whole and is cut, sealed and batched in one pass. What finds no session
-//! waits in a short queue while the session is made; everything else that cannot go is a counted drop.
+//! One super-packet comes in whole and is cut, sealed and batched in one pass, in place. What finds no
+//! session waits in a short queue while the session is made. What is longer than the path carries is
+//! fragmented where its sender allows that (RFC 791), and answered with an error where not (RFC 1191,
+//! RFC 4443); everything else that cannot go is a counted drop.
 
-use std::time::Instant;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use flatlan_packet::{IpView, Segments, SuperPacket, VNET_LEN, VnetHeader};
-use flatlan_relay::frame::Header;
-use flatlan_types::{LaneId, PeerSlot};
+use flatlan_packet::{
+    Fragments, IpVersion, IpView, SegmentsMut, VNET_LEN, VnetHeader, icmp_too_big, mss_clamp, mss_for, protocol,
+};
+use flatlan_relay::frame::{HEADER_LEN, Header};
+use flatlan_types::{LaneId, LaneKey, PeerSlot};
 use flatlan_wg::{SealError, Sessions};
 
-use crate::{DropReason, Owner, Sink, worker::Worker};
+use crate::{
+    DropReason, Drops, Owner, Sink,
+    batch::{Batch, Destination, HEADROOM, send_framed},
+    peer::{Peer, Route},
+    worker::Worker,
+};
 
 impl<S: Sessions> Worker<S> {
-    /// One packet or super-packet, as it was read from the TUN.
-    pub fn handle_tun(&mut self, packet: SuperPacket<'_>, now: Instant, out: &mut impl Sink) {
-        if let Err(reason) = self.outbound(packet, now, out) {
+    /// One packet or super-packet behind its virtio-net header, as it was read from the TUN. Its bytes are
+    /// used up.
+    pub fn handle_tun(&mut self, header_and_packet: &mut [u8], now: Instant, out: &mut impl Sink) {
+        if let Err(reason) = self.outbound(header_and_packet, now, out) {
             self.stats.drops.add(reason, 1);
         }
     }
@@ -25,35 +38,43 @@ impl<S: Sessions> Worker<S> {
         self.batch.flush(&mut self.stats.drops, out);
     }
 
-    fn outbound(&mut self, packet: SuperPacket<'_>, now: Instant, out: &mut impl Sink) -> Result<(), DropReason> {
-        let view = IpView::parse(packet.packet).map_err(|_| DropReason::Malformed)?;
+    fn outbound(&mut self, header_and_packet: &mut [u8], now: Instant, out: &mut impl Sink) -> Result<(), DropReason> {
+        let (header, packet) = split(header_and_packet)?;
+        let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
+        if view.source_routed {
+            return Err(DropReason::Malformed);
+        }
+        if is_never_carried(view.destination) {
+            return Err(DropReason::BadDestination);
+        }
         let slot = match self.snapshot.owner(view.destination) {
             Some(Owner::Peer(slot)) => slot,
             Some(Owner::Me) => return Err(DropReason::BadDestination),
-            None if view.destination.is_multicast() => return Err(DropReason::BadDestination),
             None => return Err(DropReason::NoMember),
         };
-        if self.snapshot.owner(view.source) != Some(Owner::Me) {
+        if self.snapshot.owner(view.source) != Some(Owner::Me) || is_never_carried(view.source) {
             return Err(DropReason::SourceNotOwned);
         }
         let peer = self.ensure_peer(slot, now).ok_or(DropReason::NoMember)?;
         peer.last_data = Some(now);
         let waiting = !peer.queue.is_empty();
-        match self.flow_lane(slot) {
-            Some(lane) if !waiting => self.seal(slot, lane, packet, now, out),
-            Some(_) | None => {
-                self.enqueue(slot, &packet, now);
+        let done = match self.flow_lane(slot).filter(|_| !waiting) {
+            Some(lane) => self.seal(peer_lane(slot, lane), &header, packet, &view, now, out),
+            None => {
+                self.enqueue(slot, header_and_packet, now);
                 let primary = self.primary_lane(slot);
                 self.want_session(slot, primary, now, out);
                 self.flush_queue(slot, now, out);
                 Ok(())
             }
-        }
+        };
+        self.drain_peer(slot, now, out);
+        done
     }
 
     /// The lane that is to carry flows: where the path machine wants them.
     pub(crate) fn primary_lane(&self, slot: PeerSlot) -> LaneId {
-        self.peer(slot).and_then(|peer| peer.node_link()).map_or(LaneId::PRIMARY, |link| link.paths.primary())
+        self.peer(slot).and_then(Peer::node_link).map_or(LaneId::PRIMARY, |link| link.paths.primary())
     }
 
     /// The lane that carries flows at this moment: the primary, or while it has no session or no path
@@ -73,73 +94,158 @@ impl<S: Sessions> Worker<S> {
     /// Cuts, seals and batches one super-packet for a lane that has a session and a path.
     fn seal(
         &mut self,
-        slot: PeerSlot,
-        lane: LaneId,
-        packet: SuperPacket<'_>,
+        lane: LaneKey,
+        header: &VnetHeader,
+        packet: &mut [u8],
+        view: &IpView,
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
-        let Self { peers, sessions, hubs, batch, stats, plain, config, .. } = self;
-        let peer = peers.get_mut(slot).ok_or(DropReason::NoMember)?;
-        let route = peer.lane_route(lane, hubs).ok_or(DropReason::NoPath)?;
-        let key = peer.lane_key(lane);
-        let ecn = 0;
-        let label_len = if route.label.is_some() { LABEL_LEN } else { 0 };
-        let mut segments = Segments::new(packet, config.mtu).map_err(|_| DropReason::Malformed)?;
-        let (mut packets, mut bytes) = (0u32, 0u64);
-        while let Some(len) = segments.write_next(plain) {
-            let segment = plain.get(..len).ok_or(DropReason::TooBig)?;
-            let size = label_len + S::sealed_len(len);
-            let room = batch.room(route.to, ecn, size, &mut stats.drops, out).ok_or(DropReason::TooBig)?;
-            if let Some(label) = route.label {
-                Header::new(label).write(room);
-            }
-            match sessions.seal(key, segment, now, room.get_mut(label_len..).unwrap_or_default()) {
-                Ok(sealed) => {
-                    batch.commit(label_len + sealed);
-                    packets += 1;
-                    bytes += len as u64;
+        let peer = self.peers.get_mut(lane.peer).ok_or(DropReason::NoMember)?;
+        let mut route = peer.lane_route(lane.lane, &self.hubs).ok_or(DropReason::NoPath)?;
+        let mut room = peer.room(self.config.mtu);
+        let clamp = is_syn(view, packet).then(|| mss_for(view.version, room));
+        let mut segments = SegmentsMut::of_view(header, packet, view, room).map_err(|_| DropReason::Malformed)?;
+        let mut evidence = Evidence::Count;
+        if segments.longest() > room {
+            let least = V6_LEAST.min(self.config.mtu);
+            let stream = peer.node_link().and_then(|link| link.stream_route(&self.hubs));
+            match stream {
+                // no path of IPv6 carries less (RFC 8200 section 5): a stream takes any size. It is not the
+                // lane's path, so its data says nothing about that one
+                Some(stream) if view.version == IpVersion::V6 && room < least && segments.longest() <= least => {
+                    (route, room, evidence) = (stream, least, Evidence::Ignore);
                 }
-                Err(SealError::TooBig) => stats.drops.add(DropReason::TooBig, 1),
-                Err(SealError::NoSession | SealError::UnknownLane) => stats.drops.add(DropReason::NoSession, 1),
+                Some(_) | None => return self.too_long(lane, route, segments, room, now, out),
             }
         }
-        peer.tx_bytes += bytes;
-        stats.tx_packets += u64::from(packets);
-        stats.tx_bytes += bytes;
-        if let Some(link) = peer.node_link_mut() {
-            link.paths.on_sent(lane, packets, bytes, now);
+        let mut sealer = self.sealer(lane, route, view.ecn());
+        while let Some(segment) = segments.next_packet() {
+            if let Some(mss) = clamp {
+                mss_clamp(segment, mss);
+            }
+            sealer.push(segment, now, out);
         }
-        self.touch(slot);
+        debug_assert!(room > 0);
+        let sealed = sealer.sealed;
+        self.on_sealed(lane, sealed, evidence, now);
         Ok(())
     }
 
-    fn enqueue(&mut self, slot: PeerSlot, packet: &SuperPacket<'_>, now: Instant) {
-        let mut kept = vec![0; VNET_LEN + packet.packet.len()];
-        let (header, body) = kept.split_at_mut(VNET_LEN);
-        header.copy_from_slice(&packet.header.to_bytes());
-        body.copy_from_slice(packet.packet);
-        if let Some(peer) = self.peers.get_mut(slot) {
-            let dropped = peer.queue.push(kept, now);
-            self.stats.drops.add(DropReason::NoSession, dropped);
+    /// Packets that the path does not carry: in fragments, or not at all.
+    fn too_long(
+        &mut self,
+        lane: LaneKey,
+        route: Route,
+        mut segments: SegmentsMut<'_>,
+        room: usize,
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<(), DropReason> {
+        let mut fragment = std::mem::take(&mut self.plain);
+        let mut sealed = Sealed::default();
+        let mut refused = 0;
+        while let Some(segment) = segments.next_packet() {
+            let Some(mut fragments) = Fragments::new(segment, room) else {
+                if refused == 0 {
+                    self.tell_too_big(segment, room, now, out);
+                }
+                refused += 1;
+                continue;
+            };
+            let ecn = IpView::parse(segment).map_or(0, |view| view.ecn());
+            let mut sealer = self.sealer(lane, route, ecn);
+            while let Some(len) = fragments.write_next(&mut fragment) {
+                sealer.push(fragment.get(..len).unwrap_or_default(), now, out);
+            }
+            sealed += sealer.sealed;
         }
-        self.touch(slot);
+        self.plain = fragment;
+        self.stats.drops.add(DropReason::TooBig, refused);
+        self.on_sealed(lane, sealed, Evidence::Count, now);
+        Ok(())
+    }
+
+    /// Tells the sender of a packet how long the next may be.
+    ///
+    /// The error comes from the packet's destination: the kernel takes no packet from outside that has an
+    /// address of its own as the source.
+    fn tell_too_big(&mut self, packet: &[u8], room: usize, now: Instant, out: &mut impl Sink) {
+        let Ok(view) = IpView::parse(packet) else { return };
+        if !self.errors.take(now) {
+            return;
+        }
+        let Some(error) = icmp_too_big(packet, room, view.destination) else { return };
+        let mut framed = vec![0; VNET_LEN + error.len()];
+        if let Some(body) = framed.get_mut(VNET_LEN..) {
+            body.copy_from_slice(&error);
+        }
+        if let Err(reason) = out.write_tun(&mut framed) {
+            self.stats.drops.add(reason, 1);
+        }
+    }
+
+    fn sealer(&mut self, lane: LaneKey, route: Route, ecn: u8) -> Sealer<'_, S> {
+        let ecn = match route.to {
+            Destination::Udp(_) => ecn,
+            Destination::Stream(_) => 0,
+        };
+        Sealer {
+            sessions: &mut self.sessions,
+            batch: &mut self.batch,
+            drops: &mut self.stats.drops,
+            lane,
+            route,
+            ecn,
+            sealed: Sealed::default(),
+        }
+    }
+
+    fn on_sealed(&mut self, lane: LaneKey, sealed: Sealed, evidence: Evidence, now: Instant) {
+        self.stats.tx_packets += u64::from(sealed.packets);
+        self.stats.tx_bytes += sealed.bytes;
+        let Some(peer) = self.peers.get_mut(lane.peer) else { return };
+        peer.tx_bytes += sealed.bytes;
+        if let Some(link) = peer.node_link_mut()
+            && evidence == Evidence::Count
+            && sealed.packets > 0
+        {
+            link.paths.on_sent(lane.lane, sealed.packets, sealed.datagrams, now);
+        }
+    }
+
+    fn enqueue(&mut self, slot: PeerSlot, header_and_packet: &[u8], now: Instant) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let before = peer.queue.bytes();
+        let dropped = if self.queued + header_and_packet.len() > MAX_QUEUED {
+            peer.queue.expire(now) + 1
+        } else {
+            peer.queue.push(header_and_packet.to_vec(), now)
+        };
+        self.queued = self.queued + peer.queue.bytes() - before;
+        self.stats.drops.add(DropReason::NoSession, dropped);
+        self.arm(slot, now);
+    }
+
+    /// Drops what has waited too long.
+    pub(crate) fn expire_queue(&mut self, slot: PeerSlot, now: Instant) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let before = peer.queue.bytes();
+        let dropped = peer.queue.expire(now);
+        self.queued = self.queued + peer.queue.bytes() - before;
+        self.stats.drops.add(DropReason::NoSession, dropped);
     }
 
     /// Sends what waited for a session, where there is one now.
     pub(crate) fn flush_queue(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
+        self.expire_queue(slot, now);
         while let Some(lane) = self.flow_lane(slot) {
-            let Some(peer) = self.peers.get_mut(slot) else { return };
-            let dropped = peer.queue.expire(now);
-            self.stats.drops.add(DropReason::NoSession, dropped);
-            let Some(kept) = peer.queue.pop() else { break };
-            let packet = kept
-                .split_at_checked(VNET_LEN)
-                .and_then(|(header, packet)| Some(SuperPacket { header: VnetHeader::parse(header).ok()?, packet }));
-            let sealed = match packet {
-                Some(packet) => self.seal(slot, lane, packet, now, out),
-                None => Err(DropReason::Malformed),
-            };
+            let Some(mut kept) = self.peers.get_mut(slot).and_then(|peer| peer.queue.pop()) else { break };
+            self.queued = self.queued.saturating_sub(kept.len());
+            let sealed = split(&mut kept).and_then(|(header, packet)| {
+                let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
+                self.seal(peer_lane(slot, lane), &header, packet, &view, now, out)
+            });
             if let Err(reason) = sealed {
                 self.stats.drops.add(reason, 1);
             }
@@ -148,20 +254,130 @@ impl<S: Sessions> Worker<S> {
     }
 }
 
-/// Sends one datagram for a peer, behind the label of its route where it has one.
-pub(crate) fn send_by(route: crate::peer::Route, datagram: &[u8], drops: &mut crate::Drops, out: &mut impl Sink) {
-    match route.label {
-        None => crate::batch::send_now(route.to, datagram, drops, out),
-        Some(label) => {
-            let mut frame = vec![0; LABEL_LEN + datagram.len()];
-            Header::new(label).write(&mut frame);
-            if let Some(body) = frame.get_mut(LABEL_LEN..) {
-                body.copy_from_slice(datagram);
+/// Seals packets of one lane into the batch.
+struct Sealer<'a, S> {
+    sessions: &'a mut S,
+    batch: &'a mut Batch,
+    drops: &'a mut Drops,
+    lane: LaneKey,
+    route: Route,
+    ecn: u8,
+    sealed: Sealed,
+}
+
+impl<S: Sessions> Sealer<'_, S> {
+    #[inline]
+    fn push(&mut self, packet: &[u8], now: Instant, out: &mut impl Sink) {
+        let label_len = if self.route.label.is_some() { HEADER_LEN } else { 0 };
+        let size = label_len + S::sealed_len(packet.len());
+        let Some(room) = self.batch.room(self.route.to, self.ecn, size, self.drops, out) else {
+            self.drops.add(DropReason::TooBig, 1);
+            return;
+        };
+        if let Some(label) = self.route.label {
+            Header::new(label).write(room);
+        }
+        match self.sessions.seal(self.lane, packet, now, room.get_mut(label_len..).unwrap_or_default()) {
+            Ok(len) => {
+                self.batch.commit(label_len + len);
+                self.sealed.packets += 1;
+                self.sealed.bytes += packet.len() as u64;
+                self.sealed.datagrams += len as u64;
             }
-            crate::batch::send_now(route.to, &frame, drops, out);
+            Err(SealError::TooBig) => self.drops.add(DropReason::TooBig, 1),
+            Err(SealError::NoSession | SealError::UnknownLane) => self.drops.add(DropReason::NoSession, 1),
         }
     }
 }
 
-/// Bytes of the header of a labelled frame.
-pub(crate) const LABEL_LEN: usize = flatlan_relay::frame::HEADER_LEN;
+/// What was sealed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sealed {
+    packets: u32,
+    /// Inner bytes.
+    bytes: u64,
+    /// Bytes of the datagrams, without labels.
+    datagrams: u64,
+}
+
+impl std::ops::AddAssign for Sealed {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.datagrams += other.datagrams;
+    }
+}
+
+/// Whether data that was sent says something about the lane's path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Evidence {
+    Count,
+    Ignore,
+}
+
+/// How many errors are written to the TUN: a burst, then so many in a second (RFC 4443 section 2.4 f).
+#[derive(Debug, Default)]
+pub(crate) struct ErrorBudget {
+    /// The time up to which errors are paid for.
+    paid: Option<Instant>,
+}
+
+impl ErrorBudget {
+    fn take(&mut self, now: Instant) -> bool {
+        let paid = self.paid.map_or(now, |paid| paid.max(now));
+        if paid >= now + Self::BURST {
+            return false;
+        }
+        self.paid = Some(paid + Self::COST);
+        true
+    }
+
+    const COST: Duration = Duration::from_millis(5);
+    const BURST: Duration = Duration::from_millis(250);
+}
+
+/// Sends one control datagram for a peer, behind the label of its route where it has one.
+pub(crate) fn send_by(route: Route, datagram: &[u8], drops: &mut Drops, out: &mut impl Sink) {
+    let mut framed = [0; HEADROOM + flatlan_wg::sealed::SEALED_HANDSHAKE_MAX];
+    let Some(framed) = framed.get_mut(..HEADROOM + datagram.len()) else {
+        drops.add(DropReason::TooBig, 1);
+        return;
+    };
+    if let Some(body) = framed.get_mut(HEADROOM..) {
+        body.copy_from_slice(datagram);
+    }
+    send_framed(route, framed, drops, out);
+}
+
+/// Whether a packet from or to this address is never carried, whoever owns it: it means something on one
+/// machine or one link only.
+pub(crate) fn is_never_carried(ip: IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || v4.octets().first() == Some(&0),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+    };
+    link_local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified()
+}
+
+/// Whether this is a TCP SYN, whose MSS option may have to be lowered.
+pub(crate) fn is_syn(view: &IpView, packet: &[u8]) -> bool {
+    view.protocol == protocol::TCP
+        && view.ports.is_some()
+        && packet.get(view.l4_offset + 13).is_some_and(|flags| flags & SYN != 0)
+}
+
+fn split(header_and_packet: &mut [u8]) -> Result<(VnetHeader, &mut [u8]), DropReason> {
+    let header = VnetHeader::parse(header_and_packet).map_err(|_| DropReason::Malformed)?;
+    let packet = header_and_packet.get_mut(VNET_LEN..).ok_or(DropReason::Malformed)?;
+    Ok((header, packet))
+}
+
+fn peer_lane(peer: PeerSlot, lane: LaneId) -> LaneKey {
+    LaneKey { peer, lane }
+}
+
+/// The least MTU of IPv6.
+const V6_LEAST: usize = 1280;
+const SYN: u8 = 2;
+/// Bytes that wait for sessions, over all peers: a sweep over members that are away costs no more.
+const MAX_QUEUED: usize = 16 << 20;

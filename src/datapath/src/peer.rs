@@ -11,7 +11,8 @@ use flatlan_wg::sealed::{FrameCounter, PairKeys, ReplayWindow};
 
 use crate::{batch::Destination, hub_leg::Hubs};
 
-/// A peer's state. Made on first need; gone with the member, or after minutes of silence.
+/// A peer's state. Made on first need; gone with the member only, for it remembers what was seen of the
+/// peer (epoch, replay window).
 pub(crate) struct Peer {
     pub(crate) slot: PeerSlot,
     pub(crate) link: Link,
@@ -21,6 +22,9 @@ pub(crate) struct Peer {
     pub(crate) last_data: Option<Instant>,
     pub(crate) need_told: Option<Instant>,
     pub(crate) stale_told: Option<Instant>,
+    pub(crate) hello_told: Option<Instant>,
+    /// When its timer is set to.
+    pub(crate) armed: Option<Instant>,
     pub(crate) tx_bytes: u64,
     pub(crate) rx_bytes: u64,
 }
@@ -99,6 +103,8 @@ impl Peer {
             last_data: None,
             need_told: None,
             stale_told: None,
+            hello_told: None,
+            armed: None,
             tx_bytes: 0,
             rx_bytes: 0,
         }
@@ -106,6 +112,23 @@ impl Peer {
 
     pub(crate) fn lane_key(&self, lane: LaneId) -> LaneKey {
         LaneKey { peer: self.slot, lane }
+    }
+
+    /// Data went either way of late: lanes are kept ready.
+    pub(crate) fn is_busy(&self, now: Instant) -> bool {
+        self.last_data.is_some_and(|at| now.saturating_duration_since(at) < BUSY) || !self.queue.is_empty()
+    }
+
+    /// The longest packet that its paths carry, where the overlay's MTU is `mtu`.
+    pub(crate) fn room(&self, mtu: usize) -> usize {
+        self.node_link().map_or(mtu, |link| packet_room(link.paths.mtu()).min(mtu))
+    }
+
+    /// When something is to be done although nothing happens.
+    pub(crate) fn timeout(&self) -> Option<Instant> {
+        let paths = self.node_link().and_then(|link| link.paths.poll_timeout());
+        let lanes = self.lanes.iter().filter(|lane| lane.wanted).filter_map(|lane| lane.next_try).min();
+        [paths, lanes, self.queue.deadline()].into_iter().flatten().min()
     }
 
     pub(crate) fn lane_mut(&mut self, lane: LaneId) -> &mut Lane {
@@ -151,6 +174,12 @@ impl NodeLink {
         }
     }
 
+    /// A way over TLS, which carries packets of any size.
+    pub(crate) fn stream_route(&self, hubs: &Hubs) -> Option<Route> {
+        let (hub, label) = self.labels.iter().find(|(hub, _)| hubs.has_stream(**hub))?;
+        Some(Route { to: Destination::Stream(*hub), label: Some(*label) })
+    }
+
     /// The relayed ways that exist: a label, and a leg to the hub.
     pub(crate) fn relays(&self, hubs: &Hubs) -> Vec<Relay> {
         let mut relays = Vec::new();
@@ -192,7 +221,7 @@ impl Queue {
     /// Drops what has waited too long; returns how many.
     pub(crate) fn expire(&mut self, now: Instant) -> u64 {
         let mut dropped = 0;
-        while self.packets.front().is_some_and(|(at, _)| now.duration_since(*at) > MAX_QUEUE_AGE) {
+        while self.packets.front().is_some_and(|(at, _)| now.duration_since(*at) >= MAX_QUEUE_AGE) {
             self.pop();
             dropped += 1;
         }
@@ -203,11 +232,23 @@ impl Queue {
         self.packets.front().map(|(at, _)| *at + MAX_QUEUE_AGE)
     }
 
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.packets.is_empty()
     }
 }
 
+/// The longest packet whose sealed datagram has `datagram` bytes: padding included.
+fn packet_room(datagram: usize) -> usize {
+    datagram.saturating_sub(flatlan_wg::sealed_len(0)) & !15
+}
+
+/// A pair that carried data within this time keeps both its lanes ready.
+const BUSY: Duration = Duration::from_secs(10);
 const MAX_QUEUE_PACKETS: usize = 32;
 const MAX_QUEUE_BYTES: usize = 128 * 1024;
 /// A TCP SYN is sent again after a second (RFC 6298): what is older has a successor.
@@ -225,7 +266,7 @@ mod tests {
         assert_eq!(dropped, 8);
         assert_eq!(queue.pop().unwrap()[0], 8);
         assert_eq!(queue.push(vec![0; MAX_QUEUE_BYTES + 1], start), 1);
-        assert_eq!(queue.push(vec![1; 10], start + MAX_QUEUE_AGE + Duration::from_millis(1)), 31);
+        assert_eq!(queue.push(vec![1; 10], start + MAX_QUEUE_AGE), 31);
         assert_eq!(queue.pop().unwrap(), vec![1; 10]);
         assert!(queue.is_empty() && queue.bytes == 0);
     }

@@ -1,10 +1,10 @@
 //! Sealed frames (`0x10`): probes, their replies, and control messages between two nodes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flatlan_path::{
     PathEvent, PathKind,
-    frame::{KIND_PROBE, KIND_REPLY, Probe, ProbeReply},
+    frame::{KIND_MESSAGE, KIND_PROBE, KIND_REPLY, Probe, ProbeReply},
 };
 use flatlan_types::{LaneId, PeerSlot};
 use flatlan_wg::{
@@ -14,7 +14,7 @@ use flatlan_wg::{
 
 use crate::{
     DropReason, Event, Sink,
-    outbound::send_by,
+    batch::{HEADROOM, send_framed},
     peer::{Peer, Route},
     worker::Worker,
 };
@@ -28,16 +28,29 @@ impl<S: Sessions> Worker<S> {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
+        let mut buffer = std::mem::take(&mut self.opened);
+        let done = self.open_frame(datagram, &mut buffer, ingress, now, out);
+        self.opened = buffer;
+        done
+    }
+
+    fn open_frame(
+        &mut self,
+        datagram: &[u8],
+        buffer: &mut [u8],
+        ingress: PathKind,
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<(), DropReason> {
         let frame = SealedFrame::parse(datagram).ok_or(DropReason::Malformed)?;
         let snapshot = self.snapshot.clone();
         let hinted = snapshot.hinted(frame.hint);
         if hinted.is_empty() {
             return Err(DropReason::Unknown);
         }
-        let mut buffer = [0; MAX_FRAME];
         for slot in hinted.iter().copied() {
             let Some(link) = self.ensure_peer(slot, now).and_then(Peer::node_link_mut) else { continue };
-            let Some(payload) = frame.open(&link.keys, &mut buffer) else { continue };
+            let Some(payload) = frame.open(&link.keys, buffer) else { continue };
             match link.replay.accept(frame.epoch, frame.counter) {
                 Freshness::Fresh | Freshness::NewEpoch => {}
                 Freshness::OldEpoch => {
@@ -101,6 +114,11 @@ impl<S: Sessions> Worker<S> {
         now: Instant,
         out: &mut impl Sink,
     ) {
+        if bytes.len() > MAX_MESSAGE {
+            self.stats.drops.add(DropReason::TooBig, 1);
+            return;
+        }
+        self.ensure_peer(slot, now);
         let mut payload = Vec::with_capacity(1 + bytes.len());
         payload.push(KIND_MESSAGE);
         payload.extend_from_slice(bytes);
@@ -123,6 +141,12 @@ impl<S: Sessions> Worker<S> {
 
     /// An empty frame: it tells the peer our epoch and nothing else.
     pub(crate) fn send_hello(&mut self, slot: PeerSlot, ingress: PathKind, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        // a recorded handshake that is sent again and again is not answered each time
+        if peer.hello_told.is_some_and(|told| now.saturating_duration_since(told) < HELLO_AGAIN) {
+            return;
+        }
+        peer.hello_told = Some(now);
         let link = self.peers.get(slot).and_then(Peer::node_link);
         let Some(route) = link.and_then(|link| link.route(ingress, &self.hubs)) else {
             self.need_path(slot, now);
@@ -152,11 +176,13 @@ impl<S: Sessions> Worker<S> {
                 PathEvent::Moved { lane, path, was, reason } => {
                     self.event(Event::PathChanged { peer: slot, lane, path, was, reason });
                     if let Some(PathKind::Direct(endpoint)) = path {
+                        self.endpoints.insert(endpoint, slot);
                         self.event(Event::DirectUp { peer: slot, endpoint });
                     }
                     match path {
                         Some(_) => self.on_path(slot, lane, now, out),
-                        None => self.need_path(slot, now),
+                        None if lane == self.primary_lane(slot) => self.need_path(slot, now),
+                        None => {}
                     }
                 }
                 PathEvent::Primary { lane, was: _, reason: _ } => self.on_path(slot, lane, now, out),
@@ -169,43 +195,41 @@ impl<S: Sessions> Worker<S> {
                 }
             }
         }
-        self.touch(slot);
+        self.arm(slot, now);
     }
 
     /// A lane has a path: make its session, or send what waits.
     fn on_path(&mut self, slot: PeerSlot, lane: LaneId, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        let recent = peer.last_data.is_some() || !peer.queue.is_empty();
+        let busy = peer.is_busy(now);
         let state = peer.lane_mut(lane);
-        if state.wanted || recent {
+        if state.wanted || busy {
             state.next_try = None;
             self.want_session(slot, lane, now, out);
             self.flush_queue(slot, now, out);
         }
     }
 
-    /// Seals a payload, padded with zeros to `size`, and sends it.
+    /// Seals a payload, padded with zeros to `size`, and sends it behind the data that was sealed before.
     fn send_frame(&mut self, slot: PeerSlot, payload: &[u8], size: usize, route: Route, out: &mut impl Sink) {
-        let epoch = self.config.epoch;
-        let Some(link) = self.peers.get_mut(slot).and_then(Peer::node_link_mut) else { return };
-        let mut padded = [0; MAX_FRAME];
-        let size = size.clamp(payload.len(), MAX_FRAME - FRAME_OVERHEAD);
-        let Some(text) = padded.get_mut(..size) else { return };
-        let Some(head) = text.get_mut(..payload.len()) else { return };
+        self.flush_outbound(out);
+        let Self { peers, plain, sealed, stats, config, .. } = self;
+        let Some(link) = peers.get_mut(slot).and_then(Peer::node_link_mut) else { return };
+        let Some(text) = plain.get_mut(..size.max(payload.len())) else { return };
+        let (head, padding) = text.split_at_mut(payload.len());
         head.copy_from_slice(payload);
-        let mut sealed = [0; MAX_FRAME];
-        let len = seal_frame(&link.keys, epoch, &mut link.counter, text, &mut sealed);
-        if let Some(sealed) = len.and_then(|len| sealed.get(..len)) {
-            send_by(route, sealed, &mut self.stats.drops, out);
+        padding.fill(0);
+        let Some(frame) = sealed.get_mut(HEADROOM..) else { return };
+        let Some(len) = seal_frame(&link.keys, config.epoch, &mut link.counter, text, frame) else { return };
+        if let Some(framed) = sealed.get_mut(..HEADROOM + len) {
+            send_framed(route, framed, &mut stats.drops, out);
         }
     }
 }
 
-/// A control message between two nodes.
-const KIND_MESSAGE: u8 = 3;
 /// Nothing but the header: the sender's epoch.
 const KIND_HELLO: u8 = 4;
 /// The longest control message between two nodes, in bytes.
-pub const MAX_MESSAGE: usize = 1200;
-/// The longest sealed frame: what fits the smallest underlay that carries the overlay's full packets.
-const MAX_FRAME: usize = 1500;
+pub const MAX_MESSAGE: usize = flatlan_path::frame::MAX_MESSAGE;
+/// Hellos to one peer come no closer together than this.
+const HELLO_AGAIN: Duration = Duration::from_millis(50);

@@ -8,7 +8,9 @@ use std::{
 
 use flatlan_packet::{Coalescer, Gro};
 use flatlan_path::{PathConfig, PathKind, PathStatus, PeerPaths};
-use flatlan_types::{BootEpoch, HubSlot, Label, LaneId, LaneKey, MemberId, NetworkId, NodeSecret, PairKey, PeerSlot};
+use flatlan_types::{
+    BootEpoch, Endpoint, HubSlot, Label, LaneId, LaneKey, MemberId, NetworkId, NodeSecret, PairKey, PeerSlot,
+};
 use flatlan_wg::{
     PeerSession, Sessions, Stock,
     sealed::{FrameCounter, PairKeys},
@@ -16,10 +18,10 @@ use flatlan_wg::{
 
 use crate::{
     Command, Drops, Event, PeerKeys, Sink, Snapshot,
-    batch::Batch,
+    batch::{Batch, send_now},
     hub_leg::Hubs,
     inbound::Evidence,
-    outbound::send_by,
+    outbound::{ErrorBudget, send_by},
     peer::{Link, Peer},
 };
 
@@ -50,16 +52,26 @@ pub struct Worker<S> {
     pub(crate) hubs: Hubs,
     /// Labels of ours: which hub may use each, and who sends by it.
     pub(crate) in_labels: BTreeMap<Label, (HubSlot, PeerSlot)>,
+    /// Endpoints where a peer was found, or is said to be: who is meant where a datagram names nobody.
+    pub(crate) endpoints: BTreeMap<Endpoint, PeerSlot>,
     pub(crate) batch: Batch,
     pub(crate) coalescer: Coalescer,
-    /// One segment, before it is sealed.
+    /// A fragment or a frame's payload, before it is sealed.
     pub(crate) plain: Box<[u8]>,
+    /// A sealed frame, behind room for a label.
+    pub(crate) sealed: Box<[u8]>,
+    /// What was in a frame.
+    pub(crate) opened: Box<[u8]>,
+    /// Bytes that wait for a session, over all peers.
+    pub(crate) queued: usize,
+    pub(crate) errors: ErrorBudget,
     pub(crate) evidence: Option<Evidence>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) stats: WorkerStats,
-    /// State of the generator behind [`Worker::random`].
-    random: u64,
-    timeout: Option<Instant>,
+    /// Peers whose paths were given something to do by a command.
+    touched: Vec<PeerSlot>,
+    /// When this worker began: frame counters go on from here.
+    born: Option<Instant>,
 }
 
 /// Counters of one worker. Plain numbers; the shell shows them.
@@ -88,7 +100,7 @@ pub struct PeerReport {
     pub standby: Option<PathKind>,
     /// Every path that is known, with its measurements.
     pub paths: Vec<PathStatus>,
-    /// Age of the primary lane's session.
+    /// Age of the session that carries the flows.
     pub last_handshake: Option<Duration>,
     /// Inner bytes sent.
     pub tx_bytes: u64,
@@ -118,14 +130,19 @@ impl<S: Sessions> Worker<S> {
             peers: Peers::default(),
             hubs: Hubs::new(config.seed),
             in_labels: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
             batch: Batch::new(),
             coalescer: Coalescer::new(config.gro),
             plain: vec![0; MAX_PACKET].into_boxed_slice(),
+            sealed: vec![0; MAX_PACKET].into_boxed_slice(),
+            opened: vec![0; MAX_PACKET].into_boxed_slice(),
+            queued: 0,
+            errors: ErrorBudget::default(),
             evidence: None,
             events: VecDeque::new(),
             stats: WorkerStats::default(),
-            random: config.seed,
-            timeout: None,
+            touched: Vec::new(),
+            born: None,
             config,
         }
     }
@@ -137,18 +154,15 @@ impl<S: Sessions> Worker<S> {
         for (lane, message) in due {
             self.send_wireguard(lane, &message, now, out);
         }
-        for bind in self.hubs.handle_timeout(now) {
-            crate::batch::send_now(bind.to, &bind.datagram, &mut self.stats.drops, out);
-        }
-        self.after_hubs(now);
-        for slot in self.peers.slots() {
+        self.hubs.handle_timeout(now);
+        self.drain_hubs(now, out);
+        while let Some(slot) = self.peers.pop_due(now) {
             self.handle_peer_timeout(slot, now, out);
         }
-        self.reschedule();
     }
 
     /// The roster changed: who is no member any more loses its sessions at once.
-    pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+    pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         for slot in self.peers.slots() {
             let same = match (before.peer(slot), self.snapshot.peer(slot)) {
@@ -159,13 +173,13 @@ impl<S: Sessions> Worker<S> {
                 self.remove_peer(slot);
             }
         }
-        let stock: Vec<PeerSlot> =
-            self.snapshot.peers().filter(|(_, info)| info.keys.member().is_none()).map(|(slot, _)| slot).collect();
+        let snapshot = &self.snapshot;
+        self.in_labels.retain(|_, (_, peer)| snapshot.peer(*peer).is_some());
+        // a stock peer may speak first, and the engine must know its key then
+        let stock = snapshot.peers().filter(|(_, info)| info.keys.member().is_none());
+        let stock: Vec<PeerSlot> = stock.map(|(slot, _)| slot).collect();
         for slot in stock {
-            // a stock peer may speak first, and the engine must know its key then
-            if self.peers.get(slot).is_none() {
-                self.pending_stock(slot);
-            }
+            self.ensure_peer(slot, now);
         }
     }
 
@@ -179,12 +193,12 @@ impl<S: Sessions> Worker<S> {
             Command::RemoveHub { hub } => {
                 self.hubs.remove(hub);
                 self.in_labels.retain(|_, (of, _)| *of != hub);
+                self.refresh_relays(hub, now);
                 for slot in self.peers.slots() {
                     if let Some(link) = self.peers.get_mut(slot).and_then(Peer::node_link_mut) {
                         link.labels.remove(&hub);
                     }
                 }
-                self.refresh_relays(hub, now);
             }
             Command::SetLabel { peer, hub, label } => {
                 let Some(link) = self.ensure_peer(peer, now).and_then(Peer::node_link_mut) else { return };
@@ -200,11 +214,7 @@ impl<S: Sessions> Worker<S> {
             Command::RemoveInLabel { label } => {
                 self.in_labels.remove(&label);
             }
-            Command::SetDirect { peer, endpoints } => match self.ensure_peer(peer, now).map(|peer| &mut peer.link) {
-                Some(Link::Node(link)) => link.paths.set_direct(&endpoints, now),
-                Some(Link::Stock { endpoint }) if endpoint.is_none() => *endpoint = endpoints.first().copied(),
-                Some(Link::Stock { .. }) | None => {}
-            },
+            Command::SetDirect { peer, endpoints } => self.set_direct(peer, &endpoints, now),
             Command::SendMessage { peer, bytes, path } => self.send_message(peer, &bytes, path, now, out),
             Command::Connect { peer } => {
                 if self.ensure_peer(peer, now).is_some() {
@@ -222,12 +232,13 @@ impl<S: Sessions> Worker<S> {
                 for slot in self.peers.slots() {
                     if let Some(link) = self.peers.get_mut(slot).and_then(Peer::node_link_mut) {
                         link.paths.reprobe(now);
+                        self.touched.push(slot);
                     }
                 }
             }
         }
-        self.drain_paths(now, out);
-        self.reschedule();
+        self.drain_hubs(now, out);
+        self.drain_touched(now, out);
     }
 
     /// What happened, in order.
@@ -237,7 +248,8 @@ impl<S: Sessions> Worker<S> {
 
     /// When [`Worker::handle_timeout`] wants to be called at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timeout
+        let peers = self.peers.next_due();
+        [peers, self.hubs.poll_timeout(), self.sessions.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The counters.
@@ -258,12 +270,13 @@ impl<S: Sessions> Worker<S> {
                 Link::Stock { endpoint } => endpoint.map(PathKind::Direct),
                 Link::Node(_) => None,
             };
+            let lane = link.map_or(LaneId::PRIMARY, |link| link.paths.primary());
             PeerReport {
                 peer: peer.slot,
-                path: link.map_or(stock, |link| link.paths.active(LaneId::PRIMARY)),
-                standby: link.and_then(|link| link.paths.standby(LaneId::PRIMARY)),
+                path: link.map_or(stock, |link| link.paths.active(lane)),
+                standby: link.and_then(|link| link.paths.standby(lane)),
                 paths: link.map(|link| link.paths.paths().collect()).unwrap_or_default(),
-                last_handshake: self.sessions.last_handshake(peer.lane_key(LaneId::PRIMARY), now),
+                last_handshake: self.sessions.last_handshake(peer.lane_key(lane), now),
                 tx_bytes: peer.tx_bytes,
                 rx_bytes: peer.rx_bytes,
             }
@@ -286,14 +299,14 @@ impl<S: Sessions> Worker<S> {
             let peer = match self.snapshot.peer(slot)?.keys {
                 PeerKeys::Node(keys) => {
                     let pair = PairKey::derive(&self.config.secret, &keys.session, &self.config.network)?;
-                    let seed = self.config.seed ^ (u64::from(slot.0) << 20);
+                    let uptime = now.saturating_duration_since(*self.born.get_or_insert(now));
+                    let counter = FrameCounter::resumed(self.config.seed, uptime);
                     let pair = PairKeys::new(&pair, &self.config.network, &self.me, &keys.id);
-                    Peer::node(
-                        slot,
-                        pair,
-                        FrameCounter::new(self.random()),
-                        PeerPaths::new(PathConfig::default(), seed, now),
-                    )
+                    let config =
+                        PathConfig { max_datagram: flatlan_wg::sealed_len(self.config.mtu), ..PathConfig::default() };
+                    // one seed a life: the peer tells by it that counters start again
+                    let seed = mix(self.config.seed ^ mix(u64::from(slot.0) ^ uptime.as_nanos() as u64));
+                    Peer::node(slot, pair, counter, PeerPaths::new(config, seed, now))
                 }
                 PeerKeys::Stock(_) => Peer::stock(slot),
             };
@@ -302,6 +315,7 @@ impl<S: Sessions> Worker<S> {
             if stock {
                 self.open_lane(slot, LaneId::PRIMARY, now);
             }
+            self.arm(slot, now);
         }
         self.peers.get_mut(slot)
     }
@@ -324,19 +338,15 @@ impl<S: Sessions> Worker<S> {
     pub(crate) fn remove_peer(&mut self, slot: PeerSlot) {
         self.sessions.close_peer(slot);
         self.in_labels.retain(|_, (_, peer)| *peer != slot);
-        self.peers.remove(slot);
+        self.endpoints.retain(|_, peer| *peer != slot);
+        if let Some(peer) = self.peers.remove(slot) {
+            self.queued = self.queued.saturating_sub(peer.queue.bytes());
+        }
     }
 
     /// Something about a peer changed that may have brought its timeout forward.
-    pub(crate) fn touch(&mut self, slot: PeerSlot) {
-        let next = self.peers.get(slot).and_then(peer_timeout);
-        self.timeout = earliest(self.timeout, next);
-    }
-
-    pub(crate) fn reschedule(&mut self) {
-        let peers = self.peers.iter().filter_map(peer_timeout).min();
-        let hubs = self.hubs.poll_timeout();
-        self.timeout = [peers, hubs, self.sessions.poll_timeout()].into_iter().flatten().min();
+    pub(crate) fn arm(&mut self, slot: PeerSlot, now: Instant) {
+        self.peers.arm(slot, now);
     }
 
     pub(crate) fn event(&mut self, event: Event) {
@@ -345,91 +355,95 @@ impl<S: Sessions> Worker<S> {
         }
     }
 
-    /// Hub legs may have changed: what depends on them follows.
-    pub(crate) fn after_hubs(&mut self, now: Instant) {
+    /// Sends the BIND frames that are due; what depends on a leg that went up or down follows.
+    pub(crate) fn drain_hubs(&mut self, now: Instant, out: &mut impl Sink) {
+        while let Some(bind) = self.hubs.poll_transmit(now) {
+            send_now(bind.to, &bind.datagram, &mut self.stats.drops, out);
+        }
         while let Some(event) = self.hubs.poll_event() {
-            let (Event::LegUp { hub, .. } | Event::LegDown { hub }) = event else { continue };
+            if let Event::LegUp { hub, .. } | Event::LegDown { hub } = event {
+                self.refresh_relays(hub, now);
+            }
             self.event(event);
-            self.refresh_relays(hub, now);
+        }
+        self.drain_touched(now, out);
+    }
+
+    /// Sends the probes that a command made due, and acts on what the paths say.
+    pub(crate) fn drain_touched(&mut self, now: Instant, out: &mut impl Sink) {
+        while let Some(slot) = self.touched.pop() {
+            self.drain_peer(slot, now, out);
         }
     }
 
+    fn set_direct(&mut self, slot: PeerSlot, endpoints: &[Endpoint], now: Instant) {
+        let Some(peer) = self.ensure_peer(slot, now) else { return };
+        match &mut peer.link {
+            Link::Node(link) => link.paths.set_direct(endpoints, now),
+            Link::Stock { endpoint } => {
+                *endpoint = endpoint.or_else(|| endpoints.first().copied());
+                return;
+            }
+        }
+        for endpoint in endpoints.iter().take(flatlan_path::MAX_CANDIDATES) {
+            self.endpoints.entry(*endpoint).or_insert(slot);
+        }
+        self.touched.push(slot);
+    }
+
+    /// The relayed paths of all peers that have a label of this hub are set anew.
     fn refresh_relays(&mut self, hub: HubSlot, now: Instant) {
-        tracing::trace!(hub = hub.0, "relayed paths are set anew");
-        for slot in self.peers.slots() {
+        let labelled = |peer: &&Peer| peer.node_link().is_some_and(|link| link.labels.contains_key(&hub));
+        let slots: Vec<PeerSlot> = self.peers.iter().filter(labelled).map(|peer| peer.slot).collect();
+        for slot in slots {
             self.refresh_peer(slot, now);
         }
     }
 
     fn refresh_peer(&mut self, slot: PeerSlot, now: Instant) {
-        let Self { peers, hubs, .. } = self;
+        let Self { peers, hubs, touched, .. } = self;
         if let Some(link) = peers.get_mut(slot).and_then(Peer::node_link_mut) {
             let relays = link.relays(hubs);
             link.paths.set_relays(&relays, now);
+            touched.push(slot);
         }
     }
 
-    /// 64 bits from the seed (SplitMix64): for what must differ between two lives, not for keys.
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn pending_stock(&mut self, slot: PeerSlot) {
-        self.peers.insert(Peer::stock(slot));
-    }
-
     fn handle_peer_timeout(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
+        self.expire_queue(slot, now);
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        let dropped = peer.queue.expire(now);
-        self.stats.drops.add(crate::DropReason::NoSession, dropped);
         if let Some(link) = peer.node_link_mut()
             && link.paths.poll_timeout().is_some_and(|at| at <= now)
         {
             link.paths.handle_timeout(now);
         }
         self.drain_peer(slot, now, out);
-        for lane in (0..LaneId::COUNT as u8).filter_map(LaneId::new) {
-            let Some(peer) = self.peers.get_mut(slot) else { return };
-            let state = peer.lane_mut(lane);
-            if state.wanted && state.next_try.is_some_and(|at| at <= now) {
-                state.next_try = None;
-                self.want_session(slot, lane, now, out);
-            }
-        }
-    }
-
-    /// Sends the probes that are due to any peer and tells of path changes.
-    pub(crate) fn drain_paths(&mut self, now: Instant, out: &mut impl Sink) {
-        for slot in self.peers.slots() {
-            self.drain_peer(slot, now, out);
-        }
+        self.retry_due(slot, now, out);
+        self.warm(slot, now, out);
+        // whatever else is due is due a moment later: a timer never keeps the loop
+        self.peers.arm(slot, now + TIMER_STEP);
     }
 
     pub(crate) fn send_wireguard(&mut self, lane: LaneKey, message: &[u8], now: Instant, out: &mut impl Sink) {
-        let handshake = message.first().is_some_and(|kind| *kind != WIREGUARD_DATA);
         let Some(peer) = self.peers.get_mut(lane.peer) else { return };
-        let route = peer.lane_route(lane.lane, &self.hubs);
-        let (Some(route), true) = (route, handshake && peer.node_link().is_some()) else {
-            if let Some(route) = route {
-                send_by(route, message, &mut self.stats.drops, out);
-            }
-            return;
-        };
-        self.send_handshake(lane, message, route, out);
-        self.touch(lane.peer);
-        let _ = now;
+        let Some(route) = peer.lane_route(lane.lane, &self.hubs) else { return };
+        if message.first() == Some(&WIREGUARD_DATA) {
+            send_by(route, message, &mut self.stats.drops, out);
+        } else {
+            self.send_handshake(lane, message, route, out);
+        }
+        self.arm(lane.peer, now);
     }
 }
 
-/// The peers, dense by slot; those that exist are listed apart, so that timers touch only them.
+/// The peers, dense by slot; those that exist and those that have a timer are listed apart, so that only
+/// they are touched.
 #[derive(Default)]
 pub(crate) struct Peers {
     table: Vec<Option<Box<Peer>>>,
     live: BTreeSet<PeerSlot>,
+    /// Each peer at most once, at the time that it holds in `armed`.
+    timers: BTreeSet<(Instant, PeerSlot)>,
 }
 
 impl Peers {
@@ -453,15 +467,42 @@ impl Peers {
         }
     }
 
-    fn remove(&mut self, slot: PeerSlot) {
-        if let Some(place) = self.table.get_mut(slot.0 as usize) {
-            *place = None;
-        }
+    fn remove(&mut self, slot: PeerSlot) -> Option<Box<Peer>> {
+        let peer = self.table.get_mut(slot.0 as usize)?.take()?;
         self.live.remove(&slot);
+        if let Some(armed) = peer.armed {
+            self.timers.remove(&(armed, slot));
+        }
+        Some(peer)
+    }
+
+    /// Brings the peer's timer forward to what the peer wants, and not before `least`. A timer that is too
+    /// early stays: it costs less to look at a peer in vain than to move its timer with every packet.
+    fn arm(&mut self, slot: PeerSlot, least: Instant) {
+        let Some(peer) = self.table.get_mut(slot.0 as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(next) = peer.timeout().map(|next| next.max(least)) else { return };
+        if peer.armed.is_some_and(|armed| armed <= next) {
+            return;
+        }
+        if let Some(armed) = peer.armed.replace(next) {
+            self.timers.remove(&(armed, slot));
+        }
+        self.timers.insert((next, slot));
+    }
+
+    fn pop_due(&mut self, now: Instant) -> Option<PeerSlot> {
+        let (at, slot) = self.timers.first().copied().filter(|(at, _)| *at <= now)?;
+        self.timers.remove(&(at, slot));
+        self.get_mut(slot)?.armed = None;
+        Some(slot)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
     }
 
     /// A copy of the slots that exist: the loop over it may change them.
-    pub(crate) fn slots(&self) -> Vec<PeerSlot> {
+    fn slots(&self) -> Vec<PeerSlot> {
         self.live.iter().copied().collect()
     }
 
@@ -470,22 +511,19 @@ impl Peers {
     }
 }
 
-fn peer_timeout(peer: &Peer) -> Option<Instant> {
-    let paths = peer.node_link().and_then(|link| link.paths.poll_timeout());
-    let lanes = peer.lanes.iter().filter(|lane| lane.wanted).filter_map(|lane| lane.next_try).min();
-    [paths, lanes, peer.queue.deadline()].into_iter().flatten().min()
-}
-
-fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
+/// The finaliser of SplitMix64: for what must differ between two lives, not for keys.
+fn mix(value: u64) -> u64 {
+    let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// First byte of a WireGuard transport message (WireGuard whitepaper, section 5.4.6).
 pub(crate) const WIREGUARD_DATA: u8 = 4;
 /// The longest IP packet.
 pub(crate) const MAX_PACKET: usize = 65_535 + 64;
+/// A peer's timers are looked at no more often than this.
+const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Events that wait for the control machine at the most; what exceeds them is told again by a timer.
 const MAX_EVENTS: usize = 4096;
