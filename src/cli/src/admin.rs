@@ -23,7 +23,7 @@ mod survey;
 
 use std::path::Path;
 
-use flatlan_roster::source::{SourceError, new_hub};
+use flatlan_roster::source::{Place, SourceError, new_hub};
 use flatlan_types::Name;
 
 pub(crate) use check::check;
@@ -76,6 +76,14 @@ fn hub(command: NetworkHubCommand) -> Result<(), Failure> {
 
 /// A change of network.toml that was asked for and cannot be: the command line asks for the wrong thing.
 fn cannot(what: &str, error: &SourceError) -> Failure {
+    let place = match &error.place {
+        Place::Hub(name) | Place::Member(name) => name.as_str(),
+        Place::File | Place::Network => "",
+    };
+    // said already
+    if what.split(' ').next_back() == Some(place) {
+        return Failure::wrong(format!("cannot {what}: {}", error.problem));
+    }
     Failure::wrong(format!("cannot {what}: {error}"))
 }
 

@@ -1,10 +1,10 @@
 //! `flatlan check`: reads a file as the command that uses it would, and touches nothing else.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use flatlan::NodeFile;
 use flatlan_hubd::HubFile;
-use flatlan_os::stream::Proxy;
+use flatlan_os::{Why, located, stream::Proxy};
 use flatlan_roster::Source;
 use serde::de::DeserializeOwned;
 
@@ -13,8 +13,9 @@ use crate::{args::CheckArgs, failure::Failure, output};
 /// `flatlan check`.
 pub(crate) fn check(args: CheckArgs) -> Result<(), Failure> {
     let path = &args.file;
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::wrong(format!("cannot read {}: {}", path.display(), flatlan_os::Why(error))))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::wrong(format!("cannot read {}: {}: name a config file or a network.toml", path.display(), Why(error)))
+    })?;
     let said = match kind(path, &text)? {
         Kind::Network => network(path, &text)?,
         Kind::Hub => hub(path, &text)?,
@@ -88,11 +89,8 @@ fn read<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
     toml::from_str(text).map_err(|error| wrong(path, text, error.span(), error.message()))
 }
 
-fn wrong(path: &Path, text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> Failure {
-    let start = span.map_or(0, |span| span.start);
-    let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
-    let message = message.trim_end().replace('\n', ", ");
-    Failure::wrong(format!("{}: line {line}: {message}", path.display()))
+fn wrong(path: &Path, text: &str, span: Option<Range<usize>>, message: &str) -> Failure {
+    Failure::wrong(format!("{}: {}", path.display(), located(text, span, message)))
 }
 
 /// The kernel's limit (IFNAMSIZ) without the closing zero.

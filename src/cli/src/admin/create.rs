@@ -18,7 +18,7 @@ pub(super) fn create(name: &Name, range: Prefix, state: Option<&Path>) -> Result
     let path = state.map_or_else(|| PathBuf::from(format!("{name}.{EXTENSION}")), Path::to_owned);
     let (admin, recovery) = (key::make(), key::make());
     let source = Source::create(name, range, &admin.public(), &RecoveryKey::of(&recovery))
-        .map_err(|e| cannot(&format!("create network {name}"), &e))?;
+        .map_err(|e| Failure::wrong(format!("cannot create network {name}: {}", e.problem)))?;
     directory::create(&path, &source, &admin, &recovery)?;
     let shown = path.display();
     output::say(format!("made {shown}: {NETWORK}, {ADMIN_KEY}, {RECOVERY_KEY}"));

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use flatlan_os::file::{FileMode, Privacy, StateDir};
+use flatlan_os::{
+    ExitClass,
+    file::{FileMode, Privacy, StateDir},
+};
 use flatlan_roster::{
     Ratchet, RatchetError, RosterVersion, Source, Step, VerifiedRoster,
     source::{Change, ChangeKind, plan as changes},
@@ -55,7 +58,7 @@ pub(super) fn plan(dir: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     }
     for (name, claims) in survey.new_claims(published) {
         output::say(format!(
-            "hub {name} has {claims} redeemed invites, not all of them pulled: flatlan network pull{}",
+            "hub {name} knows of redeemed invites ({claims}) that were not pulled: flatlan network pull{}",
             dir.state_flag()
         ));
     }
@@ -386,11 +389,17 @@ fn say_standing(hub: &Name, standing: &Standing, ours: Option<&VerifiedRoster>, 
 }
 
 /// Names the hubs that were not reached.
-pub(super) fn say_faults<'a>(faults: impl Iterator<Item = (&'a Name, Listed, &'a Fault)>) {
+fn say_faults<'a>(faults: impl Iterator<Item = (&'a Name, Listed, &'a Fault)>) {
     for (name, listed, fault) in faults {
-        match listed {
-            Listed::Yes => output::say(format!("hub {name} not reached: {fault}")),
-            Listed::No => output::say(format!("hub {name}, which network.toml lists no longer, not told: {fault}")),
+        let which = match listed {
+            Listed::Yes => format!("hub {name}"),
+            Listed::No => format!("hub {name}, which is no longer in network.toml,"),
+        };
+        match fault.class() {
+            ExitClass::Unreachable => output::say(format!("{which} was not reached: {fault}")),
+            ExitClass::Failed | ExitClass::NotPermitted | ExitClass::Wrong => {
+                output::say(format!("{which} does not take part: {fault}"));
+            }
         }
     }
 }

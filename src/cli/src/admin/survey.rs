@@ -56,6 +56,11 @@ pub(super) struct Fault {
 }
 
 impl Fault {
+    /// What it means to whoever started the program.
+    pub(super) fn class(&self) -> ExitClass {
+        self.class
+    }
+
     fn invalid(error: &dyn std::error::Error) -> Self {
         let text = format!("what it hands out is not valid: {}: do not trust this hub", chain(error));
         Self { text, class: ExitClass::Failed }
