@@ -12,6 +12,8 @@ use crate::{
 };
 
 const PAUSE: Duration = Duration::from_millis(10);
+/// After this flows are where they stay.
+const SETTLED: Duration = Duration::from_secs(5);
 
 fn two_hubs() -> PlainNet {
     let mut net = PlainNet::new(2);
@@ -20,7 +22,7 @@ fn two_hubs() -> PlainNet {
         let hub = net.add_hub();
         net.relay(0, 1, hub);
     }
-    net.chat(0, 1, PAUSE, Duration::from_secs(1));
+    net.chat(0, 1, PAUSE, SETTLED);
     net
 }
 
@@ -58,7 +60,7 @@ fn a_hub_whose_udp_fails_is_used_over_its_stream() {
     net.direct = false;
     let hub = net.add_hub();
     net.relay(0, 1, hub);
-    net.chat(0, 1, PAUSE, Duration::from_secs(1));
+    net.chat(0, 1, PAUSE, SETTLED);
     assert_eq!(path(&net), PathKind::Relay { hub: HubSlot(0), leg: Leg::Udp });
     net.hubs[hub].deaf = true;
     let gap = net.chat(0, 1, PAUSE, Duration::from_secs(3));
@@ -129,13 +131,11 @@ fn the_standby_is_warmed_also_where_the_paths_came_before_the_traffic() {
 fn a_tenth_of_all_datagrams_lost_moves_nothing() {
     let mut net = two_hubs();
     net.loss = 10;
-    net.nodes[0].events.clear();
-    net.chat(0, 1, PAUSE, Duration::from_secs(10));
-    assert!(
-        !net.has(0, |e| matches!(e, Event::PathChanged { lane: LaneId::PRIMARY, .. })),
-        "{:?}",
-        net.nodes[0].events
-    );
+    let before = path(&net);
+    for _ in 0..100 {
+        net.chat(0, 1, PAUSE, Duration::from_millis(100));
+        assert_eq!(path(&net), before);
+    }
 }
 
 #[test]

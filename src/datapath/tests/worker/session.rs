@@ -213,8 +213,8 @@ fn a_revoked_member_neither_sends_nor_receives_from_that_moment() {
     net.nodes[1].worker.set_snapshot(snapshot(3, 1, &[0, 1, 2], &[]), net.now);
     net.introduce(0, 1);
     net.nodes[1].tun.clear();
-    net.send(0, &udp(ip(0), ip(1), 300));
-    net.run_until(Duration::from_secs(5), |net| !net.nodes[1].tun.is_empty()).expect("met again");
+    let gap = net.chat(0, 1, Duration::from_millis(10), Duration::from_secs(1));
+    assert!(gap < Duration::from_millis(300), "met again: {gap:?}");
 }
 
 #[test]
