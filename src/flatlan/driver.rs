@@ -459,7 +459,8 @@ impl Driver {
 
     async fn refuse_overlap(&self, interface: &Interface) -> Result<(), NodeError> {
         for lan in self.netlink.connected(&[]).await.map_err(NodeError::Route)? {
-            if lan.prefix.overlaps(interface.range) {
+            // a device of our own name is no LAN: making ours tells who has the name
+            if lan.prefix.overlaps(interface.range) && lan.device != self.config.tun {
                 return Err(NodeError::Overlap { overlay: interface.range, lan: lan.prefix, device: lan.device });
             }
         }

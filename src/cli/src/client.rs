@@ -95,8 +95,12 @@ pub(crate) fn nc(args: NcArgs) -> Result<(), Failure> {
         let connect = TcpStream::connect(SocketAddr::new(ip, args.port));
         let stream = tokio::time::timeout(CONNECT, connect)
             .await
-            .map_err(|_| Failure::unreachable(format!("cannot connect to {} port {}: no answer", args.host, args.port)))?
-            .map_err(|error| Failure::unreachable(format!("cannot connect to {} port {}: {error}", args.host, args.port)))?;
+            .map_err(|_| {
+                Failure::unreachable(format!("cannot connect to {} port {}: no answer", args.host, args.port))
+            })?
+            .map_err(|error| {
+                Failure::unreachable(format!("cannot connect to {} port {}: {error}", args.host, args.port))
+            })?;
         let (mut from, mut to) = stream.into_split();
         let upload = tokio::spawn(async move {
             let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut to).await;
@@ -105,7 +109,8 @@ pub(crate) fn nc(args: NcArgs) -> Result<(), Failure> {
         let mut stdout = tokio::io::stdout();
         let mut buffer = vec![0; 64 << 10];
         loop {
-            let read = from.read(&mut buffer).await.map_err(|error| Failure::failed(format!("connection broke: {error}")))?;
+            let read =
+                from.read(&mut buffer).await.map_err(|error| Failure::failed(format!("connection broke: {error}")))?;
             let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
             if stdout.write_all(bytes).await.is_err() || stdout.flush().await.is_err() {
                 break;
@@ -176,9 +181,16 @@ async fn call(state: &Path, method: Method, path: &str) -> Result<Value, Failure
     let stream = UnixStream::connect(&socket).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => Failure::new(
             flatlan_os::ExitClass::NotPermitted,
-            format!("may not ask the node: {}: run as root, as the owner of the state directory, or in group flatlan", socket.display()),
+            format!(
+                "may not ask the node: {}: run as root, as the owner of the state directory, or in group flatlan",
+                socket.display()
+            ),
         ),
-        _ => Failure::unreachable(format!("no node runs on {}: start it with `flatlan up --state {}`", state.display(), state.display())),
+        _ => Failure::unreachable(format!(
+            "no node runs on {}: start it with `flatlan up --state {}`",
+            state.display(),
+            state.display()
+        )),
     })?;
     let broke = |error: String| Failure::failed(format!("the node does not answer: {error}"));
     let (mut sender, connection) =
@@ -256,18 +268,32 @@ fn print_status(status: &Value) {
         let items = value.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         items.collect::<Vec<_>>().join(" ")
     };
-    let ms = |value: &Value| value.get("rtt_ms").and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"));
+    let ms = |value: &Value| {
+        value.get("rtt_ms").and_then(Value::as_f64).map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms"))
+    };
     let null = Value::Null;
     let (network, me) = (status.get("network").unwrap_or(&null), status.get("self").unwrap_or(&null));
     let serial = network.get("roster_serial").and_then(Value::as_u64).unwrap_or_default();
     output::result(format!("network  {} (roster {serial})", text(network, "name")));
     output::result(format!("self     {} {}", text(me, "name"), list(me, "ips")));
     for hub in status.get("hubs").and_then(Value::as_array).into_iter().flatten() {
-        output::result(format!("hub      {:<16} {:<9} {:<4} {}", text(hub, "name"), text(hub, "state"), text(hub, "transport"), ms(hub)));
+        output::result(format!(
+            "hub      {:<16} {:<9} {:<4} {}",
+            text(hub, "name"),
+            text(hub, "state"),
+            text(hub, "transport"),
+            ms(hub)
+        ));
     }
     for peer in status.get("peers").and_then(Value::as_array).into_iter().flatten() {
         let path = peer.get("path").unwrap_or(&null);
-        output::result(format!("peer     {:<16} {:<40} {} {}", text(peer, "name"), list(peer, "ips"), describe_path(path), ms(path)));
+        output::result(format!(
+            "peer     {:<16} {:<40} {} {}",
+            text(peer, "name"),
+            list(peer, "ips"),
+            describe_path(path),
+            ms(path)
+        ));
     }
     for alarm in status.get("alarms").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
         output::result(format!("ALARM    {alarm}"));

@@ -20,7 +20,10 @@ pub(crate) fn join(args: JoinArgs) -> Result<(), Failure> {
     let state = NodeState::create(&args.state.state)?;
     if args.request {
         output::result(join::request(&state)?.full());
-        output::say(format!("key of {} made; on the admin's machine: flatlan member add NAME --key KEY", args.state.state.display()));
+        output::say(format!(
+            "key of {} made; on the admin's machine: flatlan member add NAME --key KEY",
+            args.state.state.display()
+        ));
         return Ok(());
     }
     if let Some(network) = args.network {
@@ -29,7 +32,8 @@ pub(crate) fn join(args: JoinArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let text = token_text(&args)?;
-    let token: Token = text.trim().parse().map_err(|error| Failure::wrong(format!("the token cannot be used: {error}")))?;
+    let token: Token =
+        text.trim().parse().map_err(|error| Failure::wrong(format!("the token cannot be used: {error}")))?;
     let proxy = proxy(&args.proxy)?;
     let joined = runtime()?.block_on(join::redeem(&state, &token, proxy.as_ref()))?;
     let ips: Vec<String> = joined.ips.iter().map(ToString::to_string).collect();
@@ -140,8 +144,9 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
 
 /// Reads the file of `up --config`.
 pub(crate) fn read_config(path: &Path) -> Result<NodeFile, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::wrong(format!("cannot read {}: {}: give another --config", path.display(), Why(error))))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::wrong(format!("cannot read {}: {}: give another --config", path.display(), Why(error)))
+    })?;
     toml::from_str(&text).map_err(|error| {
         let complaint = located(&text, error.span(), error.message());
         Failure::wrong(format!("{}: {complaint}: `flatlan check {}`", path.display(), path.display()))
@@ -155,8 +160,9 @@ pub(crate) fn proxy(args: &ProxyArgs) -> Result<Option<Proxy>, Failure> {
 
 fn with_password(proxy: Proxy, file: Option<&Path>) -> Result<Proxy, Failure> {
     let Some(file) = file else { return Ok(proxy) };
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::wrong(format!("cannot read the proxy's password from {}: {}", file.display(), Why(error))))?;
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Failure::wrong(format!("cannot read the proxy's password from {}: {}", file.display(), Why(error)))
+    })?;
     Ok(proxy.with_password(Zeroizing::new(text.trim_end().to_owned())))
 }
 
@@ -173,7 +179,9 @@ fn token_text(args: &JoinArgs) -> Result<Zeroizing<String>, Failure> {
             read("stdin".to_owned(), done.map(|_| text))
         }
         (None, Some(token)) => {
-            output::say("warning: a token on the command line can be seen by others on this machine: `flatlan join -` reads it from stdin");
+            output::say(
+                "warning: a token on the command line can be seen by others on this machine: `flatlan join -` reads it from stdin",
+            );
             Ok(Zeroizing::new(token.to_owned()))
         }
         (None, None) => Err(Failure::wrong("no token: give it on stdin with `flatlan join -`")),
@@ -192,4 +200,3 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// The file that `NodeState` locks; it goes last, with the directory.
 const LOCK_FILE: &str = "lock";
-

@@ -51,8 +51,16 @@ pub enum HubError {
         why: String,
     },
     /// A file's contents make no sense.
-    #[error("{file} is damaged: restore it from a backup, or remove it and publish again")]
+    #[error("{file} is damaged: restore it from a copy, or remove it and publish again")]
     Damaged {
+        /// Which.
+        file: String,
+    },
+    /// The hub's key makes no sense.
+    #[error(
+        "{file} is damaged: restore it from a copy: nodes know this hub by its key; without it make a new hub: `flatlan hub init` in another directory, and `flatlan network hub add` with its key"
+    )]
+    DamagedKey {
         /// Which.
         file: String,
     },
@@ -69,7 +77,9 @@ pub enum HubError {
     #[error("{0}")]
     Listen(ListenError),
     /// There is no such directory.
-    #[error("state directory {path} does not exist: run `flatlan hub init --state {path}`, or name the right one with --state DIR")]
+    #[error(
+        "state directory {path} does not exist: run `flatlan hub init --state {path}`, or name the right one with --state DIR"
+    )]
     Missing {
         /// The state directory.
         path: String,
@@ -115,6 +125,7 @@ impl HubError {
             Self::Admin { .. } | Self::Packets(_) | Self::Runtime(_) => ExitClass::Failed,
             Self::Config { .. }
             | Self::Damaged { .. }
+            | Self::DamagedKey { .. }
             | Self::HalfCertificate
             | Self::Missing { .. }
             | Self::NoKey { .. }

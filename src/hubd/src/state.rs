@@ -55,7 +55,7 @@ impl HubState {
 
     pub(crate) fn secret(&self) -> Result<HubSecret, HubError> {
         let text = self.dir.read_secret(KEY).map_err(HubError::File)?;
-        let damaged = || HubError::Damaged { file: self.dir.path().join(KEY).display().to_string() };
+        let damaged = || HubError::DamagedKey { file: self.dir.path().join(KEY).display().to_string() };
         let text = std::str::from_utf8(&text).map_err(|_| damaged())?.trim();
         let mut bytes = [0; 32];
         if text.len() != 2 * bytes.len() || !text.is_ascii() {
