@@ -103,7 +103,7 @@ impl<S: Sessions> Worker<S> {
     ) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(lane.peer).ok_or(DropReason::NoMember)?;
         let mut route = peer.lane_route(lane.lane, &self.hubs).ok_or(DropReason::NoPath)?;
-        let mut room = peer.room(self.config.mtu);
+        let room = peer.room(self.config.mtu);
         let clamp = is_syn(view, packet).then(|| mss_for(view.version, room));
         let mut segments = SegmentsMut::of_view(header, packet, view, room).map_err(|_| DropReason::Malformed)?;
         let mut evidence = Evidence::Count;
@@ -114,7 +114,7 @@ impl<S: Sessions> Worker<S> {
                 // no path of IPv6 carries less (RFC 8200 section 5): a stream takes any size. It is not the
                 // lane's path, so its data says nothing about that one
                 Some(stream) if view.version == IpVersion::V6 && room < least && segments.longest() <= least => {
-                    (route, room, evidence) = (stream, least, Evidence::Ignore);
+                    (route, evidence) = (stream, Evidence::Ignore);
                 }
                 Some(_) | None => return self.too_long(lane, route, segments, room, now, out),
             }
@@ -126,7 +126,6 @@ impl<S: Sessions> Worker<S> {
             }
             sealer.push(segment, now, out);
         }
-        debug_assert!(room > 0);
         let sealed = sealer.sealed;
         self.on_sealed(lane, sealed, evidence, now);
         Ok(())
@@ -175,7 +174,12 @@ impl<S: Sessions> Worker<S> {
         if !self.errors.take(now) {
             return;
         }
-        let Some(error) = icmp_too_big(packet, room, view.destination) else { return };
+        // IPv6 is never told of less than every path must carry (RFC 8201 section 4)
+        let mtu = match view.version {
+            IpVersion::V4 => room,
+            IpVersion::V6 => room.max(V6_LEAST),
+        };
+        let Some(error) = icmp_too_big(packet, mtu, view.destination) else { return };
         let mut framed = vec![0; VNET_LEN + error.len()];
         if let Some(body) = framed.get_mut(VNET_LEN..) {
             body.copy_from_slice(&error);

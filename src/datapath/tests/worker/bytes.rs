@@ -42,8 +42,8 @@ proptest! {
             net.arrive(1, &Arrival::Udp { from, contents: contents.clone(), stride: *stride, ecn: n as u8 });
             let mut packed = Vec::new();
             flatlan_relay::frame::pack(&mut packed, contents).unwrap();
-            net.arrive(1, &Arrival::Stream { hub: HubSlot(0), node: 1, packed });
-            net.arrive(1, &Arrival::Stream { hub: HubSlot(9), node: 1, packed: contents.clone() });
+            net.arrive(1, &Arrival::Stream { hub: HubSlot(0), packed });
+            net.arrive(1, &Arrival::Stream { hub: HubSlot(9), packed: contents.clone() });
         }
         prop_assert_eq!((net.nodes[1].tun.len(), net.nodes[1].events.len()), before);
         let gap = net.chat(0, 1, Duration::from_millis(10), Duration::from_millis(200));

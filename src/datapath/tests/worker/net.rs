@@ -89,7 +89,7 @@ enum Place {
 #[derive(Clone, Debug)]
 pub(crate) enum Arrival {
     Udp { from: Endpoint, contents: Vec<u8>, stride: usize, ecn: u8 },
-    Stream { hub: HubSlot, node: usize, packed: Vec<u8> },
+    Stream { hub: HubSlot, packed: Vec<u8> },
 }
 
 /// What a worker says, until it is put on the wires.
@@ -308,7 +308,7 @@ impl<S: Sessions> Net<S> {
         }
         for (hub, packed) in out.streams {
             let place = Place::Hub(usize::from(hub.0));
-            self.put(place, Arrival::Stream { hub, node: n, packed });
+            self.put(place, Arrival::Stream { hub, packed });
         }
     }
 
@@ -326,7 +326,7 @@ impl<S: Sessions> Net<S> {
             }
             self.now = self.now.max(next);
             if arrival.is_some_and(|at| at <= self.now) {
-                let (_, (place, arrival)) = self.wires.pop_first().unwrap();
+                let Some((_, (place, arrival))) = self.wires.pop_first() else { break };
                 self.deliver(place, arrival);
             } else {
                 for n in 0..self.nodes.len() {
@@ -407,7 +407,7 @@ impl<S: Sessions> Net<S> {
             Arrival::Udp { from, contents, stride, ecn } if self.congested && ecn != 0 => {
                 Arrival::Udp { from, contents, stride, ecn: 3 }
             }
-            other => other,
+            other @ (Arrival::Udp { .. } | Arrival::Stream { .. }) => other,
         };
         self.wires.insert((self.now + DELAY, self.sequence), (place, arrival));
     }
@@ -491,7 +491,7 @@ impl<S: Sessions> Net<S> {
             let slot = hub.slot;
             let mut packed = Vec::new();
             contents.chunks(stride).for_each(|frame| frame::pack(&mut packed, frame).unwrap());
-            self.put(Place::Node(to), Arrival::Stream { hub: slot, node: to, packed });
+            self.put(Place::Node(to), Arrival::Stream { hub: slot, packed });
         }
     }
 }

@@ -35,6 +35,20 @@ pub(crate) fn udp(source: [u8; 4], destination: [u8; 4], len: usize) -> Vec<u8> 
     v4(source, destination, protocol::UDP, &payload)
 }
 
+/// A UDP packet over IPv6, from fd00::FROM to fd00::TO; its checksum is nobody's affair here.
+pub(crate) fn udp_v6(from: u8, to: u8, len: usize) -> Vec<u8> {
+    let total = (8 + len) as u16;
+    let mut packet = vec![0x60, 0, 0, 0, 0, 0, protocol::UDP, 64];
+    packet[4..6].copy_from_slice(&total.to_be_bytes());
+    for last in [from, to] {
+        packet.extend_from_slice(&[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+    }
+    packet.extend_from_slice(&[0x12, 0x34, 0x56, 0x78, 0, 0, 1, 1]);
+    packet[44..46].copy_from_slice(&total.to_be_bytes());
+    packet.resize(48 + len, 7);
+    packet
+}
+
 pub(crate) fn dont_fragment(mut packet: Vec<u8>) -> Vec<u8> {
     packet[6] |= 0x40;
     fix_header(&mut packet);

@@ -347,10 +347,7 @@ fn a_message_to_a_peer_arrives_and_one_too_long_is_refused() {
     net.command(0, message(flatlan_datapath::MAX_MESSAGE));
     net.command(0, message(flatlan_datapath::MAX_MESSAGE + 1));
     net.run_for(Duration::from_millis(20));
-    let of = |event: &Event| match event {
-        Event::PeerMessage { bytes, .. } => Some(bytes.len()),
-        _ => None,
-    };
+    let of = |event: &Event| if let Event::PeerMessage { bytes, .. } = event { Some(bytes.len()) } else { None };
     let lengths: Vec<usize> = net.nodes[1].events.iter().filter_map(of).collect();
     assert_eq!(lengths, [flatlan_datapath::MAX_MESSAGE]);
 }

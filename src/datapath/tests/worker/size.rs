@@ -7,7 +7,7 @@ use flatlan_packet::{Fragment, IpView, protocol};
 
 use crate::{
     net::{PlainNet, ip},
-    packet::{dont_fragment, super_packet, udp},
+    packet::{dont_fragment, super_packet, udp, udp_v6},
 };
 
 /// A pair whose direct path carries datagrams of 1300 bytes, and knows it.
@@ -68,4 +68,24 @@ fn tcp_is_cut_to_what_the_path_carries() {
     assert_eq!(net.drops(0, DropReason::TooBig), 0);
     let header = flatlan_packet::VnetHeader::parse(&net.nodes[1].tun[0].1).unwrap();
     assert!(usize::from(header.gso_size) + 40 + 32 <= 1300);
+}
+
+#[test]
+fn what_ipv6_may_expect_of_any_path_goes_over_a_stream() {
+    let mut net = PlainNet::new(2);
+    net.mtu = 1250;
+    let hub = net.add_hub();
+    net.introduce(0, 1);
+    net.relay(0, 1, hub);
+    net.chat(0, 1, Duration::from_millis(10), Duration::from_secs(4));
+    net.run_for(Duration::from_millis(20));
+    assert!(net.nodes[0].worker.report(net.now)[0].path.unwrap().is_direct());
+    net.nodes[1].tun.clear();
+    net.send(0, &udp_v6(1, 2, 1280 - 48));
+    net.run_for(Duration::from_millis(50));
+    assert_eq!(net.packets(1), [udp_v6(1, 2, 1280 - 48)]);
+    net.nodes[0].tun.clear();
+    net.send(0, &udp_v6(1, 2, 1352));
+    let error = net.packets(0)[0];
+    assert_eq!((error[6], error[40], &error[44..48]), (protocol::ICMPV6, 2, &1280u32.to_be_bytes()[..]));
 }
