@@ -4,6 +4,7 @@
 
 mod files;
 mod forward;
+mod machine;
 mod node;
 mod packets;
 mod relay;
