@@ -10,6 +10,8 @@ pub enum DropReason {
     BadDestination,
     /// A router on the way marked it as congested, and its sender does not understand marks (RFC 6040).
     Congestion,
+    /// Its hop limit is used up.
+    HopLimit,
     /// No hub leg, label or direct path to the peer at this moment.
     NoPath,
     /// The destination belongs to no member.
@@ -40,10 +42,11 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadTag,
         Self::BadDestination,
         Self::Congestion,
+        Self::HopLimit,
         Self::NoPath,
         Self::NoMember,
         Self::NoSession,
@@ -65,6 +68,7 @@ impl DropReason {
             Self::BadTag => "bad_tag",
             Self::BadDestination => "bad_destination",
             Self::Congestion => "congestion",
+            Self::HopLimit => "hop_limit",
             Self::NoPath => "no_path",
             Self::NoMember => "no_member",
             Self::NoSession => "no_session",

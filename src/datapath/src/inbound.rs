@@ -2,8 +2,9 @@
 //!
 //! Each datagram is opened directly behind the payload of the one before, so that a run of segments is
 //! one super-packet when it is written. Nothing reaches the TUN whose inner source does not belong to
-//! the key that sealed it, or whose destination is not ours. On the way a packet takes over the congestion
-//! mark of its datagram (RFC 6040), and a SYN the limit of the way back.
+//! the key that sealed it, or whose destination is not ours (what is to or from a stock peer may go on: see
+//! `transit`). On the way a packet takes over the congestion mark of its datagram (RFC 6040), and a SYN
+//! the limit of the way back.
 
 use std::time::Instant;
 
@@ -17,10 +18,11 @@ use flatlan_wg::{
 };
 
 use crate::{
-    DropReason, Owner, Sink,
+    DropReason, Owner, Sink, Snapshot,
     handshake::drop_reason,
     outbound::{is_never_carried, is_syn},
     peer::Link,
+    transit::{Toward, Transit, toward},
     worker::{WIREGUARD_DATA, Worker},
 };
 
@@ -149,8 +151,8 @@ impl<S: Sessions> Worker<S> {
             }
         };
         let packet = slot.get_mut(..opened.len).filter(|packet| !packet.is_empty());
-        let judged = packet.map(|packet| {
-            let view = judge(snapshot, packet, opened.lane.peer)?;
+        let judged = packet.map(|packet| -> Result<Judged, DropReason> {
+            let (view, toward) = judge(snapshot, packet, opened.lane.peer)?;
             if ingress.ecn != 0 && merge_ecn(packet, ingress.ecn) == Marked::Drop {
                 return Err(DropReason::Congestion);
             }
@@ -159,25 +161,32 @@ impl<S: Sessions> Worker<S> {
             {
                 mss_clamp(packet, mss_for(view.version, peer.room(config.mtu)));
             }
-            Ok(view.len)
+            Ok(match toward {
+                Toward::Me => Judged::Ours(view.len),
+                Toward::Peer(peer) => Judged::Transit(Transit::new(peer, packet, &view)?),
+            })
         });
-        match judged {
-            Some(Ok(len)) => {
-                coalescer.commit(len, &mut |_, packet| {
+        match &judged {
+            Some(Ok(Judged::Ours(len))) => {
+                coalescer.commit(*len, &mut |_, packet| {
                     if let Err(reason) = out.write_tun(packet) {
                         stats.drops.add(reason, 1);
                     }
                 });
                 stats.rx_packets += 1;
-                stats.rx_bytes += len as u64;
+                stats.rx_bytes += *len as u64;
             }
-            Some(Err(_)) | None => coalescer.discard(),
+            Some(Ok(Judged::Transit(_)) | Err(_)) | None => coalescer.discard(),
         }
         self.note_evidence(opened.lane, ingress.path, datagram.len(), opened.len, now, out);
         if opened.established {
             self.on_established(opened.lane, now, out);
         }
-        judged.map_or(Ok(()), |judged| judged.map(|_| ()))
+        match judged {
+            Some(Ok(Judged::Transit(transit))) => self.forward(transit, now, out),
+            Some(Ok(Judged::Ours(_))) | None => Ok(()),
+            Some(Err(reason)) => Err(reason),
+        }
     }
 
     /// The sender uses a session that we do not have (any more): a new one, where it is known who that is.
@@ -280,9 +289,17 @@ impl<S: Sessions> Worker<S> {
     }
 }
 
-/// Source owned by the key that sealed it, destination ours, neither of them an address that no packet
-/// from outside may carry.
-fn judge(snapshot: &crate::Snapshot, packet: &[u8], from: PeerSlot) -> Result<IpView, DropReason> {
+/// What becomes of an opened packet.
+enum Judged {
+    /// It is for this node: so many bytes.
+    Ours(usize),
+    /// It is on its way between a stock peer and another member.
+    Transit(Transit),
+}
+
+/// Source owned by the key that sealed it, destination ours or, to or from a stock peer, another member's;
+/// neither of them an address that no packet from outside may carry.
+fn judge(snapshot: &Snapshot, packet: &[u8], from: PeerSlot) -> Result<(IpView, Toward), DropReason> {
     let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
     if view.source_routed {
         return Err(DropReason::Malformed);
@@ -293,8 +310,6 @@ fn judge(snapshot: &crate::Snapshot, packet: &[u8], from: PeerSlot) -> Result<Ip
     if is_never_carried(view.destination) {
         return Err(DropReason::BadDestination);
     }
-    if snapshot.owner(view.destination) != Some(Owner::Me) {
-        return Err(DropReason::NotForUs);
-    }
-    Ok(view)
+    let toward = toward(snapshot, view.destination, from).ok_or(DropReason::NotForUs)?;
+    Ok((view, toward))
 }

@@ -32,6 +32,7 @@ mod peer;
 mod probe;
 mod sink;
 mod snapshot;
+mod transit;
 mod worker;
 
 pub use command::{Command, Event, HubUdp};

@@ -39,7 +39,7 @@ impl<S: Sessions> Worker<S> {
     }
 
     fn outbound(&mut self, header_and_packet: &mut [u8], now: Instant, out: &mut impl Sink) -> Result<(), DropReason> {
-        let (header, packet) = split(header_and_packet)?;
+        let (_, packet) = split(header_and_packet)?;
         let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
         if view.source_routed {
             return Err(DropReason::Malformed);
@@ -55,11 +55,26 @@ impl<S: Sessions> Worker<S> {
         if self.snapshot.owner(view.source) != Some(Owner::Me) || is_never_carried(view.source) {
             return Err(DropReason::SourceNotOwned);
         }
+        self.send_to(slot, header_and_packet, &view, now, out)
+    }
+
+    /// Seals a packet for a peer, or lets it wait for a session.
+    pub(crate) fn send_to(
+        &mut self,
+        slot: PeerSlot,
+        header_and_packet: &mut [u8],
+        view: &IpView,
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<(), DropReason> {
         let peer = self.ensure_peer(slot, now).ok_or(DropReason::NoMember)?;
         peer.last_data = Some(now);
         let waiting = !peer.queue.is_empty();
         let done = match self.flow_lane(slot).filter(|_| !waiting) {
-            Some(lane) => self.seal(peer_lane(slot, lane), &header, packet, &view, now, out),
+            Some(lane) => {
+                let (header, packet) = split(header_and_packet)?;
+                self.seal(peer_lane(slot, lane), &header, packet, view, now, out)
+            }
             None => {
                 self.enqueue(slot, header_and_packet, now);
                 let primary = self.primary_lane(slot);

@@ -1,13 +1,13 @@
 //! Peers that run any WireGuard.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use flatlan_datapath::{Command, DropReason};
-use flatlan_types::{Endpoint, LaneId, LaneKey, PeerSlot};
+use flatlan_datapath::{Command, DropReason, Owner, Owners, PeerInfo, PeerKeys, Snapshot};
+use flatlan_types::{Endpoint, LaneId, LaneKey, PeerSlot, Prefix, VirtualIp};
 use flatlan_wg::{Engine, PeerSession, Plain, Sessions as _, Stock, sealed_len};
 
 use crate::{
-    net::{Arrival, PlainNet, ip, secret, slot, snapshot},
+    net::{Arrival, PlainNet, ip, network, secret, slot, snapshot},
     packet::udp,
 };
 
@@ -106,4 +106,50 @@ fn a_revoked_stock_peer_is_not_heard() {
     net.run_for(Duration::from_secs(6));
     assert_eq!(device.connect(&mut net), 0);
     assert!(net.nodes[0].tun.is_empty());
+}
+
+#[test]
+fn a_stock_peer_and_another_node_reach_each_other_through_the_member_that_terminates_it() {
+    let mut net = PlainNet::new(3);
+    net.nodes[0].worker.set_snapshot(snapshot(2, 0, &[0, 1, 2], &[1]), net.now);
+    net.nodes[2].worker.set_snapshot(as_node_2_sees_it(), net.now);
+    net.introduce(0, 2);
+    let mut device = device(&net);
+    device.connect(&mut net);
+    device.send(&mut net, &udp(ip(1), ip(2), 30));
+    net.run_until(Duration::from_secs(2), |net| !net.nodes[2].tun.is_empty()).expect("it arrives");
+    assert_eq!(net.packets(2), [a_hop_less(udp(ip(1), ip(2), 30))]);
+    let before = net.captured.len();
+    net.send(2, &udp(ip(2), ip(1), 40));
+    net.run_for(Duration::from_millis(50));
+    let mut opened = vec![0; 2000];
+    let came = net.captured[before..].iter().filter(|(to, _)| *to == device.at).map(|(_, sent)| sent.clone());
+    let came: Vec<Vec<u8>> = came.collect();
+    let came = came.iter().filter_map(|sent| device.engine.open(sent, net.now, &mut opened).ok()).next_back();
+    let len = came.expect("it arrives").len;
+    let expected = a_hop_less(udp(ip(2), ip(1), 40));
+    assert_eq!(opened[..expected.len()], expected);
+    assert!(len >= expected.len());
+    assert!(net.nodes[0].tun.is_empty(), "the kernel of the member between has nothing to do with it");
+    assert_eq!((net.all_drops(0), net.all_drops(2)), (vec![], vec![]));
+}
+
+/// The device's addresses lead to node 0.
+fn as_node_2_sees_it() -> Arc<Snapshot> {
+    let mut owners = Owners::default();
+    for (n, owner) in [(0, Owner::Peer(slot(0))), (1, Owner::Peer(slot(0))), (2, Owner::Me)] {
+        owners.insert(Prefix::host(VirtualIp::new(ip(n).into())), owner);
+    }
+    let keys = PeerKeys::Node(secret(0).public());
+    let peer = (slot(0), PeerInfo { name: "n0".parse().unwrap(), keys, psk: None });
+    Arc::new(Snapshot::new(2, &network(), [peer], owners, vec![VirtualIp::new(ip(2).into())]))
+}
+
+/// An IPv4 packet after one router.
+fn a_hop_less(mut packet: Vec<u8>) -> Vec<u8> {
+    packet[8] -= 1;
+    let sum = u32::from(u16::from_be_bytes([packet[10], packet[11]])) + 0x0100;
+    let sum = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(sum as u16).to_be_bytes());
+    packet
 }
