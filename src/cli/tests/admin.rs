@@ -2,7 +2,7 @@
 //!
 //! Where hubs take part, they are real ones on loopback. Every refusal is held by its full message.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod admin {
     pub(crate) mod alone;

@@ -79,16 +79,14 @@ fn cancel(name: &Name, args: &InviteArgs) -> Result<(), Failure> {
     let what = format!("cancel the invite of {name}");
     let mut dir = NetworkDir::open(args.dir.dir.as_deref(), Access::Change)?;
     let publishing = prepare(&mut dir, &what, args)?;
-    if let Err(error) = dir.source.cancel_invite(name) {
+    dir.source.cancel_invite(name).map_err(|error| {
         let joined = dir.source.member(name).is_some_and(|member| member.keys.is_some());
-        return Err(match *error.problem {
-            Problem::NoInvite if joined => Failure::wrong(format!(
-                "cannot {what}: it has joined: to remove it: flatlan revoke {name}{}",
-                dir.state_flag()
-            )),
-            _ => cannot(&what, &error),
-        });
-    }
+        if joined && *error.problem == Problem::NoInvite {
+            let flag = dir.state_flag();
+            return Failure::wrong(format!("cannot {what}: it has joined: to remove it: flatlan revoke {name}{flag}"));
+        }
+        cannot(&what, &error)
+    })?;
     match publishing {
         None => {
             dir.write_source()?;

@@ -160,7 +160,7 @@ pub(super) fn pull(dir: Option<&Path>, as_json: bool) -> Result<(), Failure> {
         return Err(nobody("cannot pull: no hub was reached", survey.faults(), "try again when one is"));
     }
     let before = dir.published.as_ref().map(VerifiedRoster::version);
-    let (pulled, to_undo) = newest(&dir, rosters)?;
+    let Held { newest: pulled, to_undo } = Held::judge(&dir, rosters)?;
     let mut source = dir.source.clone();
     if let Some(pulled) = &pulled
         && pulled.authority().key_epoch() > source.authority().key_epoch()
@@ -276,30 +276,35 @@ impl Publishing {
     }
 }
 
-/// Of the rosters that hubs hold: the newest that may follow the one kept here, with the claims of all of
-/// them; and those of an admin key that was replaced.
-fn newest(
-    dir: &NetworkDir,
-    rosters: Vec<(Name, VerifiedRoster)>,
-) -> Result<(Option<VerifiedRoster>, Vec<(Name, VerifiedRoster)>), Failure> {
-    let signing = dir.source.authority().key_epoch();
-    let mut ratchet = dir.ratchet();
-    let mut newest = dir.published.clone();
-    let mut claims = Vec::new();
-    let (to_undo, rosters): (Vec<_>, Vec<_>) =
-        rosters.into_iter().partition(|(_, roster)| roster.version().key_epoch < signing);
-    for (hub, roster) in rosters {
-        claims.extend(roster.claims().iter().cloned());
-        match ratchet.advance(&roster) {
-            Ok(Step::Newer) => newest = Some(roster),
-            Ok(Step::Same) | Err(RatchetError::Rollback { .. }) => {}
-            Err(error @ (RatchetError::Fork(_) | RatchetError::SerialJump { .. })) => {
-                return Err(Failure::failed(format!("cannot pull from hub {hub}: {}", fork(dir, &error))));
+/// What the hubs hold, judged.
+struct Held {
+    /// The newest that may follow the roster kept here, with the claims of all of them.
+    newest: Option<VerifiedRoster>,
+    /// Those of an admin key that was replaced.
+    to_undo: Vec<(Name, VerifiedRoster)>,
+}
+
+impl Held {
+    fn judge(dir: &NetworkDir, rosters: Vec<(Name, VerifiedRoster)>) -> Result<Self, Failure> {
+        let signing = dir.source.authority().key_epoch();
+        let mut ratchet = dir.ratchet();
+        let mut newest = dir.published.clone();
+        let mut claims = Vec::new();
+        let (to_undo, rosters): (Vec<_>, Vec<_>) =
+            rosters.into_iter().partition(|(_, roster)| roster.version().key_epoch < signing);
+        for (hub, roster) in rosters {
+            claims.extend(roster.claims().iter().cloned());
+            match ratchet.advance(&roster) {
+                Ok(Step::Newer) => newest = Some(roster),
+                Ok(Step::Same) | Err(RatchetError::Rollback { .. }) => {}
+                Err(error @ (RatchetError::Fork(_) | RatchetError::SerialJump { .. })) => {
+                    return Err(Failure::failed(format!("cannot pull: hub {hub}: {}", fork(dir, &error))));
+                }
             }
         }
+        let newest = newest.map(|newest| newest.with_claims(claims).unwrap_or(newest));
+        Ok(Self { newest, to_undo })
     }
-    let newest = newest.map(|newest| newest.with_claims(claims).unwrap_or(newest));
-    Ok((newest, to_undo))
 }
 
 fn signed(source: &Source, base: Option<&VerifiedRoster>, secret: &AdminSecret) -> Result<VerifiedRoster, Failure> {

@@ -3,10 +3,11 @@
 use std::{
     ffi::OsStr,
     fs,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -105,7 +106,7 @@ impl Machine {
     /// Makes a hub's key and adds the hub to the network "lab". It does not run yet.
     pub(crate) fn add_hub(&self, name: &str) -> Hub {
         let key = self.good(&["hub", "init", "--state", &format!("hub-{name}")]);
-        let tls = free_port();
+        let tls = free_place();
         let shown = tls.to_string();
         self.good(&["network", "hub", "add", name, "--key", &key, "--tls", &shown, "--state", "lab.flatlan"]);
         Hub { state: self.path(&format!("hub-{name}")), tls, process: None }
@@ -169,8 +170,12 @@ pub(crate) fn not_running(hub: &Hub) -> String {
     format!("cannot connect to {}: connection refused: check that it runs, and that no firewall is in the way", hub.tls)
 }
 
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// A place that no other test has, in this process or another: a loopback address of its own.
+fn free_place() -> SocketAddr {
+    static PORTS: AtomicU16 = AtomicU16::new(4000);
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let ip = Ipv4Addr::new(127, 1 + a % 250, b, c);
+    SocketAddr::from((ip, PORTS.fetch_add(1, Ordering::Relaxed)))
 }
 
 fn flatlan() -> &'static str {
