@@ -52,6 +52,10 @@ pub(super) fn plan(dir: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     }
     if let Some(published) = published {
         say_state(published);
+        if published.authority() != dir.source.authority() {
+            let flag = dir.state_flag();
+            output::say(format!("the admin key was replaced since: flatlan network publish{flag}"));
+        }
     }
     for (hub, standing) in &standings {
         say_standing(&hub.name, standing, published, &dir.state_flag());

@@ -22,6 +22,7 @@ fn what_a_thief_of_the_admin_key_published_is_undone() {
     let lab = ["--state", "lab.flatlan"];
     machine.good(&[&["network", "recover", "--recovery-key", "recovery.key"], &lab[..]].concat());
     let plan = machine.run(&[&["network", "plan"], &lab[..]].concat());
+    assert!(plan.stderr.contains("the admin key was replaced since: flatlan network publish"), "{plan:?}");
     assert!(plan.stderr.contains("hub a holds roster 4, which is older: flatlan network publish"), "{plan:?}");
     let ran = machine.run(&[&["network", "publish"], &lab[..]].concat());
     assert_eq!((ran.code, ran.stderr.as_str()), (0, "roster 1 of key epoch 1 is stored by a, b\n"));
