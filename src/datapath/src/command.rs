@@ -17,6 +17,11 @@ pub enum Command {
         /// Whether a data stream to it is open.
         stream: bool,
     },
+    /// The hub is about to stop: flows leave it while it still carries them. Until `RemoveHub`.
+    DrainHub {
+        /// Which hub.
+        hub: HubSlot,
+    },
     /// The hub's control stream is gone, and with it everything that the hub knew of us.
     RemoveHub {
         /// Which hub.

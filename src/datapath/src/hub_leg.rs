@@ -31,6 +31,8 @@ struct Hub {
     counter: u64,
     /// The greatest counter that was answered: an older answer, or the same again, says nothing.
     answered: u64,
+    /// It is about to stop.
+    draining: bool,
 }
 
 /// A BIND frame that is due.
@@ -53,6 +55,7 @@ impl Hubs {
             stream: false,
             counter: 0,
             answered: 0,
+            draining: false,
         });
         hub.stream = stream;
         if hub.udp != udp {
@@ -68,6 +71,18 @@ impl Hubs {
 
     pub(crate) fn remove(&mut self, slot: HubSlot) {
         self.hubs.remove(&slot);
+    }
+
+    /// The hub is about to stop.
+    pub(crate) fn drain(&mut self, slot: HubSlot) {
+        if let Some(hub) = self.hubs.get_mut(&slot) {
+            hub.draining = true;
+        }
+    }
+
+    /// Hubs that are about to stop.
+    pub(crate) fn draining(&self) -> impl Iterator<Item = HubSlot> {
+        self.hubs.iter().filter(|(_, hub)| hub.draining).map(|(slot, _)| *slot)
     }
 
     pub(crate) fn network_changed(&mut self, now: Instant) {

@@ -190,6 +190,10 @@ impl<S: Sessions> Worker<S> {
                 self.hubs.set(hub, udp, stream, now);
                 self.refresh_relays(hub, now);
             }
+            Command::DrainHub { hub } => {
+                self.hubs.drain(hub);
+                self.refresh_relays(hub, now);
+            }
             Command::RemoveHub { hub } => {
                 self.hubs.remove(hub);
                 self.in_labels.retain(|_, (of, _)| *of != hub);
@@ -405,6 +409,9 @@ impl<S: Sessions> Worker<S> {
         if let Some(link) = peers.get_mut(slot).and_then(Peer::node_link_mut) {
             let relays = link.relays(hubs);
             link.paths.set_relays(&relays, now);
+            for hub in hubs.draining().filter(|hub| link.labels.contains_key(hub)) {
+                link.paths.drain(hub, now);
+            }
             touched.push(slot);
         }
     }

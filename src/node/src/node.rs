@@ -489,7 +489,9 @@ impl Node {
         }
         let settled = |since: Instant| now.duration_since(since) >= SETTLED;
         let young = !settled(self.epoch.started);
-        if settled(self.epoch.last.unwrap_or(self.epoch.started)) || (self.epoch.rises > 0 && !young) {
+        let in_use = settled(self.epoch.last.unwrap_or(self.epoch.started)) || (self.epoch.rises > 0 && !young);
+        // somebody answers each rise with one of its own
+        if in_use || self.epoch.rises + 1 >= YOUNG_RISES {
             tracing::error!("another machine uses this node's key: a clone?");
             self.alarm(Alarm::Clone);
         }

@@ -465,6 +465,7 @@ impl TestNode {
                 self.given.remove(&label);
             }
             Command::SetHub { .. }
+            | Command::DrainHub { .. }
             | Command::SetDirect { .. }
             | Command::SendMessage { .. }
             | Command::Connect { .. }

@@ -155,7 +155,9 @@ impl PeerPaths {
     /// The hub asked to be left: lanes leave it gracefully and do not come back to it
     /// until it is listed by [`set_relays`](Self::set_relays) after having been absent.
     pub fn drain(&mut self, hub: HubSlot, now: Instant) {
-        self.draining.insert(hub);
+        if !self.draining.insert(hub) {
+            return;
+        }
         for path in self.paths.values_mut().filter(|path| path.kind.hub() == Some(hub)) {
             path.draining = true;
         }

@@ -149,3 +149,18 @@ fn a_restarted_peer_behind_hubs_is_recovered_at_once() {
     let gap = net.chat(0, 1, PAUSE, Duration::from_secs(1));
     assert!(gap < Duration::from_millis(200), "{gap:?}");
 }
+
+#[test]
+fn a_hub_that_is_about_to_stop_is_left_without_a_gap() {
+    let mut net = two_hubs();
+    let hub = active_hub(&net);
+    for n in [0, 1] {
+        net.command(n, Command::DrainHub { hub: HubSlot(hub as u8) });
+    }
+    let gap = net.chat(0, 1, PAUSE, Duration::from_secs(1));
+    assert!(gap < Duration::from_millis(50), "{gap:?}");
+    assert_ne!(active_hub(&net), hub);
+    net.hubs[hub].dead = true;
+    let gap = net.chat(0, 1, PAUSE, Duration::from_secs(1));
+    assert!(gap < Duration::from_millis(50), "nothing was left there: {gap:?}");
+}

@@ -191,6 +191,7 @@ impl Hubs {
             }
             Control::Draining => {
                 attachment.draining = true;
+                ctx.out.worker(Command::DrainHub { hub: slot });
                 tracing::info!(hub = %self.label(slot), "hub is about to stop");
             }
             Control::Refused { code, text, presence } => {

@@ -511,6 +511,7 @@ impl Net {
                     self.at(LATENCY * 2, Happening::Worker { node: n, life, event });
                 }
             }
+            Command::DrainHub { .. } => {}
             Command::RemoveHub { hub } => {
                 node.hubs.remove(&hub);
                 node.labels.retain(|(_, at), _| *at != hub);
