@@ -28,7 +28,7 @@ pub enum Place {
     Between(String, String),
     /// Between sites: what goes through hubs passes.
     BetweenSites,
-    /// On everything from or to this hub or site.
+    /// On everything from or to this hub or site, or the admin's machine (`admin`).
     Of(String),
 }
 

@@ -454,6 +454,7 @@ impl LabBuilder {
         let admin = machine(&run, "admin", &hosts_file)?;
         plug(&core, &admin, "admin", "eth0", cable(self.underlay), 0)?;
         let mut wires = Wires::default();
+        wires.parties.insert("admin".to_owned(), vec!["admin".to_owned()]);
         let mut hubs = BTreeMap::new();
         let mut names = Vec::new();
         for spec in self.hubs {
