@@ -3,6 +3,8 @@
 //! Question and answer, one at a time. The hub is believed for nothing but its own key, which it proves
 //! over the TLS channel; what it hands out is verified by whoever asked.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "every other message of a hub is as unexpected as the next")]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
@@ -243,7 +245,6 @@ impl HubClientError {
 
     fn unexpected(message: Control, target: &HostPort) -> Self {
         match message {
-            #[expect(clippy::wildcard_enum_match_arm, reason = "every other message is as unexpected as the next")]
             Control::Refused { code, text, .. } => Self::Refused { hub: target.clone(), code, text },
             _ => Self::Unexpected { hub: target.clone() },
         }

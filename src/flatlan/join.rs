@@ -5,6 +5,11 @@
 //! verified against the network id in the token, the claim redeemed, and the roster that has the claim in
 //! it stored beside the ratchet. Nothing here needs root.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a refusal has words of its own, other errors speak for themselves"
+)]
+
 use flatlan_node::persist;
 use flatlan_os::{ExitClass, clock, file::FileMode, stream::Proxy};
 use flatlan_relay::{Proof, RefusedCode, Role};

@@ -8,6 +8,11 @@
 //!
 //! The files that the control machine reads and writes are in [`flatlan_node::persist`].
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a missing file has another remedy, other errors speak for themselves"
+)]
+
 use std::path::Path;
 
 use flatlan_os::file::{FileError, FileMode, Lock, Privacy, StateDir};
@@ -108,6 +113,7 @@ impl NodeState {
     ///
     /// # Errors
     /// The file cannot be written.
+    #[expect(clippy::unwrap_in_result, reason = "keys and names are plain strings")]
     pub fn set_network(&self, network: &NetworkFile) -> Result<(), StateError> {
         let mut text = serde_json::to_vec_pretty(network).expect("keys and names are plain JSON strings");
         text.push(b'\n');

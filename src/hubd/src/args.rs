@@ -154,7 +154,7 @@ impl RunArgs {
         Ok(Config {
             state: file.state,
             tls: file.tls,
-            udp: self.udp.or(file.udp).unwrap_or(SocketAddr::new(file.tls.ip(), DEFAULT_UDP)),
+            udp: self.udp.or(file.udp).unwrap_or_else(|| SocketAddr::new(file.tls.ip(), DEFAULT_UDP)),
             allow,
             peers,
             admin: self.admin.or(file.admin),

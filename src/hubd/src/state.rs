@@ -1,6 +1,11 @@
 //! The hub's state directory: `hub.key` (the one secret, 32 bytes in hexadecimal) and, per network, one
 //! file with its published roster and the greatest head seen.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a missing directory has another remedy, other errors speak for themselves"
+)]
+
 use std::path::Path;
 
 use flatlan_hub::StoredNetwork;
