@@ -18,7 +18,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
-use flatlan_lab::{Lab, Namespace, Nat, Probe, TLS_PORT, sockets};
+use flatlan_lab::{Lab, Namespace, Nat, Probe, TLS_PORT, iperf3, sockets};
 use serde_json::Value;
 use support::{MIB, PATIENCE, gateway, is_relay, lab, path, ping, wait_path, wait_status};
 
@@ -45,6 +45,7 @@ fn three_nodes_by_token_and_one_by_key_reach_each_other_by_every_address() {
     }
     every_pair_pings(&lab);
     the_receiver_sees_the_sender_s_own_address_and_port(&lab);
+    iperf3_runs_by_every_address(&lab);
     for site in ["a", "b", "c", "d"] {
         the_status_holds_what_the_contract_says(&lab, site, &id);
     }
@@ -135,6 +136,15 @@ fn the_receiver_sees_the_sender_s_own_address_and_port(lab: &Lab) {
             let seen = sockets(far).unwrap().into_iter().find(|socket| socket.local.ip() == address).unwrap().peer;
             assert_eq!(seen, local);
             assert!(lab.virtual_ips(from).unwrap().contains(&seen.ip()), "{from} came as {seen}");
+        }
+    }
+}
+
+fn iperf3_runs_by_every_address(lab: &Lab) {
+    for (from, to) in [("a", "b"), ("c", "d")] {
+        for address in lab.virtual_ips(to).unwrap() {
+            let rate = iperf3(lab, gateway(lab, from), gateway(lab, to), address, 1, &[]).unwrap();
+            assert!(rate > 0.0, "{from} to {address}");
         }
     }
 }
