@@ -4,6 +4,8 @@
 //! decrypt. A drawing of it is in `src/README.md`; this is what makes it true. Looked at is what a crate
 //! *contains*: normal and build dependencies, with every feature. What only its tests use may be anything.
 
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};

@@ -13,6 +13,14 @@
 //! How long the pauses are is measured by the benchmark `failover`; here the connections must live, the bytes be
 //! equal, and the traffic be on the other hub afterwards.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "helpers of tests"
+)]
+
 #[path = "flows.rs"]
 mod flows;
 #[path = "support.rs"]

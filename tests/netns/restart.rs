@@ -10,6 +10,14 @@
 //!      gateway a  gateway b  gateway c  c only where b gets a twin
 //! ```
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "helpers of tests"
+)]
+
 #[path = "flows.rs"]
 mod flows;
 #[path = "support.rs"]

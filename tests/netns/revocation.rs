@@ -11,6 +11,14 @@
 //!          gateway a  gateway b  gateway c   c is revoked
 //! ```
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "helpers of tests"
+)]
+
 #[path = "support.rs"]
 mod support;
 

@@ -178,19 +178,14 @@ fn fetch_status(state: &Path) -> Result<Value, Failure> {
 /// One request to a running node.
 async fn call(state: &Path, method: Method, path: &str) -> Result<Value, Failure> {
     let socket = state.join(SOCKET);
-    let stream = UnixStream::connect(&socket).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::new(
-            flatlan_os::ExitClass::NotPermitted,
-            format!(
-                "may not ask the node: {}: run as root, as the owner of the state directory, or in group flatlan",
-                socket.display()
-            ),
-        ),
-        _ => Failure::unreachable(format!(
-            "no node runs on {}: start it with `flatlan up --state {}`",
-            state.display(),
-            state.display()
-        )),
+    let stream = UnixStream::connect(&socket).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            let text = "run as root, as the owner of the state directory, or in group flatlan";
+            let text = format!("may not ask the node: {}: {text}", socket.display());
+            return Failure::new(flatlan_os::ExitClass::NotPermitted, text);
+        }
+        let state = state.display();
+        Failure::unreachable(format!("no node runs on {state}: start it with `flatlan up --state {state}`"))
     })?;
     let broke = |error: String| Failure::failed(format!("the node does not answer: {error}"));
     let (mut sender, connection) =

@@ -62,7 +62,7 @@ pub fn run(flatlan: &Path, out: &mut dyn Write) -> Result<Measured, LabError> {
     story.say(format_args!("   {machines} namespaces {prefix}-*, their processes and files are removed."))?;
     story.say(format_args!("   The story took {:.0} s.\n", story.began.elapsed().as_secs_f64()))?;
     story.say(format_args!(
-        "Hub {} was killed under running TCP connections. Longest gap: {} ms (transfer: {} ms). Nothing was lost.",
+        "Hub {} was killed under running TCP connections. Longest gap: {} ms (transfer: {} ms). No connection was lost.",
         killed.hub,
         killed.gap.as_millis(),
         killed.pause.as_millis()

@@ -74,7 +74,10 @@ mod tests {
 
     #[test]
     fn a_parsers_complaint_is_one_line_that_names_the_line() {
-        assert_eq!(located("a = 1\nb = \n", Some(10..11), "invalid\nexpected a value"), "line 2: invalid, expected a value");
+        assert_eq!(
+            located("a = 1\nb = \n", Some(10..11), "invalid\nexpected a value"),
+            "line 2: invalid, expected a value"
+        );
         assert_eq!(located("a", None, "odd\n"), "line 1: odd");
     }
 
