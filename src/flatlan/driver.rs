@@ -511,7 +511,7 @@ async fn packets_ended(ended: &mut Option<oneshot::Receiver<Result<(), PacketLoo
     match how {
         Ok(Ok(())) => NodeError::Packets("the packet thread stopped".to_owned()),
         Ok(Err(error)) => NodeError::Packets(error.to_string()),
-        Err(_) => NodeError::Packets("the packet thread panicked".to_owned()),
+        Err(_) => NodeError::Packets("the packet thread is gone".to_owned()),
     }
 }
 
@@ -529,3 +529,6 @@ const FIRST_WAITING: Duration = Duration::from_secs(2);
 const WAITING: Duration = Duration::from_secs(10);
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

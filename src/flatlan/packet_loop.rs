@@ -12,7 +12,8 @@ use std::{collections::BTreeMap, io, sync::Arc, thread::JoinHandle, time::Instan
 use bytes::Bytes;
 use flatlan_datapath::{Command, DropReason, Event, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats};
 use flatlan_os::{
-    clock,
+    Why, clock,
+    panic::{self, Panicked},
     poll::{self, Waker},
     tun::{self, Tun},
     udp::{self, RecvBatch, UdpSocket},
@@ -65,11 +66,14 @@ pub(crate) struct Unstarted {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PacketLoopError {
     /// The kernel refuses to wait.
-    #[error("waiting for packets failed")]
-    Poll(#[source] io::Error),
+    #[error("waiting for packets failed: {0}")]
+    Poll(Why),
+    /// The worker's code is wrong.
+    #[error("the packet thread ended: {0}")]
+    Panicked(Panicked),
     /// The thread could not be started.
-    #[error("the packet thread could not be started")]
-    Spawn(#[source] io::Error),
+    #[error("the packet thread could not be started: {0}")]
+    Spawn(Why),
     /// Somebody deleted the TUN device.
     #[error("the TUN device {name} was deleted under us")]
     TunGone {
@@ -98,7 +102,7 @@ struct Io {
 impl PacketThread {
     /// A thread that is still to be started: orders wait until then.
     pub(crate) fn prepare() -> Result<(Self, Unstarted, mpsc::Receiver<Event>), PacketLoopError> {
-        let waker = Waker::new().map_err(PacketLoopError::Poll)?;
+        let waker = Waker::new().map_err(|error| PacketLoopError::Poll(error.into()))?;
         let (orders, orders_rx) = mpsc::channel(ORDERS);
         let (streams, streams_rx) = mpsc::channel(STREAM_MESSAGES);
         let (events, events_rx) = mpsc::channel(EVENTS);
@@ -106,7 +110,7 @@ impl PacketThread {
         Ok((Self { orders, streams, waker, thread: None }, unstarted, events_rx))
     }
 
-    /// Starts the thread. `ended` is told how the loop ended, and is dropped where it panicked.
+    /// Starts the thread. `ended` is told how the loop ended.
     pub(crate) fn start<S: Sessions + Send + 'static>(
         &mut self,
         unstarted: Unstarted,
@@ -121,9 +125,10 @@ impl PacketThread {
         let thread = std::thread::Builder::new()
             .name("flatlan-packets".to_owned())
             .spawn(move || {
-                let _ = ended.send(packet_loop.run());
+                let done = panic::caught(|| packet_loop.run());
+                let _ = ended.send(done.unwrap_or_else(|panicked| Err(PacketLoopError::Panicked(panicked))));
             })
-            .map_err(PacketLoopError::Spawn)?;
+            .map_err(|error| PacketLoopError::Spawn(error.into()))?;
         self.thread = Some(thread);
         Ok(())
     }
@@ -199,7 +204,7 @@ impl<S: Sessions> PacketLoop<S> {
             if !busy {
                 let deadline = if told_all { self.worker.poll_timeout() } else { Some(now + EVENT_RETRY) };
                 let descriptors = [std::os::fd::AsFd::as_fd(&self.io.tun), std::os::fd::AsFd::as_fd(&self.io.udp)];
-                poll::wait(descriptors, &self.waker, deadline).map_err(PacketLoopError::Poll)?;
+                poll::wait(descriptors, &self.waker, deadline).map_err(|error| PacketLoopError::Poll(error.into()))?;
             }
         }
     }

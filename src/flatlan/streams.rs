@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use flatlan_node::StreamId;
-use flatlan_os::stream::{DialConfig, Proxy, StreamError, StreamReceiver, StreamSender, dial};
+use flatlan_os::{
+    panic::caught_async,
+    stream::{DialConfig, Proxy, StreamError, StreamReceiver, StreamSender, dial},
+};
 use flatlan_types::{Endpoint, HostPort, HubSlot};
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -56,7 +59,8 @@ impl Streams {
     pub(crate) fn dial(&mut self, stream: StreamId, target: HostPort) {
         let (sender, outgoing) = mpsc::channel(MESSAGES);
         let data = Arc::new(OnceLock::new());
-        let task = tokio::spawn(run(stream, target, self.proxy.clone(), outgoing, data.clone(), self.events.clone()));
+        let work = run(stream, target, self.proxy.clone(), outgoing, data.clone(), self.events.clone());
+        let task = tokio::spawn(supervised(stream, work, self.events.clone()));
         self.streams.insert(stream, Handle { sender, data, task });
     }
 
@@ -87,6 +91,18 @@ impl Streams {
     }
 }
 
+/// Whatever becomes of a stream, also a bug in its code, the control machine hears that it ended.
+async fn supervised(stream: StreamId, work: impl Future<Output = Option<String>>, events: mpsc::Sender<StreamEvent>) {
+    let reason = caught_async(work).await.unwrap_or_else(|panicked| {
+        tracing::error!(reason = %panicked, "a stream to a hub ended");
+        Some(panicked.to_string())
+    });
+    if let Some(reason) = reason {
+        let _ = events.send(StreamEvent::Closed { stream, reason }).await;
+    }
+}
+
+/// Why the stream ended; `None` where nobody listens any more.
 async fn run(
     stream: StreamId,
     target: HostPort,
@@ -94,14 +110,14 @@ async fn run(
     outgoing: mpsc::Receiver<Bytes>,
     data: Arc<OnceLock<(HubSlot, StreamInbox)>>,
     events: mpsc::Sender<StreamEvent>,
-) {
+) -> Option<String> {
     let config = DialConfig { proxy: proxy.as_deref(), ..DialConfig::new(&target) };
     let reason = match dial(config).await {
         Err(error) => error.to_string(),
         Ok(open) => {
             let opened = StreamEvent::Opened { stream, exporter: open.exporter, remote: open.remote };
             if events.send(opened).await.is_err() {
-                return;
+                return None;
             }
             let ended = tokio::select! {
                 ended = receive(stream, open.receiver, &data, &events) => ended,
@@ -113,7 +129,7 @@ async fn run(
             }
         }
     };
-    let _ = events.send(StreamEvent::Closed { stream, reason }).await;
+    Some(reason)
 }
 
 async fn receive(

@@ -252,7 +252,7 @@ impl RunningHub {
                 ended = &mut self.packets_ended => return Err(HubError::Packets(match ended {
                     Ok(Ok(())) => "it stopped".to_owned(),
                     Ok(Err(error)) => error.to_string(),
-                    Err(_) => "it panicked".to_owned(),
+                    Err(_) => "it is gone".to_owned(),
                 })),
                 Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
                 Some(event) = self.forward_events.recv() => self.hub.handle_forward(event, clock::now()),

@@ -10,7 +10,7 @@ use flatlan_hub::{
     AttachmentId, Carried, Ecn, ForwardCommand, ForwardEvent, ForwardSink, ForwardStats, Forwarder, StreamId, UdpBatch,
 };
 use flatlan_os::{
-    clock,
+    clock, panic,
     poll::{self, Waker},
     udp::{RecvBatch, Transmit, UdpSocket},
 };
@@ -69,8 +69,7 @@ struct Io {
 }
 
 impl PacketThread {
-    /// Starts the thread. Events come out of the receiver; `ended` is told how the loop ended, and is
-    /// dropped where it panicked.
+    /// Starts the thread. Events come out of the receiver; `ended` is told how the loop ended.
     pub(crate) fn spawn(
         forwarder: Forwarder,
         udp: UdpSocket,
@@ -84,7 +83,8 @@ impl PacketThread {
         let mut packet_loop =
             PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, frames: frames_rx, events };
         let thread = std::thread::Builder::new().name("hub-packets".to_owned()).spawn(move || {
-            let _ = ended.send(packet_loop.run());
+            let done = panic::caught(|| packet_loop.run());
+            let _ = ended.send(done.unwrap_or_else(|panicked| Err(io::Error::other(panicked))));
         })?;
         Ok((Self { orders, frames, waker, thread: Some(thread) }, events_rx))
     }

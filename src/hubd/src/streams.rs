@@ -7,7 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use flatlan_hub::{AttachmentId, DialId, StreamId};
-use flatlan_os::stream::{Acceptor, DialConfig, Listener, Stream, StreamReceiver, StreamSender, dial};
+use flatlan_os::{
+    panic::caught_async,
+    stream::{Acceptor, DialConfig, Listener, Stream, StreamReceiver, StreamSender, dial},
+};
 use flatlan_types::{Endpoint, HostPort};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -59,7 +62,7 @@ impl Streams {
                 let (tcp, remote) = listener.accept().await;
                 let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
                 let (events, acceptor) = (events.clone(), acceptor.clone());
-                tokio::spawn(async move {
+                tokio::spawn(told(async move {
                     let accepted = acceptor.accept(tcp).await;
                     drop(permit);
                     match accepted {
@@ -68,7 +71,7 @@ impl Streams {
                         }
                         Err(error) => tracing::debug!(endpoint = %remote, reason = %error, "connection is no stream"),
                     }
-                });
+                }));
             }
         })
     }
@@ -77,10 +80,14 @@ impl Streams {
     pub(crate) fn dial(&self, dial_id: DialId, at: HostPort) {
         let events = self.events.clone();
         tokio::spawn(async move {
-            let event = match dial(DialConfig::new(&at)).await {
-                Ok(stream) => StreamEvent::Dialled { stream, dial: dial_id },
-                Err(error) => {
+            let event = match caught_async(dial(DialConfig::new(&at))).await {
+                Ok(Ok(stream)) => StreamEvent::Dialled { stream, dial: dial_id },
+                Ok(Err(error)) => {
                     tracing::debug!(hub = %at, reason = %error, "a hub is not reachable");
+                    StreamEvent::DialFailed { dial: dial_id }
+                }
+                Err(panicked) => {
+                    tracing::error!(hub = %at, reason = %panicked, "dialling a hub ended");
                     StreamEvent::DialFailed { dial: dial_id }
                 }
             };
@@ -94,8 +101,10 @@ impl Streams {
         let id = StreamId(self.next);
         let (sender, outgoing) = mpsc::channel(MESSAGES);
         let data = Arc::new(OnceLock::new());
-        tokio::spawn(send(stream.sender, outgoing));
-        let receiving = tokio::spawn(receive(id, stream.receiver, data.clone(), self.events.clone()));
+        // one that breaks leaves a closed queue behind: the next message to it closes the stream
+        tokio::spawn(told(send(stream.sender, outgoing)));
+        let receiving = receive(id, stream.receiver, data.clone(), self.events.clone());
+        let receiving = tokio::spawn(supervised(id, receiving, self.events.clone()));
         self.streams.insert(id, Handle { sender, data, receiving });
         id
     }
@@ -131,6 +140,19 @@ impl Streams {
     }
 }
 
+/// Whatever becomes of a stream, also a bug in its code, the control machine hears that it ended.
+async fn supervised(stream: StreamId, work: impl Future<Output = ()>, events: mpsc::Sender<StreamEvent>) {
+    told(work).await;
+    let _ = events.send(StreamEvent::Closed { stream }).await;
+}
+
+/// A bug in a task's code ends that task, and an operator is told.
+async fn told(work: impl Future<Output = ()>) {
+    if let Err(panicked) = caught_async(work).await {
+        tracing::error!(reason = %panicked, "a stream ended");
+    }
+}
+
 async fn receive(
     stream: StreamId,
     mut receiver: StreamReceiver,
@@ -147,7 +169,6 @@ async fn receive(
             }
         }
     }
-    let _ = events.send(StreamEvent::Closed { stream }).await;
 }
 
 /// Several messages that wait leave with one flush.
@@ -172,3 +193,36 @@ const MESSAGES: usize = 512;
 const HANDSHAKES: usize = 4096;
 /// How long a goodbye may take.
 const CLOSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_whose_code_panics_ends_and_the_others_go_on() {
+        let (events, mut heard) = mpsc::channel(8);
+        let (more, mut wanted) = mpsc::channel::<()>(1);
+        let good = events.clone();
+        tokio::spawn(supervised(
+            StreamId(1),
+            async move {
+                while wanted.recv().await.is_some() {
+                    let message = StreamEvent::Message { stream: StreamId(1), bytes: Bytes::from_static(b"here") };
+                    let _ = good.send(message).await;
+                }
+            },
+            events.clone(),
+        ));
+        let bad = async {
+            tokio::task::yield_now().await;
+            panic!("a machine that panics");
+        };
+        tokio::spawn(supervised(StreamId(2), bad, events));
+        assert!(matches!(heard.recv().await, Some(StreamEvent::Closed { stream: StreamId(2) })));
+        more.send(()).await.unwrap();
+        assert!(matches!(heard.recv().await, Some(StreamEvent::Message { stream: StreamId(1), .. })));
+        drop(more);
+        assert!(matches!(heard.recv().await, Some(StreamEvent::Closed { stream: StreamId(1) })));
+        assert!(heard.recv().await.is_none());
+    }
+}

@@ -10,6 +10,7 @@
 //! * [`route`]: addresses, routes and their changes, by netlink.
 //! * [`netns`]: doing a thing inside another network namespace.
 //! * [`mod@file`]: the state directory.
+//! * [`mod@panic`]: a bug in one task or thread ends that one, and is told.
 //! * [`resolve`], [`clock`], [`entropy`], [`harden`]: names, time, chance, and what a process gives up.
 //!
 //! Every error is a sentence for an operator, `what failed: why: what to do`, and knows its [`ExitClass`].
@@ -23,6 +24,7 @@ pub mod entropy;
 pub mod file;
 pub mod harden;
 pub mod netns;
+pub mod panic;
 pub mod poll;
 pub mod resolve;
 pub mod route;
