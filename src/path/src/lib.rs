@@ -58,6 +58,8 @@
 //! Every machine has a random instance number. Counters of another instance, or counters that go down, begin a new
 //! comparison and judge nothing.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod budget;
 mod config;
 mod event;
