@@ -36,7 +36,7 @@ use crate::{
     streams::{StreamEvent, Streams},
 };
 
-/// A node that runs. Dropping it does not stop it; [`RunningNode::stop`] does.
+/// A node that runs. Dropping it does not stop it; [`NodeHandle::stop`] does.
 pub struct RunningNode {
     requests: mpsc::Sender<Request>,
     notices: mpsc::Receiver<Notice>,

@@ -61,10 +61,10 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  ssh -o ProxyCommand='flatlan nc %h %p' root@site-b")]
     Nc(NcArgs),
     /// Say what the underlay allows: hubs, UDP, TCP 443, NAT, address clashes
-    #[command(after_help = "Example:\n  flatlan netcheck")]
+    #[command(hide = true, after_help = "Example:\n  flatlan netcheck")]
     Netcheck(NetcheckArgs),
     /// Say which route and path a packet would meet
-    #[command(after_help = "Example:\n  flatlan explain 10.77.0.1 10.77.0.2 tcp 22")]
+    #[command(hide = true, after_help = "Example:\n  flatlan explain 10.77.0.1 10.77.0.2 tcp 22")]
     Explain(ExplainArgs),
     /// Check a config file or network.toml without touching the machine
     #[command(after_help = "Example:\n  flatlan check network.toml")]

@@ -28,7 +28,7 @@ pub struct RunArgs {
     /// The hub's state directory [default: /var/lib/flatlan-hub]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
-    /// Where to take streams (TLS over TCP) [default: [::]:443]
+    /// Where to take streams (TLS over TCP); default: port 443 of every address
     #[arg(long, value_name = "ADDR:PORT")]
     pub tls: Option<SocketAddr>,
     /// Where to take UDP [default: port 51820 of the same address]

@@ -164,15 +164,20 @@ pub(crate) async fn serve(config: Config) -> Result<(), HubError> {
         );
     }
     let mut hub = RunningHub::start(config).await?;
-    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
-    let (mut term, mut int) = signals.map_err(|error| HubError::Runtime(error.into()))?;
+    let on = |kind| signal(kind).map_err(|error| HubError::Runtime(error.into()));
+    let (mut term, mut int, mut hup) =
+        (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog());
     let ended = hub
         .run(async {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = term.recv() => return,
+                    _ = int.recv() => return,
+                    // rosters come from their admins, and nothing else changes while a hub runs
+                    _ = hup.recv() => tracing::info!("nothing to load again: flags and config are read at the start"),
+                }
             }
         })
         .await;

@@ -63,7 +63,7 @@ impl Streams {
                 let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
                 let (events, acceptor) = (events.clone(), acceptor.clone());
                 tokio::spawn(told(async move {
-                    let accepted = acceptor.accept(tcp).await;
+                    let accepted = Box::pin(acceptor.accept(tcp)).await;
                     drop(permit);
                     match accepted {
                         Ok(stream) => {
@@ -80,7 +80,7 @@ impl Streams {
     pub(crate) fn dial(&self, dial_id: DialId, at: HostPort) {
         let events = self.events.clone();
         tokio::spawn(async move {
-            let event = match caught_async(dial(DialConfig::new(&at))).await {
+            let event = match Box::pin(caught_async(dial(DialConfig::new(&at)))).await {
                 Ok(Ok(stream)) => StreamEvent::Dialled { stream, dial: dial_id },
                 Ok(Err(error)) => {
                     tracing::debug!(hub = %at, reason = %error, "a hub is not reachable");
