@@ -22,6 +22,8 @@
 mod flows;
 #[path = "support.rs"]
 mod support;
+#[path = "yesterday.rs"]
+mod yesterday;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,6 +32,7 @@ use flatlan_lab::{Lab, Nat, RunOptions};
 
 use flows::{Flows, wait_usable};
 use support::{PATIENCE, gateway, is_direct, lab, ping, wait_path, wait_status};
+use yesterday::yesterday;
 
 fn two_hubs_and(sites: &[(&str, Nat)]) -> Lab {
     let lab = lab().hub("h1").hub("h2");
@@ -40,28 +43,6 @@ fn relayed_pair() -> Lab {
     let lab = two_hubs_and(&[("a", Nat::Symmetric), ("b", Nat::Symmetric)]);
     lab.bring_up().unwrap();
     lab
-}
-
-/// A process under this environment believes that it is yesterday.
-fn yesterday() -> RunOptions {
-    let folders = std::fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
-    let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
-    let library = libraries.into_iter().find(|library| library.exists());
-    let library = library.expect("libfaketime is not installed: run deploy/setup");
-    let env = [
-        ("LD_PRELOAD", library.display().to_string()),
-        ("FAKETIME", "-1d".to_owned()),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-    ];
-    let options = RunOptions { env: env.map(|(name, value)| (name.to_owned(), value)).into(), ..RunOptions::default() };
-    let seconds = |env: &[(String, String)]| -> i64 {
-        let mut date = Command::new("date");
-        date.arg("+%s").envs(env.iter().map(|(name, value)| (name, value)));
-        String::from_utf8(date.output().unwrap().stdout).unwrap().trim().parse().unwrap()
-    };
-    let set_back = seconds(&[]) - seconds(&options.env);
-    assert!((86_000..87_000).contains(&set_back), "the clock was set back by {set_back} s");
-    options
 }
 
 /// A state directory, as a snapshot keeps it.
