@@ -89,7 +89,7 @@ pub(crate) enum HubEvent {
     /// A hub did not grant it.
     Refused { code: RefusedCode, presence: Option<Vec<u8>> },
     /// What a hub that does not grant it gives to everybody who knows the network: its roster.
-    Read { bundle: Vec<u8> },
+    Read { bundle: Vec<u8>, stream: StreamId },
 }
 
 struct Hub {

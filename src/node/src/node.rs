@@ -26,7 +26,7 @@ use crate::{
     persist,
     relays::{Asked, Relays},
     rng::Rng,
-    roster::{Keeper, Persisted as Written},
+    roster::{Keeper, Offered, Persisted as Written},
 };
 
 /// What `hubs` needs beside itself, from the fields that it does not borrow.
@@ -395,9 +395,20 @@ impl Node {
                 HubEvent::Attached { hub, head, claims } => self.on_attached(hub, head.as_deref(), claims, now),
                 HubEvent::Detached { hub } => self.on_detached(hub, now),
                 HubEvent::Message { hub, message } => self.on_hub_message(hub, message, now),
-                HubEvent::Read { bundle } => {
+                HubEvent::Read { bundle, stream } => {
                     let offered = self.keeper.offer(&bundle, &mut self.out);
+                    let ours = match (&offered, self.keeper.current()) {
+                        // they do not know us, and what we hold is as new: they lack our claim, or the roster
+                        (Offered::Nothing, Some(held)) if *held.bytes != *bundle => {
+                            held.roster.by_id(&self.me.keys.id).map(|_| held.bytes.clone())
+                        }
+                        _ => None,
+                    };
                     self.on_offered(offered);
+                    match ours {
+                        Some(bundle) => self.hubs.give_roster(stream, &bundle, &mut context!(self, now)),
+                        None => self.hubs.end_reading(stream, &mut context!(self, now)),
+                    }
                 }
                 HubEvent::Refused { code, presence } => self.on_refused(code, presence.as_deref(), now),
             }

@@ -75,6 +75,18 @@ fn a_node_that_is_no_member_says_so() {
 }
 
 #[test]
+fn a_node_gives_the_roster_that_lists_it_to_a_hub_that_missed_it() {
+    let mut net = Net::new(&[1], &[(1, &[1])]);
+    let newer = net.sign(&[1], &[1, 9], Some(&net.roster.clone()));
+    let mut ratchet = Ratchet::new(*newer.network_id());
+    ratchet.advance(&newer).unwrap();
+    let files = [(persist::ROSTER, newer.encode()), (persist::RATCHET, ratchet.encode())];
+    net.start(9, vec![1], files.map(|(name, bytes)| (name.to_owned(), bytes)).into());
+    let took = net.until(|net| net.nodes[&9].data && net.nodes[&1].snapshot.peers().count() == 1);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
 fn a_restarted_node_is_relayed_to_again() {
     let mut net = Net::new(&[1], &[(1, &[1]), (2, &[1])]);
     net.until(|net| net.nodes.values().all(|node| node.up));

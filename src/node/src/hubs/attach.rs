@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flatlan_datapath::Command;
 use flatlan_relay::{
-    Attach, Attached, Control, Proof, RefusedCode, Role,
+    Attach, Attached, Control, MAX_PART, Proof, RefusedCode, Role,
     auth::{AttachScope, Exporter, verify_hello},
 };
 use flatlan_types::{Endpoint, HostPort, HubKey, HubSlot};
@@ -230,6 +230,9 @@ impl Hubs {
     }
 
     pub(super) fn on_read(&mut self, id: StreamId, message: &Control, ctx: &mut Context<'_>) {
+        if matches!(message, Control::Stored { .. } | Control::Refused { .. }) {
+            return self.end_reading(id, ctx);
+        }
         let Control::RosterPart { network, version, total, offset, bytes } = message else { return };
         let Some((_, fetch)) = self.reader.fetch.as_mut().filter(|(of, _)| *of == id) else { return };
         if *network != ctx.me.network {
@@ -237,8 +240,8 @@ impl Hubs {
         }
         match fetch.handle_part(*version, *total, *offset, bytes, ctx.now) {
             Progress::Done(bundle) => {
-                self.fail(id, ctx);
-                self.events.push_back(HubEvent::Read { bundle });
+                self.reader.fetch = None;
+                self.events.push_back(HubEvent::Read { bundle, stream: id });
             }
             Progress::More(offset) => {
                 if let Some(stream) = self.streams.get_mut(&id) {
@@ -248,6 +251,23 @@ impl Hubs {
             }
             Progress::Nothing => self.fail(id, ctx),
         }
+    }
+
+    /// Gives a hub that does not know us the roster that lists us, on the stream by which its own was
+    /// read: the admin's signature and the redeeming hub's speak for it, not we.
+    pub(crate) fn give_roster(&mut self, id: StreamId, bundle: &[u8], ctx: &mut Context<'_>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.deadline = Some(ctx.now + ANSWER);
+        let total = bundle.len() as u32;
+        for (n, part) in bundle.chunks(MAX_PART).enumerate() {
+            let (network, offset) = (ctx.me.network, (n * MAX_PART) as u32);
+            ctx.out.send(id, &Control::PutRoster { network, total, offset, bytes: part.to_vec() });
+        }
+    }
+
+    /// What was to be read or given is done.
+    pub(crate) fn end_reading(&mut self, id: StreamId, ctx: &mut Context<'_>) {
+        self.fail(id, ctx);
     }
 
     /// Closes a stream that is of no use, as if it had ended by itself.
