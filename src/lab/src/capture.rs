@@ -96,7 +96,10 @@ fn write(socket: &OwnedFd, file: File, stop: &AtomicBool) -> io::Result<()> {
     }
     let mut packet = vec![0; LONGEST as usize];
     loop {
-        match recv(socket, &mut packet[..], RecvFlags::empty()) {
+        // Once told to stop, what waits is written and nothing is waited for: traffic need not pause for it.
+        let stopping = stop.load(Ordering::Relaxed);
+        let flags = if stopping { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+        match recv(socket, &mut packet[..], flags) {
             Ok((length, _)) => {
                 let at = began.0 + began.1.elapsed();
                 let length32 = u32::try_from(length).unwrap_or(LONGEST);
@@ -108,7 +111,7 @@ fn write(socket: &OwnedFd, file: File, stop: &AtomicBool) -> io::Result<()> {
                 file.write_all(packet.get(..length).unwrap_or_default())?;
             }
             // Nothing waits any more: whatever came before the stop is in the file.
-            Err(_) if stop.load(Ordering::Relaxed) => return file.flush(),
+            Err(_) if stopping => return file.flush(),
             Err(_) => {}
         }
     }
