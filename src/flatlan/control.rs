@@ -1,7 +1,7 @@
 //! The control socket: a small HTTP API over a Unix socket in the state directory.
 //!
-//! `flatlan status`, `down` and whatever else asks a running node speak to it. It works as the user who
-//! owns the state directory and as group `flatlan`; nothing listens on TCP.
+//! `flatlan status`, `down` and whatever else asks a running node speak to it. It works as root and as the
+//! user who owns the state directory, which nobody else may enter; nothing listens on TCP.
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
 

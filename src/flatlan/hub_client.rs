@@ -5,7 +5,7 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "every other message of a hub is as unexpected as the next")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flatlan_os::{
@@ -166,27 +166,6 @@ async fn receive(stream: &mut Stream, target: &HostPort) -> Result<Control, HubC
             Err(_) => return Err(HubClientError::Unexpected { hub: target.clone() }),
         }
     }
-}
-
-/// Asks several hubs at once and gives what each answered, by its place in `targets`.
-pub async fn at_each<T, F, Fut>(targets: &[HostPort], ask: F) -> BTreeMap<usize, Result<T, HubClientError>>
-where
-    T: Send + 'static,
-    F: Fn(HostPort) -> Fut,
-    Fut: Future<Output = Result<T, HubClientError>> + Send + 'static,
-{
-    let mut asked = tokio::task::JoinSet::new();
-    for (place, target) in targets.iter().enumerate() {
-        let answer = ask(target.clone());
-        asked.spawn(async move { (place, answer.await) });
-    }
-    let mut answers = BTreeMap::new();
-    while let Some(answer) = asked.join_next().await {
-        if let Ok((place, answer)) = answer {
-            answers.insert(place, answer);
-        }
-    }
-    answers
 }
 
 /// What goes wrong with a hub.
