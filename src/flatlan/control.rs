@@ -1,9 +1,9 @@
 //! The control socket: a small HTTP API over a Unix socket in the state directory.
 //!
-//! `flatlan status`, `down` and whatever else asks a running node speak to it. It works as root and as the
-//! user who owns the state directory, which nobody else may enter; nothing listens on TCP.
+//! `flatlan status`, `down` and whatever else asks a running node speak to it. It works as root, as the user
+//! who owns the state directory, and as group `flatlan` where the machine has one; nothing listens on TCP.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path};
+use std::path::Path;
 
 use axum::{
     Json, Router,
@@ -32,9 +32,7 @@ pub(crate) fn bind(path: &Path) -> std::io::Result<UnixListener> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
+    UnixListener::bind(path)
 }
 
 /// Serves until dropped.

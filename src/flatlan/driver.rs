@@ -236,6 +236,7 @@ impl Driver {
         let socket = config.state.join(SOCKET);
         let listener = control::bind(&socket)
             .map_err(|why| NodeError::Control { path: socket.display().to_string(), why: why.into() })?;
+        state.dir().share_socket(SOCKET, GROUP).map_err(|e| NodeError::State(StateError::File(e)))?;
         let secret = Arc::new(seed.derive());
         let persisted = flatlan_node::Persisted {
             roster: read(flatlan_node::persist::ROSTER)?,
@@ -524,6 +525,8 @@ async fn until(deadline: Option<Instant>) {
 
 /// The overlay's MTU until the roster says otherwise.
 const DEFAULT_MTU: u16 = 1400;
+/// Whose members may ask a running node.
+const GROUP: &str = "flatlan";
 /// The first word on why a node is not up yet, and the pause between the others.
 const FIRST_WAITING: Duration = Duration::from_secs(2);
 const WAITING: Duration = Duration::from_secs(10);

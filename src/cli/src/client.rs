@@ -180,7 +180,7 @@ async fn call(state: &Path, method: Method, path: &str) -> Result<Value, Failure
     let socket = state.join(SOCKET);
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         if error.kind() == std::io::ErrorKind::PermissionDenied {
-            let text = "run as root, or as the owner of the state directory";
+            let text = "run as root, as the owner of the state directory, or as a member of group flatlan (the group must be there when the node starts)";
             let text = format!("may not ask the node: {}: {text}", socket.display());
             return Failure::new(flatlan_os::ExitClass::NotPermitted, text);
         }

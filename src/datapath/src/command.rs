@@ -71,6 +71,14 @@ pub enum Command {
         /// With whom.
         peer: PeerSlot,
     },
+    /// A peer was known under this epoch before this node started, and can be shown its own statement of it:
+    /// what an earlier life of it said is not listened to.
+    SetPeerEpoch {
+        /// Whose.
+        peer: PeerSlot,
+        /// The greatest epoch that it spoke under.
+        epoch: BootEpoch,
+    },
     /// This node's own epoch rose: every session is keyed by it and starts anew.
     SetEpoch {
         /// The new epoch.

@@ -225,6 +225,14 @@ impl<S: Sessions> Worker<S> {
                     self.want_session(peer, LaneId::PRIMARY, now, out);
                 }
             }
+            Command::SetPeerEpoch { peer, epoch } => {
+                if let Some(link) = self.ensure_peer(peer, now).and_then(Peer::node_link_mut)
+                    && link.epoch < epoch
+                {
+                    link.epoch = epoch;
+                    link.replay.set_epoch(epoch);
+                }
+            }
             Command::SetEpoch { epoch } => {
                 self.config.epoch = epoch;
                 for slot in self.peers.slots() {

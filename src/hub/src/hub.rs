@@ -227,8 +227,9 @@ impl Hub {
             self.next_digest = now + DIGEST;
             self.send_digests();
         }
-        let busy = !self.neighbours.is_empty() || !self.pending.is_empty() || !self.diallers.is_empty();
-        self.next_tick = now + if busy { TICK } else { IDLE_TICK };
+        // what is set between two turns is due in more than an idle turn, or draws the next turn forward
+        let due = [self.neighbours_due(), self.requests_due()].into_iter().flatten().min();
+        self.next_tick = due.map_or(now + IDLE_TICK, |due| due.clamp(now + TICK, now + IDLE_TICK));
     }
 
     /// The wall clock was set.
@@ -619,7 +620,9 @@ enum Draining {
     Yes,
 }
 
+/// The least time between two turns: what is due together is done together.
 const TICK: Duration = Duration::from_millis(50);
+/// The most.
 const IDLE_TICK: Duration = Duration::from_millis(500);
 const DIGEST: Duration = Duration::from_secs(5);
 /// A stream that has not attached by then is closed.

@@ -167,7 +167,7 @@ impl Peers {
         let remember = |peer: &Peer| RememberedPeer {
             id: peer.id,
             epoch: peer.epoch,
-            statement: peer.statement.as_ref().filter(|(of, _)| *of == peer.epoch).map(|(_, b)| b.clone().into()),
+            statement: peer.current_statement().map(|bytes| bytes.to_vec().into()),
             endpoints: peer.good.clone(),
             open: peer.open,
         };
@@ -203,6 +203,16 @@ impl Peer {
     /// Whether it is a node of ours, and a member.
     pub(crate) fn is_node(&self) -> bool {
         self.member && self.kind == PeerKind::Node
+    }
+
+    /// Its own statement of the epoch that it uses.
+    pub(crate) fn current_statement(&self) -> Option<&[u8]> {
+        self.statement.as_ref().filter(|(of, _)| *of == self.epoch).map(|(_, bytes)| bytes.as_slice())
+    }
+
+    /// The epoch that it uses, where it can be proven.
+    pub(crate) fn stated_epoch(&self) -> Option<BootEpoch> {
+        self.current_statement().map(|_| self.epoch)
     }
 
     /// Where to try it directly: the last good places, what the admin wrote, what it says itself.

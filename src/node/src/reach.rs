@@ -11,7 +11,7 @@ use crate::{
     Output, Transport,
     candidates::admissible,
     node::{Node, Rules},
-    peers::PeerKind,
+    peers::{Peer, PeerKind},
 };
 
 impl Node {
@@ -105,6 +105,9 @@ impl Node {
             self.take_interest(slot, now);
             self.resolve_configured(slot, now);
             self.tell_direct(slot);
+            if let Some(epoch) = self.peers.get(slot).and_then(Peer::stated_epoch) {
+                self.out.worker(Command::SetPeerEpoch { peer: slot, epoch });
+            }
             self.out.worker(Command::Connect { peer: slot });
             self.offer(slot, now);
         }

@@ -482,6 +482,7 @@ impl TestNode {
             | Command::SendMessage { .. }
             | Command::Connect { .. }
             | Command::SetEpoch { .. }
+            | Command::SetPeerEpoch { .. }
             | Command::NetworkChanged => {}
         }
     }

@@ -17,8 +17,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fchmod, fchown, flock,
-        fstat, fsync, ftruncate, mkdirat, openat, renameat, renameat_with, statat, unlinkat,
+        AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid, chmodat, chownat,
+        fchmod, fchown, flock, fstat, fsync, ftruncate, mkdirat, openat, renameat, renameat_with, statat, unlinkat,
     },
     io::Errno,
 };
@@ -37,7 +37,7 @@ pub struct StateDir {
 /// Who else may look into a directory. Nobody else may ever change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privacy {
-    /// Nobody: it holds a daemon's state.
+    /// Nobody: it holds a daemon's state. A group may pass through (0710).
     Private,
     /// Anybody: it is an operator's own working directory; its secrets are still private files.
     Readable,
@@ -93,7 +93,8 @@ impl StateDir {
             return Err(FileError::ForeignDirectory { path: path.to_owned(), owner: stat.st_uid, me: me.as_raw() });
         }
         let (forbidden, repair) = match privacy {
-            Privacy::Private => (0o077, "700"),
+            // a group may pass through to a socket in it, and see nothing
+            Privacy::Private => (0o067, "700"),
             Privacy::Readable => (0o022, "go-w"),
         };
         let mode = stat.st_mode & 0o7777;
@@ -304,6 +305,28 @@ impl StateDir {
         if rustix::process::geteuid().is_root() && !uid.is_root() {
             let _ = fchown(file, Some(uid), Some(gid));
         }
+    }
+
+    /// Gives a socket in the directory to the directory's owner, and to the members of `group`, who may then
+    /// pass through the directory (0710); where there is no such group, or it is not ours to give, to the
+    /// owner alone.
+    ///
+    /// # Errors
+    /// Its mode or owner cannot be set.
+    pub fn share_socket(&self, name: &str, group: &str) -> Result<(), FileError> {
+        let failed = |e: Errno| self.failed(Action::Write, name, e.into());
+        let (uid, _) = self.owner;
+        if rustix::process::geteuid() != uid {
+            chownat(&self.dir, name, Some(uid), None, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        }
+        let gid = nix::unistd::Group::from_name(group).ok().flatten().map(|group| Gid::from_raw(group.gid.as_raw()));
+        let shared = gid.is_some_and(|gid| {
+            let ours =
+                |dir: &OwnedFd| fchown(dir, None, Some(gid)).and_then(|()| fchmod(dir, Mode::from_raw_mode(0o710)));
+            ours(&self.dir).is_ok() && chownat(&self.dir, name, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        });
+        let mode = Mode::from_raw_mode(if shared { 0o660 } else { 0o600 });
+        chmodat(&self.dir, name, mode, AtFlags::empty()).map_err(failed)
     }
 
     /// Whether there is anything of this name.

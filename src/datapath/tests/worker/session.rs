@@ -160,6 +160,32 @@ fn what_an_earlier_life_says_is_dropped_and_told() {
     assert!(gap < Duration::from_millis(50), "{gap:?}");
 }
 
+/// Both start again, and somebody replays what the other said in its earlier life: with what it remembers, a
+/// node knows it for what it is before the other has spoken.
+#[test]
+fn what_an_earlier_life_said_is_dropped_by_a_node_that_started_again_and_remembers_it() {
+    let replay = |remembers: bool| {
+        let mut net = PlainNet::new(2);
+        net.introduce(0, 1);
+        net.chat(0, 1, Duration::from_millis(10), Duration::from_millis(300));
+        let old: Vec<Arrival> = net.tape.iter().filter(|(n, _)| *n == 0).map(|(_, arrival)| arrival.clone()).collect();
+        net.restart(0);
+        net.nodes[0].events.clear();
+        if remembers {
+            net.command(0, Command::SetPeerEpoch { peer: slot(1), epoch: BootEpoch(2) });
+        }
+        old.iter().for_each(|arrival| net.arrive(0, arrival));
+        let believed = net.has(0, |e| *e == Event::PeerEpoch { peer: slot(1), epoch: BootEpoch(1) });
+        net.restart(1);
+        net.introduce(0, 1);
+        let gap = net.chat(0, 1, Duration::from_millis(10), Duration::from_millis(300));
+        assert!(gap < Duration::from_millis(100), "{gap:?}");
+        believed
+    };
+    assert!(!replay(true));
+    assert!(replay(false), "the test cannot fail");
+}
+
 #[test]
 fn replayed_datagrams_change_nothing() {
     let mut net = PlainNet::new(2);

@@ -86,6 +86,12 @@ pub(super) struct Dialler {
     data: Try,
 }
 
+impl Dialler {
+    fn attempt(&self, role: Role) -> &Try {
+        if role == Role::HubData { &self.data } else { &self.control }
+    }
+}
+
 #[derive(Debug)]
 struct Try {
     /// `None` while an attempt runs.
@@ -331,6 +337,16 @@ impl Hub {
         self.originate_if_changed();
     }
 
+    /// When a neighbour or a dial next needs a turn.
+    pub(super) fn neighbours_due(&self) -> Option<Instant> {
+        let neighbours = self.neighbours.values().flat_map(|neighbour| {
+            let silent = (neighbour.adjacency == Adjacency::Up).then(|| neighbour.heard + HELLO * MISSES);
+            [Some(neighbour.next_hello), silent].into_iter().flatten()
+        });
+        let dials = self.diallers.iter().filter_map(|(hub, dialler)| dialler.attempt(self.wanted_dial(hub)?).next);
+        neighbours.chain(dials).min()
+    }
+
     pub(super) fn send_digests(&mut self) {
         let hubs: Vec<_> = self.neighbours.iter().filter(|(_, n)| n.is_up()).map(|(hub, _)| *hub).collect();
         for hub in hubs {
@@ -363,25 +379,26 @@ impl Hub {
 
     pub(super) fn dial_due(&mut self, now: Instant) {
         let mut due = Vec::new();
-        for (hub, dialler) in &mut self.diallers {
-            let neighbour = self.neighbours.get(hub);
-            if neighbour.is_none() && dialler.control.due(now) {
-                dialler.control.next = None;
-                due.push((*hub, dialler.at.clone(), Role::HubControl));
-            }
-            // Who dialled the control stream dials the data stream, too.
-            let wants_data = neighbour.filter(|n| n.is_up() && n.dialler == self.key);
-            let has_data = wants_data.and_then(|n| self.attachments.get(n.attachment.0)).map(|a| a.data.is_some());
-            if has_data == Some(false) && dialler.data.due(now) {
-                dialler.data.next = None;
-                due.push((*hub, dialler.at.clone(), Role::HubData));
+        for (hub, dialler) in &self.diallers {
+            if let Some(role) = self.wanted_dial(hub).filter(|role| dialler.attempt(*role).due(now)) {
+                due.push((*hub, dialler.at.clone(), role));
             }
         }
         for (hub, at, role) in due {
             let dial = DialId(self.next_id());
+            self.set_try(&hub, role, |attempt, _| attempt.next = None);
             self.dials.insert(dial, Dialling { hub, role });
             self.outputs.push_back(Output::Dial { dial, at });
         }
+    }
+
+    /// Which stream to a hub of [`Hub::diallers`] is missing, if it is ours to dial: who dialled the control
+    /// stream dials the data stream, too.
+    fn wanted_dial(&self, hub: &HubKey) -> Option<Role> {
+        let Some(neighbour) = self.neighbours.get(hub) else { return Some(Role::HubControl) };
+        let ours = neighbour.is_up() && neighbour.dialler == self.key;
+        let attachment = self.attachments.get(neighbour.attachment.0).filter(|_| ours)?;
+        attachment.data.is_none().then_some(Role::HubData)
     }
 
     /// An attempt came to nothing.
@@ -685,6 +702,9 @@ impl Hub {
         let Some(dialler) = self.diallers.get_mut(hub) else { return };
         let attempt = if role == Role::HubData { &mut dialler.data } else { &mut dialler.control };
         change(attempt, jitter);
+        if let Some(next) = attempt.next {
+            self.next_tick = self.next_tick.min(next);
+        }
     }
 }
 

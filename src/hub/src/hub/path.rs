@@ -226,6 +226,12 @@ impl Hub {
         }
     }
 
+    /// When a request or a closing label next needs a turn.
+    pub(super) fn requests_due(&self) -> Option<Instant> {
+        let requests = self.pending.values().map(|pending| pending.deadline);
+        requests.chain(self.closing.iter().map(|closing| closing.at)).min()
+    }
+
     /// The way to a hub for a network's paths.
     pub(super) fn route(&mut self, network: NetworkId, to: HubKey) -> Option<Route> {
         let generation = self.lsdb.generation();

@@ -395,6 +395,7 @@ fn with_all_hubs_dead_a_restarted_node_tries_the_peers_it_remembers() {
     let slot = net.slot(1, 2);
     assert_eq!(net.nodes[&1].direct[&slot], [address(2)]);
     assert_eq!(net.nodes[&1].connects, [slot]);
+    assert_eq!(net.nodes[&1].known, [(slot, BootEpoch(UNIX.0))]);
     assert!(net.nodes[&1].interface.is_some(), "the roster of the last life holds");
     // the peer answers straight away, and is told where this node is
     let back = net.slot(2, 1);

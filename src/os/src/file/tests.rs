@@ -63,6 +63,27 @@ fn a_lax_directory_is_refused_with_its_repair() {
 }
 
 #[test]
+fn a_socket_is_shared_with_the_directorys_owner_and_with_a_group_that_exists() {
+    let (_temp, dir) = state();
+    std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534)).unwrap();
+    let dir = StateDir::open(dir.path(), Privacy::Private).unwrap();
+    let socket = dir.path().join("s");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let look = |path: &Path| {
+        let meta = fs::metadata(path).unwrap();
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+    };
+    dir.share_socket("s", "nobody-has-such-a-group").unwrap();
+    assert_eq!((look(&socket).0, look(&socket).2), (65534, 0o600));
+    assert_eq!(look(dir.path()), (65534, 65534, 0o700));
+    // Debian's group 1
+    dir.share_socket("s", "daemon").unwrap();
+    assert_eq!(look(&socket), (65534, 1, 0o660));
+    assert_eq!(look(dir.path()), (65534, 1, 0o710));
+    StateDir::open(dir.path(), Privacy::Private).unwrap();
+}
+
+#[test]
 fn a_missing_directory_is_named() {
     let error = StateDir::open(Path::new("/nonexistent/x"), Privacy::Private).unwrap_err();
     assert_eq!(error.to_string(), "state directory /nonexistent/x does not exist: name the right one with --state DIR");

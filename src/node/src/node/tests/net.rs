@@ -142,6 +142,7 @@ pub(super) struct TestNode {
     pub(super) given: BTreeMap<Label, (HubSlot, PeerSlot)>,
     pub(super) direct: BTreeMap<PeerSlot, Vec<Endpoint>>,
     pub(super) connects: Vec<PeerSlot>,
+    pub(super) known: Vec<(PeerSlot, BootEpoch)>,
     pub(super) dials: Vec<Instant>,
     pub(super) data: BTreeSet<StreamId>,
     pub(super) fatal: Option<Fatal>,
@@ -224,6 +225,7 @@ impl Net {
                 given: BTreeMap::new(),
                 direct: BTreeMap::new(),
                 connects: Vec::new(),
+                known: Vec::new(),
                 dials: Vec::new(),
                 data: BTreeSet::new(),
                 fatal: None,
@@ -534,6 +536,7 @@ impl Net {
             }
             Command::SendMessage { peer, bytes, path } => self.deliver(n, peer, &bytes, path),
             Command::Connect { peer } => node.connects.push(peer),
+            Command::SetPeerEpoch { peer, epoch } => node.known.push((peer, epoch)),
             Command::SetEpoch { epoch } => node.epoch = epoch,
             Command::NetworkChanged => {}
         }
