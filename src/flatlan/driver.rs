@@ -365,7 +365,7 @@ impl Driver {
         while let Some(output) = self.node.poll_output() {
             let now = clock::now();
             match output {
-                Output::Dial { stream, target, .. } => self.streams.dial(stream, target),
+                Output::Dial { stream, target, role, hub: _ } => self.streams.dial(stream, target, role),
                 Output::Send { stream, bytes } => {
                     if let Err(reason) = self.streams.send(stream, bytes) {
                         self.trouble = Some(reason.to_owned());

@@ -169,6 +169,12 @@ pub(crate) struct StreamInbox {
 }
 
 impl StreamInbox {
+    #[cfg(test)]
+    pub(crate) fn alone() -> (Self, mpsc::Receiver<(HubSlot, Bytes)>) {
+        let (streams, receiver) = mpsc::channel(STREAM_MESSAGES);
+        (Self { streams, waker: Waker::new().expect("a waker") }, receiver)
+    }
+
     /// One message of the data stream to `hub`; waits while the worker is behind, which TCP tells the hub.
     pub(crate) async fn put(&self, hub: HubSlot, message: Bytes) {
         if self.streams.send((hub, message)).await.is_ok() {

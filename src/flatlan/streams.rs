@@ -1,13 +1,10 @@
 //! The node's streams to hubs: one task each, dialled when the control machine says so.
 //!
-//! A task dials, tells that the stream is open, and then moves messages both ways. A data stream is
-//! switched over once it is granted: from then on its messages go between the hub and the packet thread
-//! and no longer through the control loop.
+//! A task dials, tells that the stream is open, and then moves messages both ways. On a data stream the
+//! control loop hears the hub's greeting and its answer; what follows waits until the stream is bound, and
+//! goes to the packet thread: frames may be right behind the answer.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flatlan_node::StreamId;
@@ -15,8 +12,12 @@ use flatlan_os::{
     panic::caught_async,
     stream::{DialConfig, Proxy, StreamError, StreamReceiver, StreamSender, dial},
 };
+use flatlan_relay::Role;
 use flatlan_types::{Endpoint, HostPort, HubSlot};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{SetOnce, mpsc},
+    task::JoinHandle,
+};
 
 use crate::packet_loop::StreamInbox;
 
@@ -39,7 +40,7 @@ pub(crate) struct Streams {
 
 struct Handle {
     sender: mpsc::Sender<Bytes>,
-    data: Arc<OnceLock<(HubSlot, StreamInbox)>>,
+    data: Arc<SetOnce<(HubSlot, StreamInbox)>>,
     task: JoinHandle<()>,
 }
 
@@ -56,10 +57,11 @@ impl Streams {
     }
 
     /// Begins to dial; the result comes as an event.
-    pub(crate) fn dial(&mut self, stream: StreamId, target: HostPort) {
+    pub(crate) fn dial(&mut self, stream: StreamId, target: HostPort, role: Role) {
         let (sender, outgoing) = mpsc::channel(MESSAGES);
-        let data = Arc::new(OnceLock::new());
-        let work = run(stream, target, self.proxy.clone(), outgoing, data.clone(), self.events.clone());
+        let data = Arc::new(SetOnce::new());
+        let greeting = (role == Role::Data).then_some(GREETING);
+        let work = run(stream, target, self.proxy.clone(), outgoing, (data.clone(), greeting), self.events.clone());
         let task = tokio::spawn(supervised(stream, work, self.events.clone()));
         self.streams.insert(stream, Handle { sender, data, task });
     }
@@ -108,7 +110,7 @@ async fn run(
     target: HostPort,
     proxy: Option<Arc<Proxy>>,
     outgoing: mpsc::Receiver<Bytes>,
-    data: Arc<OnceLock<(HubSlot, StreamInbox)>>,
+    (data, greeting): (Arc<SetOnce<(HubSlot, StreamInbox)>>, Option<usize>),
     events: mpsc::Sender<StreamEvent>,
 ) -> Option<String> {
     let config = DialConfig { proxy: proxy.as_deref(), ..DialConfig::new(&target) };
@@ -120,7 +122,7 @@ async fn run(
                 return None;
             }
             let ended = tokio::select! {
-                ended = receive(stream, open.receiver, &data, &events) => ended,
+                ended = receive(stream, open.receiver, (&data, greeting), &events) => ended,
                 ended = send(open.sender, outgoing) => ended,
             };
             match ended {
@@ -132,20 +134,23 @@ async fn run(
     Some(reason)
 }
 
+/// `greeting`: how many messages of a data stream are for the control loop.
 async fn receive(
     stream: StreamId,
     mut receiver: StreamReceiver,
-    data: &OnceLock<(HubSlot, StreamInbox)>,
+    (data, greeting): (&SetOnce<(HubSlot, StreamInbox)>, Option<usize>),
     events: &mpsc::Sender<StreamEvent>,
 ) -> Result<(), StreamError> {
+    let mut heard = 0;
     while let Some(bytes) = receiver.recv().await? {
-        match data.get() {
-            Some((hub, inbox)) => inbox.put(*hub, bytes).await,
-            None => {
-                if events.send(StreamEvent::Message { stream, bytes }).await.is_err() {
-                    return Ok(());
-                }
-            }
+        if greeting.is_some_and(|greeting| heard >= greeting) {
+            let (hub, inbox) = data.wait().await;
+            inbox.put(*hub, bytes).await;
+            continue;
+        }
+        heard += 1;
+        if events.send(StreamEvent::Message { stream, bytes }).await.is_err() {
+            return Ok(());
         }
     }
     Ok(())
@@ -163,5 +168,51 @@ async fn send(mut sender: StreamSender, mut outgoing: mpsc::Receiver<Bytes>) -> 
     Ok(())
 }
 
+/// What a hub says on a data stream before frames: `HubHello`, then `Attached` or `Refused`.
+const GREETING: usize = 2;
 /// Messages that may wait in each direction of a stream.
 const MESSAGES: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use flatlan_os::stream::{Acceptor, Listener, TlsIdentity};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// The hub says its two words and sends a frame at once; the control loop is slow.
+    #[tokio::test]
+    async fn a_frame_right_behind_the_hubs_answer_waits_for_the_packet_thread() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let at = HostPort::from(Endpoint::new(listener.local().unwrap()));
+        let identity = TlsIdentity::self_signed(vec!["hub".to_owned()]).unwrap();
+        let acceptor = Acceptor::new(identity).unwrap();
+        let hub = tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await;
+            let mut stream = Box::pin(acceptor.accept(tcp)).await.unwrap();
+            for message in ["hello", "attached", "frame"] {
+                stream.sender.feed(Bytes::from_static(message.as_bytes())).await.unwrap();
+            }
+            stream.sender.flush().await.unwrap();
+            stream
+        });
+        let (mut streams, mut events) = Streams::new(None);
+        streams.dial(StreamId(1), at, Role::Data);
+        let next = async |events: &mut mpsc::Receiver<StreamEvent>| {
+            timeout(Duration::from_secs(10), events.recv()).await.expect("an event").expect("an open queue")
+        };
+        assert!(matches!(next(&mut events).await, StreamEvent::Opened { .. }));
+        for word in ["hello", "attached"] {
+            let event = next(&mut events).await;
+            assert!(matches!(&event, StreamEvent::Message { bytes, .. } if bytes == word), "{word}");
+        }
+        let stream = hub.await.unwrap();
+        let (inbox, mut frames) = StreamInbox::alone();
+        streams.bind(StreamId(1), HubSlot(3), inbox).unwrap();
+        let frame = timeout(Duration::from_secs(10), frames.recv()).await.expect("a frame");
+        assert_eq!(frame, Some((HubSlot(3), Bytes::from_static(b"frame"))));
+        drop(stream);
+    }
+}

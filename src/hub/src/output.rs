@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flatlan_relay::{Control, RefusedCode};
+use flatlan_relay::{Control, RefusedCode, Role};
 use flatlan_roster::RosterVersion;
 use flatlan_types::{Endpoint, HostPort, HubKey, MemberId, Name, NetworkId};
 
@@ -32,6 +32,8 @@ pub enum Output {
         dial: DialId,
         /// Where.
         at: HostPort,
+        /// What for: `HubControl` or `HubData`.
+        role: Role,
     },
     /// Something an operator may want to know.
     Event(HubEvent),

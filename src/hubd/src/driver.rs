@@ -283,13 +283,13 @@ impl RunningHub {
         match event {
             StreamEvent::Accepted { stream, remote } => {
                 let opened = Opened { remote, exporter: Exporter(stream.exporter), origin: StreamOrigin::Accepted };
-                let id = self.streams.add(stream);
+                let id = self.streams.add(stream, None);
                 self.hub.handle_stream_opened(id, opened, now);
             }
-            StreamEvent::Dialled { stream, dial } => {
+            StreamEvent::Dialled { stream, dial, role } => {
                 let origin = StreamOrigin::Dialled(dial);
                 let opened = Opened { remote: stream.remote, exporter: Exporter(stream.exporter), origin };
-                let id = self.streams.add(stream);
+                let id = self.streams.add(stream, Some(role));
                 self.hub.handle_stream_opened(id, opened, now);
             }
             StreamEvent::DialFailed { dial } => self.hub.handle_dial_failed(dial, now),
@@ -303,15 +303,15 @@ impl RunningHub {
 
     /// Does what the control machine wants, in order.
     async fn drain(&mut self) {
+        // our frames go behind our answer
+        let mut opened = Vec::new();
         while let Some(output) = self.hub.poll_output() {
             match output {
                 Output::Close { stream } => self.close(stream).await,
                 Output::Data { stream, attachment } => {
-                    if let Some(sender) = self.streams.bind(stream, attachment, self.packets.inbox()) {
-                        self.packets.order(Order::OpenStream(stream, sender)).await;
-                    }
+                    opened.extend(self.streams.bind(stream, attachment, self.packets.inbox()).map(|to| (stream, to)));
                 }
-                Output::Dial { dial, at } => self.streams.dial(dial, at),
+                Output::Dial { dial, at, role } => self.streams.dial(dial, at, role),
                 Output::Event(event) => log(&event),
                 Output::Forward(command) => self.packets.order(Order::Command(command)).await,
                 Output::Send { stream, message } => {
@@ -330,6 +330,11 @@ impl RunningHub {
                     };
                     self.hub.handle_stored(token, outcome, clock::now());
                 }
+            }
+        }
+        for (stream, sender) in opened {
+            if self.streams.contains(stream) {
+                self.packets.order(Order::OpenStream(stream, sender)).await;
             }
         }
     }

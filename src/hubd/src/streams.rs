@@ -1,9 +1,6 @@
 //! The hub's streams: accepted and dialled, one task each.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flatlan_hub::{AttachmentId, DialId, StreamId};
@@ -11,9 +8,10 @@ use flatlan_os::{
     panic::caught_async,
     stream::{Acceptor, DialConfig, Listener, Stream, StreamReceiver, StreamSender, dial},
 };
+use flatlan_relay::Role;
 use flatlan_types::{Endpoint, HostPort};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, SetOnce, mpsc},
     task::JoinHandle,
 };
 
@@ -24,7 +22,7 @@ pub(crate) enum StreamEvent {
     /// TLS and WebSocket are done. `remote` is the peer's address as TCP knows it.
     Accepted { stream: Stream, remote: Endpoint },
     /// Dialled.
-    Dialled { stream: Stream, dial: DialId },
+    Dialled { stream: Stream, dial: DialId, role: Role },
     /// Not to be dialled.
     DialFailed { dial: DialId },
     /// One message.
@@ -42,7 +40,7 @@ pub(crate) struct Streams {
 
 struct Handle {
     sender: mpsc::Sender<Bytes>,
-    data: Arc<OnceLock<(AttachmentId, FrameInbox)>>,
+    data: Arc<SetOnce<(AttachmentId, FrameInbox)>>,
     receiving: JoinHandle<()>,
 }
 
@@ -77,11 +75,11 @@ impl Streams {
     }
 
     /// Begins to dial.
-    pub(crate) fn dial(&self, dial_id: DialId, at: HostPort) {
+    pub(crate) fn dial(&self, dial_id: DialId, at: HostPort, role: Role) {
         let events = self.events.clone();
         tokio::spawn(async move {
             let event = match Box::pin(caught_async(dial(DialConfig::new(&at)))).await {
-                Ok(Ok(stream)) => StreamEvent::Dialled { stream, dial: dial_id },
+                Ok(Ok(stream)) => StreamEvent::Dialled { stream, dial: dial_id, role },
                 Ok(Err(error)) => {
                     tracing::debug!(hub = %at, reason = %error, "a hub is not reachable");
                     StreamEvent::DialFailed { dial: dial_id }
@@ -95,15 +93,16 @@ impl Streams {
         });
     }
 
-    /// Takes a stream in: numbers it and starts to move its messages.
-    pub(crate) fn add(&mut self, stream: Stream) -> StreamId {
+    /// Takes a stream in: numbers it and starts to move its messages. `role`: what it was dialled for.
+    pub(crate) fn add(&mut self, stream: Stream, role: Option<Role>) -> StreamId {
         self.next += 1;
         let id = StreamId(self.next);
         let (sender, outgoing) = mpsc::channel(MESSAGES);
-        let data = Arc::new(OnceLock::new());
+        let data = Arc::new(SetOnce::new());
         // one that breaks leaves a closed queue behind: the next message to it closes the stream
         tokio::spawn(told(send(stream.sender, outgoing)));
-        let receiving = receive(id, stream.receiver, data.clone(), self.events.clone());
+        let greeting = if role == Some(Role::HubData) { GREETING } else { usize::MAX };
+        let receiving = receive(id, stream.receiver, (data.clone(), greeting), self.events.clone());
         let receiving = tokio::spawn(supervised(id, receiving, self.events.clone()));
         self.streams.insert(id, Handle { sender, data, receiving });
         id
@@ -117,6 +116,10 @@ impl Streams {
         }
         self.close(stream);
         false
+    }
+
+    pub(crate) fn contains(&self, stream: StreamId) -> bool {
+        self.streams.contains_key(&stream)
     }
 
     /// Closes a stream, after what was sent on it.
@@ -153,14 +156,19 @@ async fn told(work: impl Future<Output = ()>) {
     }
 }
 
+/// `greeting`: after so many messages come frames, which wait until the stream is bound. Whoever dials us
+/// sends no frame before our answer, and by then it is bound.
 async fn receive(
     stream: StreamId,
     mut receiver: StreamReceiver,
-    data: Arc<OnceLock<(AttachmentId, FrameInbox)>>,
+    (data, greeting): (Arc<SetOnce<(AttachmentId, FrameInbox)>>, usize),
     events: mpsc::Sender<StreamEvent>,
 ) {
+    let mut heard = 0;
     while let Ok(Some(bytes)) = receiver.recv().await {
-        match data.get() {
+        let bound = if heard >= greeting { Some(data.wait().await) } else { data.get() };
+        heard += 1;
+        match bound {
             Some((attachment, inbox)) => inbox.put(*attachment, bytes).await,
             None => {
                 if events.send(StreamEvent::Message { stream, bytes }).await.is_err() {
@@ -185,6 +193,8 @@ async fn send(mut sender: StreamSender, mut outgoing: mpsc::Receiver<Bytes>) {
     let _ = tokio::time::timeout(CLOSE, sender.close()).await;
 }
 
+/// What a hub that we dialled says on a data stream before frames: `HubHello`, then `Attached` or `Refused`.
+const GREETING: usize = 2;
 /// Events that may wait.
 const EVENTS: usize = 4096;
 /// Messages that may wait on one stream.

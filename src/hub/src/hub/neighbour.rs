@@ -388,7 +388,7 @@ impl Hub {
             let dial = DialId(self.next_id());
             self.set_try(&hub, role, |attempt, _| attempt.next = None);
             self.dials.insert(dial, Dialling { hub, role });
-            self.outputs.push_back(Output::Dial { dial, at });
+            self.outputs.push_back(Output::Dial { dial, at, role });
         }
     }
 

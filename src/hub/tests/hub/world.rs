@@ -751,7 +751,7 @@ impl World {
                 self.hubs[at].data.insert(stream, attachment);
             }
             Output::Forward(command) => self.hubs[at].forwarder.apply(command, self.now),
-            Output::Dial { dial, at: place } => {
+            Output::Dial { dial, at: place, role: _ } => {
                 let target = (0..self.hubs.len()).find(|hub| place.to_string() == format!("192.0.2.{}:443", hub + 1));
                 let target =
                     target.filter(|to| self.hubs[*to].alive && !self.is_cut(Some(Who::Hub(at)), Who::Hub(*to)));
