@@ -17,7 +17,7 @@ use flatlan_node::{Fatal, Interface, Node, Output, PersistResult, StreamId};
 use flatlan_os::{
     ExitClass, clock, entropy,
     file::FileMode,
-    route::{Changes, Netlink, RouteError},
+    route::{HostAddress, Ipv6, Netlink, RouteError},
     tun::{Offloads, Queues, Tun, TunConfig, TunError},
     udp::{Port, UdpError, UdpOptions, UdpSocket},
 };
@@ -34,6 +34,7 @@ use crate::{
     state::{NodeState, SOCKET, StateError},
     status::Status,
     streams::{StreamEvent, Streams},
+    underlay::Underlay,
 };
 
 /// A node that runs. Dropping it does not stop it; [`NodeHandle::stop`] does.
@@ -197,8 +198,10 @@ struct Driver {
     packets_ended: Option<oneshot::Receiver<Result<(), PacketLoopError>>>,
     data_streams: BTreeMap<StreamId, flatlan_types::HubSlot>,
     interface: Option<Interface>,
+    /// What the kernel refused, and when to try again.
+    unset: Option<(Interface, Instant)>,
     netlink: Netlink,
-    changes: Changes,
+    underlay: Underlay,
     port: u16,
     notices: mpsc::Sender<Notice>,
     up: bool,
@@ -264,10 +267,9 @@ impl Driver {
             seed: entropy::seed(),
         };
         let netlink = Netlink::open().map_err(NodeError::Route)?;
-        let changes = Changes::watch(&[]).map_err(NodeError::Route)?;
+        let underlay = Underlay::watch(&netlink).await.map_err(NodeError::Route)?;
         if config.transport != TransportChoice::Tcp {
-            let candidates = host_candidates(&netlink, port).await?;
-            node.handle_host_candidates(candidates, now, unix);
+            node.handle_host_candidates(candidates(underlay.hosts(), port), now, unix);
         }
         Ok(Self {
             state,
@@ -280,8 +282,9 @@ impl Driver {
             packets_ended: None,
             data_streams: BTreeMap::new(),
             interface: None,
+            unset: None,
             netlink,
-            changes,
+            underlay,
             port,
             notices,
             up: false,
@@ -309,29 +312,36 @@ impl Driver {
     async fn run_until_stopped(&mut self, requests: &mut mpsc::Receiver<Request>) -> Result<(), NodeError> {
         loop {
             self.drain().await?;
-            let deadline = self.node.poll_timeout();
             let waiting = (!self.up).then_some(self.next_waiting);
-            let deadline = [deadline, waiting].into_iter().flatten().min();
+            let again = self.unset.as_ref().map(|(_, at)| *at);
+            let deadline = [self.node.poll_timeout(), waiting, again].into_iter().flatten().min();
+            // a flood of messages must not keep a timer waiting
+            if deadline.is_some_and(|deadline| deadline <= clock::now()) {
+                self.handle_timeout().await?;
+                continue;
+            }
             tokio::select! {
-                biased;
                 Some(request) = requests.recv() => match request {
                     Request::Stop => return Ok(()),
                     Request::Status(reply) => { let _ = reply.send(Box::new(self.status().await)); }
-                    Request::Reload => self.network_changed().await?,
+                    Request::Reload => self.look(Changed::Said).await,
                 },
                 Some(event) = self.stream_events.recv() => self.handle_stream(event),
                 Some((place, found)) = self.resolver.1.recv() => self.node.handle_resolved(&place, &found, clock::now()),
                 Some(event) = self.worker_events.recv() => self.node.handle_event(event, clock::now(), clock::unix()),
                 ended = packets_ended(&mut self.packets_ended) => return Err(ended),
-                () = self.changes.changed() => self.network_changed().await?,
-                () = until(deadline) => self.handle_timeout(),
+                () = self.underlay.changed() => self.look(Changed::Perhaps).await,
+                () = until(deadline) => {}
             }
         }
     }
 
-    fn handle_timeout(&mut self) {
+    async fn handle_timeout(&mut self) -> Result<(), NodeError> {
         let now = clock::now();
         self.node.handle_timeout(now, clock::unix());
+        if let Some((interface, _)) = self.unset.take_if(|(_, at)| *at <= now) {
+            self.set_interface(interface).await?;
+        }
         if !self.up && self.next_waiting <= now {
             self.next_waiting = now + WAITING;
             if let Some(waiting) = self.node.waiting() {
@@ -342,6 +352,7 @@ impl Driver {
                 let _ = self.notices.try_send(Notice::Waiting { reason });
             }
         }
+        Ok(())
     }
 
     fn handle_stream(&mut self, event: StreamEvent) {
@@ -417,45 +428,69 @@ impl Driver {
     }
 
     async fn set_interface(&mut self, interface: Interface) -> Result<(), NodeError> {
-        let addresses: Vec<IpNetwork> = interface.ips.iter().map(|ip| IpNetwork::from(ip.ip())).collect();
-        if let Some((unstarted, udp, mut worker)) = self.unstarted.take() {
-            self.refuse_overlap(&interface).await?;
-            let config = TunConfig {
-                name: self.config.tun.clone(),
-                mtu: u32::from(interface.mtu),
-                backend: self.config.tun_backend,
-                queues: Queues::One,
-                addresses: addresses.clone(),
-            };
-            // making a device waits for the kernel
-            let tun = tokio::task::spawn_blocking(move || Tun::create(&config))
-                .await
-                .map_err(|e| NodeError::Packets(e.to_string()))?
-                .map_err(NodeError::Tun)?;
-            worker.mtu = usize::from(interface.mtu);
-            worker.gro = gro(tun.offloads());
-            let engine = Engine::<Boringtun>::new(&worker.secret, worker.seed);
-            let (ended_tx, ended) = oneshot::channel();
-            self.packets_ended = Some(ended);
-            let worker = Worker::new(worker, engine);
-            let started = self.packets.start(unstarted, worker, tun, udp, ended_tx);
-            started.map_err(|e| NodeError::Packets(e.to_string()))?;
+        let first = self.unstarted.is_some();
+        if first {
+            self.start_packets(&interface).await?;
         }
-        let link = self.netlink.link(&self.config.tun).await.map_err(NodeError::Route)?;
-        self.netlink.set_addresses(link, &addresses).await.map_err(NodeError::Route)?;
-        let connected = self.netlink.connected(&[link]).await.map_err(NodeError::Route)?;
-        let mut routes = BTreeMap::new();
-        for prefix in &interface.routes {
-            let source = interface.ips.iter().map(|ip| ip.ip()).find(|ip| ip.is_ipv4() == prefix.ip().is_ipv4());
-            let ours = interface.served.iter().any(|served| served == prefix);
-            // never over a LAN that this machine is in
-            if !ours && !connected.iter().any(|lan| lan.prefix == *prefix) {
-                routes.insert(*prefix, source);
+        match self.configure(&interface).await {
+            Ok(()) => self.interface = Some(interface),
+            Err(error) if first => return Err(NodeError::Route(error)),
+            // what runs goes on running
+            Err(error) => {
+                tracing::error!(reason = %error, "the overlay's addresses and routes are not as the roster says");
+                self.unset = Some((interface, clock::now() + SET_AGAIN));
             }
         }
-        self.netlink.set_routes(link, &routes).await.map_err(NodeError::Route)?;
-        self.interface = Some(interface);
         Ok(())
+    }
+
+    /// Makes the TUN and starts the packet thread.
+    async fn start_packets(&mut self, interface: &Interface) -> Result<(), NodeError> {
+        self.refuse_overlap(interface).await?;
+        let Some((unstarted, udp, mut worker)) = self.unstarted.take() else { return Ok(()) };
+        let config = TunConfig {
+            name: self.config.tun.clone(),
+            mtu: u32::from(interface.mtu),
+            backend: self.config.tun_backend,
+            queues: Queues::One,
+            addresses: addresses(interface),
+        };
+        // making a device waits for the kernel
+        let tun = tokio::task::spawn_blocking(move || Tun::create(&config))
+            .await
+            .map_err(|e| NodeError::Packets(e.to_string()))?
+            .map_err(NodeError::Tun)?;
+        worker.mtu = usize::from(interface.mtu);
+        worker.gro = gro(tun.offloads());
+        let engine = Engine::<Boringtun>::new(&worker.secret, worker.seed);
+        let (ended_tx, ended) = oneshot::channel();
+        self.packets_ended = Some(ended);
+        let worker = Worker::new(worker, engine);
+        let started = self.packets.start(unstarted, worker, tun, udp, ended_tx);
+        started.map_err(|e| NodeError::Packets(e.to_string()))
+    }
+
+    /// Gives the TUN the addresses and routes that it is to have.
+    async fn configure(&self, interface: &Interface) -> Result<(), RouteError> {
+        let link = self.netlink.link(&self.config.tun).await?;
+        if self.netlink.set_addresses(link, &addresses(interface)).await? == Ipv6::Disabled {
+            tracing::warn!("IPv6 is switched off on this machine: it has its virtual IPv4 address only");
+        }
+        let connected = self.netlink.connected(&[link]).await?;
+        let mut routes = BTreeMap::new();
+        for prefix in interface.routes.iter().copied() {
+            if interface.served.iter().any(|served| prefix.lies_in(*served)) {
+                continue;
+            }
+            if let Some(lan) = connected.iter().find(|lan| prefix.lies_in(lan.prefix)) {
+                let (lan, device) = (lan.prefix, &lan.device);
+                tracing::warn!(%prefix, %lan, device, "no route into the overlay: this machine's own LAN is there");
+                continue;
+            }
+            let source = interface.ips.iter().map(|ip| ip.ip()).find(|ip| ip.is_ipv4() == prefix.ip().is_ipv4());
+            routes.insert(prefix, source);
+        }
+        self.netlink.set_routes(link, &routes).await
     }
 
     async fn refuse_overlap(&self, interface: &Interface) -> Result<(), NodeError> {
@@ -468,13 +503,23 @@ impl Driver {
         Ok(())
     }
 
-    async fn network_changed(&mut self) -> Result<(), NodeError> {
-        if self.config.transport != TransportChoice::Tcp {
-            let candidates = host_candidates(&self.netlink, self.port).await?;
-            self.node.handle_host_candidates(candidates, clock::now(), clock::unix());
+    /// Looks at the machine's network, and starts over with every path where it is another one.
+    async fn look(&mut self, changed: Changed) {
+        let differs = match self.underlay.look(&self.netlink).await {
+            Ok(differs) => differs,
+            Err(error) => {
+                tracing::warn!(reason = %error, "what changed in this machine's network cannot be read");
+                true
+            }
+        };
+        if !differs && changed == Changed::Perhaps {
+            return;
         }
-        self.node.handle_network_changed(clock::now(), clock::unix());
-        Ok(())
+        let (now, unix) = (clock::now(), clock::unix());
+        if self.config.transport != TransportChoice::Tcp {
+            self.node.handle_host_candidates(candidates(self.underlay.hosts(), self.port), now, unix);
+        }
+        self.node.handle_network_changed(now, unix);
     }
 
     async fn tell_up(&mut self, hubs: usize) {
@@ -495,9 +540,12 @@ impl Driver {
     }
 }
 
-async fn host_candidates(netlink: &Netlink, port: u16) -> Result<Vec<Endpoint>, NodeError> {
-    let hosts = netlink.host_addresses().await.map_err(NodeError::Route)?;
-    Ok(hosts.into_iter().map(|host| Endpoint::new(SocketAddr::new(host.ip, port))).collect())
+fn addresses(interface: &Interface) -> Vec<IpNetwork> {
+    interface.ips.iter().map(|ip| IpNetwork::from(ip.ip())).collect()
+}
+
+fn candidates(hosts: &[HostAddress], port: u16) -> Vec<Endpoint> {
+    hosts.iter().map(|host| Endpoint::new(SocketAddr::new(host.ip, port))).collect()
 }
 
 fn gro(offloads: Offloads) -> Gro {
@@ -523,12 +571,23 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
+/// Whether the machine's network is another one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Changed {
+    /// The kernel's tables changed.
+    Perhaps,
+    /// An operator says so.
+    Said,
+}
+
 /// The overlay's MTU until the roster says otherwise.
 const DEFAULT_MTU: u16 = 1400;
 /// Whose members may ask a running node.
 const GROUP: &str = "flatlan";
 /// The first word on why a node is not up yet, and the pause between the others.
 const FIRST_WAITING: Duration = Duration::from_secs(2);
+/// When addresses and routes that the kernel refused are tried again.
+const SET_AGAIN: Duration = Duration::from_secs(5);
 const WAITING: Duration = Duration::from_secs(10);
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(2);

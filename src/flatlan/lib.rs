@@ -19,6 +19,7 @@ mod packet_loop;
 pub mod state;
 pub mod status;
 mod streams;
+mod underlay;
 
 pub use config::{NodeConfig, NodeFile, TransportChoice};
 pub use driver::{NodeError, NodeHandle, Notice, RunningNode};

@@ -105,6 +105,17 @@ fn a_node_with_two_uplinks_survives_losing_the_one_in_use() {
     assert!(report.equal && report.broken.is_none(), "{report:?}");
 }
 
+#[test]
+fn a_machine_without_ipv6_is_in_the_lan_by_ipv4() {
+    let lab = lab().underlay(Underlay::V4).hub("h1").site("a", Nat::Cone).site("b", Nat::Cone).build().unwrap();
+    for key in ["net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/default/disable_ipv6"] {
+        gateway(&lab, "a").sysctl(key, "1").unwrap();
+    }
+    lab.bring_up().unwrap();
+    send_to(gateway(&lab, "a"), gateway(&lab, "b"), lab.site("b").unwrap().virtual_ip().into(), 4 * MIB);
+    assert!(lab.process("a").unwrap().tail(50).contains("IPv6 is switched off on this machine"));
+}
+
 /// A few megabytes by each virtual address, each way.
 fn both_families(lab: &Lab) {
     for (from, to) in [("a", "b"), ("b", "a")] {

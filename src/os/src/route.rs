@@ -64,6 +64,27 @@ pub struct HostAddress {
     pub default_route: bool,
 }
 
+/// Whether a device can have IPv6 addresses: an administrator or the kernel's command line may have switched
+/// that off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// It can.
+    Enabled,
+    /// It cannot.
+    Disabled,
+}
+
+/// A route that leaves by a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GatewayRoute {
+    /// Where to; `None`: the default route.
+    pub prefix: Option<Prefix>,
+    /// The gateway.
+    pub gateway: IpAddr,
+    /// By which device.
+    pub link: Option<Link>,
+}
+
 impl Netlink {
     /// Opens a connection in the calling thread's network namespace. Needs a tokio runtime.
     ///
@@ -124,11 +145,12 @@ impl Netlink {
         self.handle.link().set(change).execute().await.map_err(|e| RouteError::of(what, e))
     }
 
-    /// Makes the device's addresses exactly these, usable at once; link-local ones stay.
+    /// Makes the device's addresses exactly these, usable at once; link-local ones stay. Without IPv6 on this
+    /// machine it has the others.
     ///
     /// # Errors
     /// Where it is not permitted, or an address is no unicast address.
-    pub async fn set_addresses(&self, link: Link, addresses: &[IpNetwork]) -> Result<(), RouteError> {
+    pub async fn set_addresses(&self, link: Link, addresses: &[IpNetwork]) -> Result<Ipv6, RouteError> {
         let mut wanted: BTreeSet<IpNetwork> = addresses.iter().copied().collect();
         let present = self.handle.address().get().set_link_index_filter(link.index).execute();
         let present: Vec<AddressMessage> =
@@ -141,15 +163,19 @@ impl Netlink {
             let removed = self.handle.address().del(message).execute().await;
             removed.map_err(|e| RouteError::of("remove an address", e))?;
         }
+        let mut ipv6 = Ipv6::Enabled;
         for network in wanted {
             let mut request = self.handle.address().add(link.index, network.ip(), network.prefix());
             if network.is_ipv6() {
                 // Nobody else can have it, and until the kernel were sure of that it could not be used.
                 request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
             }
-            request.execute().await.map_err(|e| RouteError::of("add an address", e))?;
+            match request.execute().await {
+                Err(e) if network.is_ipv6() && without_ipv6(&e) => ipv6 = Ipv6::Disabled,
+                added => added.map_err(|e| RouteError::of("add an address", e))?,
+            }
         }
-        Ok(())
+        Ok(ipv6)
     }
 
     /// Makes our routes over the device exactly these: each prefix, with the source address that packets
@@ -170,8 +196,10 @@ impl Netlink {
         }
         for (prefix, source) in wanted {
             let message = route_message(link, prefix, source).map_err(|()| RouteError::Families { prefix })?;
-            let added = self.handle.route().add(message).replace().execute().await;
-            added.map_err(|e| RouteError::of("add a route", e))?;
+            match self.handle.route().add(message).replace().execute().await {
+                Err(e) if prefix.ip().is_ipv6() && without_ipv6(&e) => {}
+                added => added.map_err(|e| RouteError::of("add a route", e))?,
+            }
         }
         Ok(())
     }
@@ -229,6 +257,18 @@ impl Netlink {
         Ok(hosts)
     }
 
+    /// The routes that leave by a gateway.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub async fn gateway_routes(&self) -> Result<BTreeSet<GatewayRoute>, RouteError> {
+        let route = |message: &RouteMessage| {
+            let (prefix, gateway) = (destination(message), gateway(message)?);
+            Some(GatewayRoute { prefix, gateway, link: output(message).map(|index| Link { index }) })
+        };
+        Ok(self.routes().await?.iter().filter_map(route).collect())
+    }
+
     async fn addresses(&self) -> Result<Vec<AddressMessage>, RouteError> {
         let all = self.handle.address().get().execute().try_collect().await;
         all.map_err(|e| RouteError::of("read addresses", e))
@@ -282,7 +322,7 @@ impl Device {
         let flags = message.header.flags;
         Self {
             name: name.unwrap_or_default(),
-            up: flags.contains(LinkFlags::Up),
+            up: flags.contains(LinkFlags::Up | LinkFlags::Running),
             loopback: flags.contains(LinkFlags::Loopback),
             tun,
         }
@@ -373,6 +413,12 @@ impl Drop for Task {
     }
 }
 
+/// What the kernel says to IPv6 where that is off, for the device or at all. Missing privilege is `EPERM`.
+fn without_ipv6(error: &Error) -> bool {
+    use rustix::io::Errno;
+    matches!(errno(error), Some(Errno::ACCESS | Errno::OPNOTSUPP | Errno::AFNOSUPPORT))
+}
+
 /// The address itself, with its prefix length.
 fn own_network(message: &AddressMessage) -> Option<IpNetwork> {
     let local = message.attributes.iter().find_map(|a| match a {
@@ -437,6 +483,13 @@ fn destination(message: &RouteMessage) -> Option<Prefix> {
 fn preferred_source(message: &RouteMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|a| match a {
         RouteAttribute::PrefSource(address) => route_ip(address),
+        _ => None,
+    })
+}
+
+fn gateway(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Gateway(address) => route_ip(address),
         _ => None,
     })
 }

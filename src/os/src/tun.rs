@@ -166,7 +166,7 @@ impl Tun {
             netlink.quiet_ipv6(link).await?;
             netlink.set_mtu(link, config.mtu).await?;
             netlink.set_up(link).await?;
-            netlink.set_addresses(link, &config.addresses).await
+            netlink.set_addresses(link, &config.addresses).await.map(|_| ())
         })?
     }
 

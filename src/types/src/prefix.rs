@@ -105,6 +105,11 @@ impl Prefix {
         self.contains(other.ip()) || other.contains(self.ip())
     }
 
+    /// Whether all its addresses are of `other`, too.
+    pub fn lies_in(self, other: Self) -> bool {
+        other.length() <= self.length() && other.contains(self.ip())
+    }
+
     /// The same, as the `ipnetwork` crate has it.
     pub fn network(self) -> IpNetwork {
         self.0

@@ -59,6 +59,37 @@ fn addresses_become_exactly_what_was_asked() {
 }
 
 #[test]
+fn where_ipv6_is_off_a_device_has_its_ipv4_addresses_and_routes() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let link = netlink.veth(&[]).await;
+        let wanted = networks(&["10.9.0.1/32", "fd09::1/128"]);
+        assert_eq!(netlink.set_addresses(link, &wanted).await.unwrap(), Ipv6::Disabled);
+        let routes = ["10.10.0.0/16", "fd0a::/16"].map(|p| (p.parse::<Prefix>().unwrap(), None));
+        netlink.set_routes(link, &routes.into()).await.unwrap();
+        let routes: Vec<_> = netlink.routes_of(link).await.into_iter().map(|(prefix, _)| prefix).collect();
+        assert_eq!(routes, ["10.10.0.0/16"]);
+        let connected: Vec<_> = netlink.connected(&[]).await.unwrap().iter().map(|c| c.prefix.to_string()).collect();
+        assert_eq!(connected, ["10.9.0.1/32"]);
+    });
+}
+
+#[test]
+fn gateway_routes_are_told_from_those_of_a_device() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        let link = netlink.veth(&["192.0.2.1/24"]).await;
+        assert_eq!(netlink.gateway_routes().await.unwrap(), BTreeSet::new());
+        let gateway = "192.0.2.254".parse().unwrap();
+        let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        netlink.handle.route().add(default).execute().await.unwrap();
+        let route = GatewayRoute { prefix: None, gateway: gateway.into(), link: Some(link) };
+        assert_eq!(netlink.gateway_routes().await.unwrap(), BTreeSet::from([route]));
+    });
+}
+
+#[test]
 fn our_routes_become_exactly_what_was_asked_and_others_stay() {
     async_in_empty_netns(|| async {
         let tun = tun();
