@@ -22,7 +22,7 @@ use flatlan_os::{
     udp::{Port, UdpError, UdpOptions, UdpSocket},
 };
 use flatlan_packet::{Gro, Offload};
-use flatlan_types::{Endpoint, HostPort, Prefix};
+use flatlan_types::{Endpoint, HostPort, HubSlot, Prefix};
 use flatlan_wg::{Boringtun, Engine};
 use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, oneshot};
@@ -196,7 +196,8 @@ struct Driver {
     /// What the packet thread is started with, until it is.
     unstarted: Option<(Unstarted, UdpSocket, WorkerConfig)>,
     packets_ended: Option<oneshot::Receiver<Result<(), PacketLoopError>>>,
-    data_streams: BTreeMap<StreamId, flatlan_types::HubSlot>,
+    /// The data stream of each hub that has one.
+    data_streams: BTreeMap<HubSlot, StreamId>,
     interface: Option<Interface>,
     /// What the kernel refused, and when to try again.
     unset: Option<(Interface, Instant)>,
@@ -326,7 +327,7 @@ impl Driver {
                     Request::Status(reply) => { let _ = reply.send(Box::new(self.status().await)); }
                     Request::Reload => self.look(Changed::Said).await,
                 },
-                Some(event) = self.stream_events.recv() => self.handle_stream(event),
+                Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
                 Some((place, found)) = self.resolver.1.recv() => self.node.handle_resolved(&place, &found, clock::now()),
                 Some(event) = self.worker_events.recv() => self.node.handle_event(event, clock::now(), clock::unix()),
                 ended = packets_ended(&mut self.packets_ended) => return Err(ended),
@@ -355,7 +356,7 @@ impl Driver {
         Ok(())
     }
 
-    fn handle_stream(&mut self, event: StreamEvent) {
+    async fn handle_stream(&mut self, event: StreamEvent) {
         let now = clock::now();
         match event {
             StreamEvent::Opened { stream, exporter, remote } => {
@@ -363,11 +364,20 @@ impl Driver {
             }
             StreamEvent::Message { stream, bytes } => self.node.handle_message(stream, &bytes, now, clock::unix()),
             StreamEvent::Closed { stream, reason } => {
-                self.streams.close(stream);
+                self.close(stream).await;
                 tracing::debug!(%reason, "stream to a hub ended");
                 self.trouble = Some(reason);
                 self.node.handle_closed(stream, now, clock::unix());
             }
+        }
+    }
+
+    async fn close(&mut self, stream: StreamId) {
+        self.streams.close(stream);
+        let hub = self.data_streams.iter().find(|(_, of)| **of == stream).map(|(hub, _)| *hub);
+        if let Some(hub) = hub {
+            self.data_streams.remove(&hub);
+            self.packets.order(Order::CloseStream(hub)).await;
         }
     }
 
@@ -384,14 +394,11 @@ impl Driver {
                     }
                 }
                 Output::Close { stream } => {
-                    self.streams.close(stream);
-                    if let Some(hub) = self.data_streams.remove(&stream) {
-                        self.packets.order(Order::CloseStream(hub)).await;
-                    }
+                    self.close(stream).await;
                 }
                 Output::BindData { stream, hub } => {
                     if let Some(sender) = self.streams.bind(stream, hub, self.packets.stream_inbox()) {
-                        self.data_streams.insert(stream, hub);
+                        self.data_streams.insert(hub, stream);
                         self.packets.order(Order::OpenStream(hub, sender)).await;
                     }
                 }

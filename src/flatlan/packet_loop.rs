@@ -15,6 +15,7 @@ use flatlan_os::{
     Why, clock,
     panic::{self, Panicked},
     poll::{self, Waker},
+    stream::SendQueue,
     tun::{self, Tun},
     udp::{self, RecvBatch, UdpSocket},
 };
@@ -30,7 +31,7 @@ pub(crate) enum Order {
     /// The roster changed.
     Snapshot(Arc<Snapshot>),
     /// A data stream to a hub is open: its frames go here.
-    OpenStream(HubSlot, mpsc::Sender<Bytes>),
+    OpenStream(HubSlot, SendQueue),
     /// The data stream is gone.
     CloseStream(HubSlot),
     /// Tell how things are.
@@ -95,7 +96,7 @@ struct PacketLoop<S> {
 struct Io {
     tun: Tun,
     udp: UdpSocket,
-    streams: BTreeMap<HubSlot, mpsc::Sender<Bytes>>,
+    streams: BTreeMap<HubSlot, SendQueue>,
     gone: bool,
 }
 
@@ -235,7 +236,8 @@ impl<S: Sessions> PacketLoop<S> {
 
     fn receive_streams(&mut self, now: Instant) -> bool {
         let mut any = false;
-        while let Ok((hub, message)) = self.streams.try_recv() {
+        for _ in 0..STREAM_BURST {
+            let Ok((hub, message)) = self.streams.try_recv() else { break };
             any = true;
             self.worker.handle_stream(hub, &message, now, &mut self.io);
         }
@@ -316,7 +318,7 @@ impl Sink for Io {
 
     fn send_stream(&mut self, hub: HubSlot, packed: &[u8]) -> Result<(), DropReason> {
         let stream = self.streams.get(&hub).ok_or(DropReason::NoPath)?;
-        stream.try_send(Bytes::copy_from_slice(packed)).map_err(|_| DropReason::Backpressure)
+        stream.put(Bytes::copy_from_slice(packed)).map_err(|_| DropReason::Backpressure)
     }
 
     fn write_tun(&mut self, header_and_packet: &mut [u8]) -> Result<(), DropReason> {
@@ -358,6 +360,8 @@ enum Flow {
 
 /// Packets read from the TUN before anything else is looked at.
 const TUN_BURST: usize = 32;
+/// Messages of data streams handed in before anything else is looked at.
+const STREAM_BURST: usize = 16;
 /// Orders that may wait.
 const ORDERS: usize = 1024;
 /// Messages of data streams that may wait.

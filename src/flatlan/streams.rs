@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flatlan_node::StreamId;
 use flatlan_os::{
     panic::caught_async,
-    stream::{DialConfig, Proxy, StreamError, StreamReceiver, StreamSender, dial},
+    stream::{DialConfig, Proxy, SendQueue, SendQueueEnd, StreamError, StreamReceiver, dial, send_queue},
 };
 use flatlan_relay::Role;
 use flatlan_types::{Endpoint, HostPort, HubSlot};
@@ -39,7 +39,7 @@ pub(crate) struct Streams {
 }
 
 struct Handle {
-    sender: mpsc::Sender<Bytes>,
+    queue: SendQueue,
     data: Arc<SetOnce<(HubSlot, StreamInbox)>>,
     task: JoinHandle<()>,
 }
@@ -58,19 +58,19 @@ impl Streams {
 
     /// Begins to dial; the result comes as an event.
     pub(crate) fn dial(&mut self, stream: StreamId, target: HostPort, role: Role) {
-        let (sender, outgoing) = mpsc::channel(MESSAGES);
+        let (queue, outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
         let data = Arc::new(SetOnce::new());
         let greeting = (role == Role::Data).then_some(GREETING);
         let work = run(stream, target, self.proxy.clone(), outgoing, (data.clone(), greeting), self.events.clone());
         let task = tokio::spawn(supervised(stream, work, self.events.clone()));
-        self.streams.insert(stream, Handle { sender, data, task });
+        self.streams.insert(stream, Handle { queue, data, task });
     }
 
     /// Sends one message. A stream that takes no more is of no use: it is closed, and the control machine
     /// is told like of any other end.
     pub(crate) fn send(&mut self, stream: StreamId, bytes: Vec<u8>) -> Result<(), &'static str> {
         let Some(handle) = self.streams.get(&stream) else { return Ok(()) };
-        match handle.sender.try_send(bytes.into()) {
+        match handle.queue.put(bytes.into()) {
             Ok(()) => Ok(()),
             Err(_) => {
                 self.streams.remove(&stream);
@@ -86,10 +86,10 @@ impl Streams {
 
     /// From here on the stream's messages are labelled frames for the packet thread. Returns the end into
     /// which that thread puts what it sends.
-    pub(crate) fn bind(&mut self, stream: StreamId, hub: HubSlot, inbox: StreamInbox) -> Option<mpsc::Sender<Bytes>> {
+    pub(crate) fn bind(&mut self, stream: StreamId, hub: HubSlot, inbox: StreamInbox) -> Option<SendQueue> {
         let handle = self.streams.get(&stream)?;
         let _ = handle.data.set((hub, inbox));
-        Some(handle.sender.clone())
+        Some(handle.queue.with_limit(DATA_BYTES))
     }
 }
 
@@ -109,21 +109,21 @@ async fn run(
     stream: StreamId,
     target: HostPort,
     proxy: Option<Arc<Proxy>>,
-    outgoing: mpsc::Receiver<Bytes>,
+    mut outgoing: SendQueueEnd,
     (data, greeting): (Arc<SetOnce<(HubSlot, StreamInbox)>>, Option<usize>),
     events: mpsc::Sender<StreamEvent>,
 ) -> Option<String> {
     let config = DialConfig { proxy: proxy.as_deref(), ..DialConfig::new(&target) };
     let reason = match dial(config).await {
         Err(error) => error.to_string(),
-        Ok(open) => {
+        Ok(mut open) => {
             let opened = StreamEvent::Opened { stream, exporter: open.exporter, remote: open.remote };
             if events.send(opened).await.is_err() {
                 return None;
             }
             let ended = tokio::select! {
                 ended = receive(stream, open.receiver, (&data, greeting), &events) => ended,
-                ended = send(open.sender, outgoing) => ended,
+                ended = outgoing.send_to(&mut open.sender) => ended,
             };
             match ended {
                 Ok(()) => "the hub closed the connection".to_owned(),
@@ -156,22 +156,14 @@ async fn receive(
     Ok(())
 }
 
-/// Several messages that wait leave with one flush.
-async fn send(mut sender: StreamSender, mut outgoing: mpsc::Receiver<Bytes>) -> Result<(), StreamError> {
-    while let Some(message) = outgoing.recv().await {
-        sender.feed(message).await?;
-        while let Ok(message) = outgoing.try_recv() {
-            sender.feed(message).await?;
-        }
-        sender.flush().await?;
-    }
-    Ok(())
-}
-
 /// What a hub says on a data stream before frames: `HubHello`, then `Attached` or `Refused`.
 const GREETING: usize = 2;
 /// Messages that may wait in each direction of a stream.
 const MESSAGES: usize = 256;
+/// Bytes of control messages that may wait to be sent.
+const CONTROL_BYTES: usize = 4 << 20;
+/// Bytes of frames that may wait to be sent: some milliseconds' worth.
+const DATA_BYTES: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -248,8 +248,14 @@ impl RunningHub {
                 }
                 deadline = deadline.min(until);
             }
+            // a flood of messages must not keep a timer waiting
+            let now = clock::now();
+            if self.hub.poll_timeout() <= now {
+                self.hub.set_time(clock::unix(), now);
+                self.hub.handle_timeout(now);
+                continue;
+            }
             tokio::select! {
-                biased;
                 () = &mut stop, if draining.is_none() => {
                     self.hub.drain();
                     draining = Some(clock::now() + DRAIN);
@@ -262,11 +268,7 @@ impl RunningHub {
                 Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
                 Some(event) = self.forward_events.recv() => self.hub.handle_forward(event, clock::now()),
                 Some(question) = self.questions.recv() => { let _ = question.send(self.view().await); }
-                () = tokio::time::sleep(clock::until(deadline)) => {
-                    let now = clock::now();
-                    self.hub.set_time(clock::unix(), now);
-                    self.hub.handle_timeout(now);
-                }
+                () = tokio::time::sleep(clock::until(deadline)) => {}
             }
         }
     }

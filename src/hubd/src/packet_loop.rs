@@ -12,6 +12,7 @@ use flatlan_hub::{
 use flatlan_os::{
     clock, panic,
     poll::{self, Waker},
+    stream::SendQueue,
     udp::{RecvBatch, Transmit, UdpSocket},
 };
 use flatlan_relay::{MAX_MESSAGE, frame::LENGTH_LEN};
@@ -23,7 +24,7 @@ pub(crate) enum Order {
     /// For the forwarder.
     Command(ForwardCommand),
     /// Frames for this stream go here.
-    OpenStream(StreamId, mpsc::Sender<Bytes>),
+    OpenStream(StreamId, SendQueue),
     /// The stream is gone.
     CloseStream(StreamId),
     /// Tell how things are.
@@ -63,7 +64,7 @@ struct PacketLoop {
 
 struct Io {
     udp: UdpSocket,
-    streams: BTreeMap<StreamId, mpsc::Sender<Bytes>>,
+    streams: BTreeMap<StreamId, SendQueue>,
     stream_drops: u64,
     udp_drops: u64,
 }
@@ -157,7 +158,8 @@ impl PacketLoop {
                     Order::Stop => return Ok(()),
                 }
             }
-            while let Ok((attachment, mut message)) = self.frames.try_recv() {
+            for _ in 0..STREAM_BURST {
+                let Ok((attachment, mut message)) = self.frames.try_recv() else { break };
                 busy = true;
                 self.forwarder.handle_stream(attachment, &mut message, now, &mut self.io);
             }
@@ -229,31 +231,33 @@ impl ForwardSink for Io {
     fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) {
         let stride = if stride == 0 { batch.len().max(1) } else { stride };
         let frames = batch.chunks(stride);
-        let Some(sender) = self.streams.get(&to) else {
+        let Some(queue) = self.streams.get(&to) else {
             self.stream_drops += frames.len() as u64;
             return;
         };
-        let mut message = BytesMut::new();
+        let mut message = BytesMut::with_capacity((batch.len() + frames.len() * LENGTH_LEN).min(MAX_MESSAGE));
         let mut packed = 0;
         for frame in frames {
             let Ok(length) = u16::try_from(frame.len()) else { continue };
             if message.len() + LENGTH_LEN + frame.len() > MAX_MESSAGE {
-                self.stream_drops += hand_over(sender, &mut message, &mut packed);
+                self.stream_drops += hand_over(queue, &mut message, &mut packed);
             }
             message.extend_from_slice(&length.to_be_bytes());
             message.extend_from_slice(frame);
             packed += 1;
         }
-        self.stream_drops += hand_over(sender, &mut message, &mut packed);
+        self.stream_drops += hand_over(queue, &mut message, &mut packed);
     }
 }
 
 /// Gives a message to a stream's task; how many frames were lost because its queue is full.
-fn hand_over(sender: &mpsc::Sender<Bytes>, message: &mut BytesMut, packed: &mut u64) -> u64 {
+fn hand_over(queue: &SendQueue, message: &mut BytesMut, packed: &mut u64) -> u64 {
     let frames = std::mem::take(packed);
-    if frames == 0 || sender.try_send(message.split().freeze()).is_ok() { 0 } else { frames }
+    if frames == 0 || queue.put(message.split().freeze()).is_ok() { 0 } else { frames }
 }
 
+/// Messages of data streams handed in before anything else is looked at.
+const STREAM_BURST: usize = 16;
 /// Orders that may wait.
 const ORDERS: usize = 4096;
 /// Messages of data streams that may wait.

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use flatlan_hub::{AttachmentId, DialId, StreamId};
 use flatlan_os::{
     panic::caught_async,
-    stream::{Acceptor, DialConfig, Listener, Stream, StreamReceiver, StreamSender, dial},
+    stream::{
+        Acceptor, DialConfig, Listener, SendQueue, SendQueueEnd, Stream, StreamReceiver, StreamSender, dial, send_queue,
+    },
 };
 use flatlan_relay::Role;
 use flatlan_types::{Endpoint, HostPort};
@@ -39,7 +41,7 @@ pub(crate) struct Streams {
 }
 
 struct Handle {
-    sender: mpsc::Sender<Bytes>,
+    queue: SendQueue,
     data: Arc<SetOnce<(AttachmentId, FrameInbox)>>,
     receiving: JoinHandle<()>,
 }
@@ -97,21 +99,21 @@ impl Streams {
     pub(crate) fn add(&mut self, stream: Stream, role: Option<Role>) -> StreamId {
         self.next += 1;
         let id = StreamId(self.next);
-        let (sender, outgoing) = mpsc::channel(MESSAGES);
+        let (queue, outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
         let data = Arc::new(SetOnce::new());
         // one that breaks leaves a closed queue behind: the next message to it closes the stream
         tokio::spawn(told(send(stream.sender, outgoing)));
         let greeting = if role == Some(Role::HubData) { GREETING } else { usize::MAX };
         let receiving = receive(id, stream.receiver, (data.clone(), greeting), self.events.clone());
         let receiving = tokio::spawn(supervised(id, receiving, self.events.clone()));
-        self.streams.insert(id, Handle { sender, data, receiving });
+        self.streams.insert(id, Handle { queue, data, receiving });
         id
     }
 
     /// Sends one message; `false` where the stream takes no more and was closed for that.
     pub(crate) fn send(&mut self, stream: StreamId, bytes: Vec<u8>) -> bool {
         let Some(handle) = self.streams.get(&stream) else { return true };
-        if handle.sender.try_send(bytes.into()).is_ok() {
+        if handle.queue.put(bytes.into()).is_ok() {
             return true;
         }
         self.close(stream);
@@ -131,15 +133,10 @@ impl Streams {
     }
 
     /// From here on the stream's messages are frames. Returns the end into which the packet thread puts its own.
-    pub(crate) fn bind(
-        &mut self,
-        stream: StreamId,
-        attachment: AttachmentId,
-        inbox: FrameInbox,
-    ) -> Option<mpsc::Sender<Bytes>> {
+    pub(crate) fn bind(&mut self, stream: StreamId, attachment: AttachmentId, inbox: FrameInbox) -> Option<SendQueue> {
         let handle = self.streams.get(&stream)?;
         let _ = handle.data.set((attachment, inbox));
-        Some(handle.sender.clone())
+        Some(handle.queue.with_limit(DATA_BYTES))
     }
 }
 
@@ -179,18 +176,10 @@ async fn receive(
     }
 }
 
-/// Several messages that wait leave with one flush.
-async fn send(mut sender: StreamSender, mut outgoing: mpsc::Receiver<Bytes>) {
-    while let Some(message) = outgoing.recv().await {
-        let mut sent = sender.feed(message).await;
-        while let (Ok(()), Ok(message)) = (&sent, outgoing.try_recv()) {
-            sent = sender.feed(message).await;
-        }
-        if sent.is_err() || sender.flush().await.is_err() {
-            return;
-        }
+async fn send(mut sender: StreamSender, mut outgoing: SendQueueEnd) {
+    if outgoing.send_to(&mut sender).await.is_ok() {
+        let _ = tokio::time::timeout(CLOSE, sender.close()).await;
     }
-    let _ = tokio::time::timeout(CLOSE, sender.close()).await;
 }
 
 /// What a hub that we dialled says on a data stream before frames: `HubHello`, then `Attached` or `Refused`.
@@ -199,6 +188,10 @@ const GREETING: usize = 2;
 const EVENTS: usize = 4096;
 /// Messages that may wait on one stream.
 const MESSAGES: usize = 512;
+/// Bytes of control messages that may wait on one stream.
+const CONTROL_BYTES: usize = 4 << 20;
+/// Bytes of frames that may wait on one stream: some milliseconds' worth.
+const DATA_BYTES: usize = 256 << 10;
 /// TLS handshakes at a time: what a flood of half-open connections may cost.
 const HANDSHAKES: usize = 4096;
 /// How long a goodbye may take.

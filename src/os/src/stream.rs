@@ -11,6 +11,7 @@
 
 mod listen;
 mod proxy;
+mod queue;
 mod tls;
 
 use std::{io, net::SocketAddr, time::Duration};
@@ -34,6 +35,7 @@ use tokio_tungstenite::{
 
 pub use listen::{ListenError, Listener};
 pub use proxy::{ParseProxyError, Proxy};
+pub use queue::{QueueFull, SendQueue, SendQueueEnd, send_queue};
 pub use tls::{Acceptor, IdentityError, TlsIdentity};
 
 use crate::{
