@@ -2,8 +2,8 @@
 //!
 //! One super-packet comes in whole and is cut, sealed and batched in one pass, in place. What finds no
 //! session waits in a short queue while the session is made. What is longer than the path carries is
-//! fragmented where its sender allows that (RFC 791), and answered with an error where not (RFC 1191,
-//! RFC 4443); everything else that cannot go is a counted drop.
+//! fragmented where its sender allows that (RFC 791) or cannot be told (IPv6 below 1280 bytes, RFC 8200), and
+//! answered with an error where not (RFC 1191, RFC 4443); everything else that cannot go is a counted drop.
 
 use std::{
     net::IpAddr,
@@ -117,22 +117,12 @@ impl<S: Sessions> Worker<S> {
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(lane.peer).ok_or(DropReason::NoMember)?;
-        let mut route = peer.lane_route(lane.lane, &self.hubs).ok_or(DropReason::NoPath)?;
+        let route = peer.lane_route(lane.lane, &self.hubs).ok_or(DropReason::NoPath)?;
         let room = peer.room(self.config.mtu);
         let clamp = is_syn(view, packet).then(|| mss_for(view.version, room));
         let mut segments = SegmentsMut::of_view(header, packet, view, room).map_err(|_| DropReason::Malformed)?;
-        let mut evidence = Evidence::Count;
         if segments.longest() > room {
-            let least = V6_LEAST.min(self.config.mtu);
-            let stream = peer.node_link().and_then(|link| link.stream_route(&self.hubs));
-            match stream {
-                // no path of IPv6 carries less (RFC 8200 section 5): a stream takes any size. It is not the
-                // lane's path, so its data says nothing about that one
-                Some(stream) if view.version == IpVersion::V6 && room < least && segments.longest() <= least => {
-                    (route, evidence) = (stream, Evidence::Ignore);
-                }
-                Some(_) | None => return self.too_long(lane, route, segments, room, now, out),
-            }
+            return self.too_long(lane, route, segments, room, now, out);
         }
         let mut sealer = self.sealer(lane, route, view.ecn());
         while let Some(segment) = segments.next_packet() {
@@ -142,7 +132,7 @@ impl<S: Sessions> Worker<S> {
             sealer.push(segment, now, out);
         }
         let sealed = sealer.sealed;
-        self.on_sealed(lane, sealed, evidence, now);
+        self.on_sealed(lane, sealed, now);
         Ok(())
     }
 
@@ -160,7 +150,8 @@ impl<S: Sessions> Worker<S> {
         let mut sealed = Sealed::default();
         let mut refused = 0;
         while let Some(segment) = segments.next_packet() {
-            let Some(mut fragments) = Fragments::new(segment, room) else {
+            self.fragments = self.fragments.wrapping_add(1);
+            let Some(mut fragments) = Fragments::new(segment, room, self.fragments) else {
                 if refused == 0 {
                     self.tell_too_big(segment, room, now, out);
                 }
@@ -176,7 +167,7 @@ impl<S: Sessions> Worker<S> {
         }
         self.plain = fragment;
         self.stats.drops.add(DropReason::TooBig, refused);
-        self.on_sealed(lane, sealed, Evidence::Count, now);
+        self.on_sealed(lane, sealed, now);
         Ok(())
     }
 
@@ -220,13 +211,12 @@ impl<S: Sessions> Worker<S> {
         }
     }
 
-    fn on_sealed(&mut self, lane: LaneKey, sealed: Sealed, evidence: Evidence, now: Instant) {
+    fn on_sealed(&mut self, lane: LaneKey, sealed: Sealed, now: Instant) {
         self.stats.tx_packets += u64::from(sealed.packets);
         self.stats.tx_bytes += sealed.bytes;
         let Some(peer) = self.peers.get_mut(lane.peer) else { return };
         peer.tx_bytes += sealed.bytes;
         if let Some(link) = peer.node_link_mut()
-            && evidence == Evidence::Count
             && sealed.packets > 0
         {
             link.paths.on_sent(lane.lane, sealed.packets, sealed.datagrams, now);
@@ -325,13 +315,6 @@ impl std::ops::AddAssign for Sealed {
         self.bytes += other.bytes;
         self.datagrams += other.datagrams;
     }
-}
-
-/// Whether data that was sent says something about the lane's path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Evidence {
-    Count,
-    Ignore,
 }
 
 /// How many errors are written to the TUN: a burst, then so many in a second (RFC 4443 section 2.4 f).

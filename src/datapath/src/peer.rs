@@ -174,12 +174,6 @@ impl NodeLink {
         }
     }
 
-    /// A way over TLS, which carries packets of any size.
-    pub(crate) fn stream_route(&self, hubs: &Hubs) -> Option<Route> {
-        let (hub, label) = self.labels.iter().find(|(hub, _)| hubs.has_stream(**hub))?;
-        Some(Route { to: Destination::Stream(*hub), label: Some(*label) })
-    }
-
     /// The relayed ways that exist: a label, and a leg to the hub.
     pub(crate) fn relays(&self, hubs: &Hubs) -> Vec<Relay> {
         let mut relays = Vec::new();

@@ -65,6 +65,8 @@ pub struct Worker<S> {
     /// Bytes that wait for a session, over all peers.
     pub(crate) queued: usize,
     pub(crate) errors: ErrorBudget,
+    /// The last identification given to an IPv6 packet that was fragmented.
+    pub(crate) fragments: u32,
     pub(crate) evidence: Option<Evidence>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) stats: WorkerStats,
@@ -138,6 +140,7 @@ impl<S: Sessions> Worker<S> {
             opened: vec![0; MAX_PACKET].into_boxed_slice(),
             queued: 0,
             errors: ErrorBudget::default(),
+            fragments: mix(config.seed ^ FRAGMENTS) as u32,
             evidence: None,
             events: VecDeque::new(),
             stats: WorkerStats::default(),
@@ -539,6 +542,8 @@ pub(crate) const WIREGUARD_DATA: u8 = 4;
 /// The longest IP packet.
 pub(crate) const MAX_PACKET: usize = 65_535 + 64;
 /// A peer's timers are looked at no more often than this.
+/// Where identifications of fragments begin.
+const FRAGMENTS: u64 = 0x6672_6167;
 const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Events that wait for the control machine at the most; what exceeds them is told again by a timer.
 const MAX_EVENTS: usize = 4096;

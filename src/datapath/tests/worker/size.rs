@@ -71,19 +71,24 @@ fn tcp_is_cut_to_what_the_path_carries() {
 }
 
 #[test]
-fn what_ipv6_may_expect_of_any_path_goes_over_a_stream() {
+fn what_ipv6_may_expect_of_any_path_is_carried_in_fragments_where_one_carries_less() {
     let mut net = PlainNet::new(2);
     net.mtu = 1250;
-    let hub = net.add_hub();
     net.introduce(0, 1);
-    net.relay(0, 1, hub);
     net.chat(0, 1, Duration::from_millis(10), Duration::from_secs(4));
     net.run_for(Duration::from_millis(20));
-    assert!(net.nodes[0].worker.report(net.now)[0].path.unwrap().is_direct());
     net.nodes[1].tun.clear();
-    net.send(0, &udp_v6(1, 2, 1280 - 48));
+    let whole = udp_v6(1, 2, 1280 - 48);
+    net.send(0, &whole);
     net.run_for(Duration::from_millis(50));
-    assert_eq!(net.packets(1), [udp_v6(1, 2, 1280 - 48)]);
+    let (fragments, mut data) = (net.packets(1), Vec::new());
+    for fragment in &fragments {
+        assert_eq!((&fragment[8..40], fragment[6], fragment[40]), (&whole[8..40], 44, protocol::UDP));
+        assert_eq!(fragments[0][44..48], fragment[44..48], "one identification");
+        data.extend_from_slice(&fragment[48..]);
+    }
+    assert_eq!((fragments.len(), &data[..]), (2, &whole[40..]));
+    assert_eq!(net.all_drops(0), []);
     net.nodes[0].tun.clear();
     net.send(0, &udp_v6(1, 2, 1352));
     let error = net.packets(0)[0];

@@ -220,7 +220,7 @@ fn drive(mut bytes: Vec<u8>) {
             assert!(IpView::parse(&error).is_ok());
         }
     }
-    if let Some(mut fragments) = Fragments::new(&bytes, 68) {
+    if let Some(mut fragments) = Fragments::new(&bytes, 68, 1) {
         let mut out = [0; 68];
         while fragments.write_next(&mut out).is_some() {}
     }

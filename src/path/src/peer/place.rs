@@ -42,7 +42,12 @@ impl PeerPaths {
             Need::Life => true,
             Need::Size(size) => path.size.current() >= size && path.size.proven() >= since && since.is_some(),
         });
-        let Some((target, Health::Good)) = target else { return Outcome::Stays };
+        let Some((target, health)) = target else { return Outcome::Stays };
+        // one that died not long ago is better than one that swallows data, if it answers
+        let answers = since.is_some() && self.paths.get(&target).is_some_and(|path| path.alive() > since);
+        if !(health == Health::Good || health == Health::Fair && answers) {
+            return Outcome::Stays;
+        }
         if let Some(path) = self.paths.get_mut(&id) {
             path.black_out(now);
         }

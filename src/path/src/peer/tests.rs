@@ -118,6 +118,33 @@ fn a_hub_that_drops_only_what_is_large_is_left_within_a_second() {
 }
 
 #[test]
+fn a_hub_that_swallows_data_is_left_for_a_path_that_died_not_long_ago_and_answers_again() {
+    let mut net = Net::seeded(5).hubs(&[ms(1)]);
+    for side in [A, B] {
+        net.flow(side, Flow { every: ms(5), packets: 2, size: 1000 });
+    }
+    net.offer_direct();
+    let reach = |net: &mut Net, path: PathKind, within: Duration| {
+        net.run_until(within, |net| net.end(A).active() == Some(path));
+        assert_eq!(net.end(A).active(), Some(path));
+    };
+    let strike = |net: &mut Net, fault: Fault| {
+        net.fault(A, direct(B), fault);
+        net.fault(B, direct(A), fault);
+    };
+    for _ in 0..4 {
+        reach(&mut net, direct(B), secs(100));
+        strike(&mut net, Fault::Cut);
+        reach(&mut net, relay(0), secs(2));
+        strike(&mut net, Fault::None);
+    }
+    net.run(secs(2));
+    assert_eq!(net.end(A).active(), Some(relay(0)), "what died so often is not gone back to gracefully");
+    net.fault(A, relay(0), Fault::Data);
+    reach(&mut net, direct(B), secs(1));
+}
+
+#[test]
 fn a_hub_that_swallows_data_is_not_gone_back_to_at_once() {
     let mut net = busy(5);
     net.fault(A, relay(0), Fault::Data);
