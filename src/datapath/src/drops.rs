@@ -36,7 +36,7 @@ pub enum DropReason {
     Backpressure,
     /// A receiver index, label or sender hint that names nobody.
     Unknown,
-    /// The engine takes no more handshakes from this source for now.
+    /// No more handshakes or control messages are taken from this source for now.
     RateLimited,
 }
 

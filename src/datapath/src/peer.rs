@@ -23,6 +23,8 @@ pub(crate) struct Peer {
     pub(crate) need_told: Option<Instant>,
     pub(crate) stale_told: Option<Instant>,
     pub(crate) hello_told: Option<Instant>,
+    /// Its control messages that wait for the control machine.
+    pub(crate) messages: u32,
     /// When its timer is set to.
     pub(crate) armed: Option<Instant>,
     pub(crate) tx_bytes: u64,
@@ -104,6 +106,7 @@ impl Peer {
             need_told: None,
             stale_told: None,
             hello_told: None,
+            messages: 0,
             armed: None,
             tx_bytes: 0,
             rx_bytes: 0,

@@ -17,7 +17,7 @@ use flatlan_wg::{
 };
 
 use crate::{
-    Command, Drops, Event, PeerKeys, Sink, Snapshot,
+    Command, DropReason, Drops, Event, PeerKeys, Sink, Snapshot,
     batch::{Batch, send_now},
     hub_leg::Hubs,
     inbound::Evidence,
@@ -258,7 +258,13 @@ impl<S: Sessions> Worker<S> {
 
     /// What happened, in order.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front()?;
+        if let Event::PeerMessage { peer, .. } = &event
+            && let Some(peer) = self.peers.get_mut(*peer)
+        {
+            peer.messages = peer.messages.saturating_sub(1);
+        }
+        Some(event)
     }
 
     /// When [`Worker::handle_timeout`] wants to be called at the latest.
@@ -364,8 +370,24 @@ impl<S: Sessions> Worker<S> {
         self.peers.arm(slot, now);
     }
 
+    /// What comes as often as others like must not crowd out what is told only once.
     pub(crate) fn event(&mut self, event: Event) {
-        if self.events.len() < MAX_EVENTS {
+        let repeated = matches!(
+            event,
+            Event::PeerMessage { .. } | Event::NeedPath { .. } | Event::StaleEpoch { .. } | Event::DirectUp { .. }
+        );
+        let most = if repeated { MAX_REPEATED } else { MAX_EVENTS };
+        let mut room = self.events.len() < most;
+        if let Event::PeerMessage { peer, .. } = &event {
+            match self.peers.get_mut(*peer).filter(|peer| room && peer.messages < MAX_MESSAGES) {
+                Some(peer) => peer.messages += 1,
+                None => {
+                    room = false;
+                    self.stats.drops.add(DropReason::RateLimited, 1);
+                }
+            }
+        }
+        if room {
             self.events.push_back(event);
         }
     }
@@ -541,9 +563,13 @@ fn mix(value: u64) -> u64 {
 pub(crate) const WIREGUARD_DATA: u8 = 4;
 /// The longest IP packet.
 pub(crate) const MAX_PACKET: usize = 65_535 + 64;
-/// A peer's timers are looked at no more often than this.
 /// Where identifications of fragments begin.
 const FRAGMENTS: u64 = 0x6672_6167;
+/// A peer's timers are looked at no more often than this.
 const TIMER_STEP: Duration = Duration::from_millis(1);
-/// Events that wait for the control machine at the most; what exceeds them is told again by a timer.
-const MAX_EVENTS: usize = 4096;
+/// Events that wait for the control machine at the most.
+const MAX_EVENTS: usize = 65_536;
+/// The same for those that are told again, or asked again, by a timer.
+const MAX_REPEATED: usize = 4096;
+/// Control messages of one peer that wait.
+const MAX_MESSAGES: u32 = 64;

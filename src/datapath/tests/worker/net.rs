@@ -61,6 +61,8 @@ pub(crate) struct Node<S> {
     pub sends: Vec<(Endpoint, usize, usize, u8)>,
     pub epoch: u64,
     pub mute: bool,
+    /// Its control machine takes no events.
+    pub held: bool,
 }
 
 pub(crate) struct Hub {
@@ -174,7 +176,16 @@ impl<T: Tunnel> Net<Engine<T>> {
         for n in 0..count {
             let at = Endpoint::new(([192, 0, 2, n as u8 + 1], 51820).into());
             let worker = Self::worker(n, 1, now);
-            net.nodes.push(Node { worker, at, events: vec![], tun: vec![], sends: vec![], epoch: 1, mute: false });
+            net.nodes.push(Node {
+                worker,
+                at,
+                events: vec![],
+                tun: vec![],
+                sends: vec![],
+                epoch: 1,
+                mute: false,
+                held: false,
+            });
         }
         let all: Vec<usize> = (0..count).collect();
         net.set_members(1, &all, &[]);
@@ -289,7 +300,9 @@ impl<S: Sessions> Net<S> {
         let mut out = Out::default();
         let node = &mut self.nodes[n];
         call(&mut node.worker, self.now, &mut out);
-        while let Some(event) = node.worker.poll_event() {
+        while !node.held
+            && let Some(event) = node.worker.poll_event()
+        {
             node.events.push(event);
         }
         let at = node.at;

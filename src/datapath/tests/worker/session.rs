@@ -365,6 +365,31 @@ fn an_idle_pair_closes_its_lanes_and_comes_back_with_the_first_packet() {
 }
 
 #[test]
+fn a_peer_that_floods_messages_crowds_nobody_out() {
+    let mut net = PlainNet::new(3);
+    net.introduce(0, 1);
+    net.introduce(0, 2);
+    net.chat(0, 1, Duration::from_millis(10), Duration::from_millis(100));
+    net.chat(0, 2, Duration::from_millis(10), Duration::from_millis(100));
+    let message = |bytes: &[u8]| Command::SendMessage { peer: slot(0), bytes: bytes.to_vec(), path: None };
+    // the control machine of 0 does not take its events meanwhile
+    net.nodes[0].held = true;
+    for _ in 0..500 {
+        net.command(1, message(&[7; 500]));
+    }
+    net.command(2, message(b"hello"));
+    net.run_for(Duration::from_millis(50));
+    net.nodes[0].held = false;
+    net.with(0, |_, _, _| {});
+    let of = |peer| {
+        net.nodes[0].events.iter().filter(move |e| matches!(e, Event::PeerMessage { peer: of, .. } if *of == peer))
+    };
+    assert_eq!(of(slot(1)).count(), 64);
+    assert_eq!(of(slot(2)).count(), 1);
+    assert_eq!(net.drops(0, DropReason::RateLimited), 500 - 64);
+}
+
+#[test]
 fn a_message_to_a_peer_arrives_and_one_too_long_is_refused() {
     let mut net = PlainNet::new(2);
     net.introduce(0, 1);
