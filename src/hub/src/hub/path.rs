@@ -10,7 +10,7 @@
 //! while after the new one works. Where there is no other way the sender is told (`PathLost`).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -107,9 +107,13 @@ impl Hub {
         (out, mut via, rtt_us): (Label, Vec<HubKey>, u32),
         now: Instant,
     ) {
-        let answers = self.pending.get(&request).is_some_and(|pending| pending.downstream == from);
-        let Some(pending) = self.pending.remove(&request).filter(|_| answers) else {
-            // Too late: nobody will use it.
+        // Numbers are known to whoever is asked: another's request must outlive what others say of it.
+        let answered = match self.pending.entry(request) {
+            Entry::Occupied(pending) if pending.get().downstream == from => Some(pending.remove()),
+            Entry::Occupied(_) | Entry::Vacant(_) => None,
+        };
+        let Some(pending) = answered else {
+            // Too late, or never asked for: nobody will use it.
             return self.close_downstream(from, out);
         };
         via.truncate(usize::from(MAX_HOPS));

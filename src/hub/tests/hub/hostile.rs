@@ -9,7 +9,7 @@ use flatlan_relay::{
 use flatlan_types::{BootEpoch, Label, MemberId, NetworkId};
 use proptest::prelude::*;
 
-use crate::world::{DELAY, START, World, allow, hub_key, hub_secret, lan, node_secret};
+use crate::world::{DELAY, START, World, allow, hub_key, hub_secret, lan, node_secret, tenant};
 
 /// Any message, with fields that sometimes fit the world.
 fn message(network: NetworkId) -> impl Strategy<Value = Control> {
@@ -155,6 +155,35 @@ proptest! {
         let stats = world.hubs[0].hub.stats();
         prop_assert!(stats.labels <= 1 + 60 && stats.hubs <= 4, "{stats:?}");
     }
+}
+
+#[test]
+fn a_foreign_answer_ends_no_request_of_another_tenant() {
+    let (mut red, mut blue) = (lan(&[0], 2), tenant(10, &[0], 3));
+    let mut world = World::new(1, allow(&[red.id, blue.id]));
+    (1..=3).for_each(|seed| {
+        world.node(seed);
+    });
+    world.publish(0, &mut red);
+    world.publish(0, &mut blue);
+    let a = world.join(0, 0, red.id);
+    world.join(1, 0, red.id);
+    let foe = world.join(2, 0, blue.id);
+    let (from, to) = (world.id(0), world.id(1));
+    let open = PathOpen { request: 7, network: red.id, from, to, hops: 8, via: vec![], avoid: vec![] };
+    world.say(a, Control::PathOpen(open));
+    world.run(DELAY);
+    // Before the receiver answers.
+    for request in 0..9 {
+        let label = Label::new(1 + request, 0);
+        world.say(foe, Control::PathOpened { request, label, via: vec![], rtt_us: 0 });
+        world.say(foe, Control::PathFailed { request, reason: PathReason::Timeout });
+    }
+    world.run(DELAY * 10);
+    let told = world.heard(a);
+    let opened = |message: &Control| matches!(message, Control::PathOpened { request: 7, .. });
+    assert!(told.iter().any(opened), "{told:?}");
+    assert_eq!(world.hubs[0].hub.stats().requests, 0);
 }
 
 #[test]

@@ -821,7 +821,12 @@ fn hub_place(hub: usize) -> Endpoint {
 
 /// A network `lan` with members n0, n1, ... (seeds 1, 2, ...) over these hubs, published to the first.
 pub fn lan(hubs: &[usize], members: u8) -> Admin {
-    let mut admin = Admin::new(9, "lan", hubs);
+    tenant(9, hubs, members)
+}
+
+/// Another such network, under another admin's key.
+pub fn tenant(seed: u8, hubs: &[usize], members: u8) -> Admin {
+    let mut admin = Admin::new(seed, "lan", hubs);
     for n in 0..members {
         admin.member(&format!("n{n}"), &format!("10.77.0.{}", n + 1), Some(&node_secret(n + 1)));
     }
