@@ -74,7 +74,9 @@ pub struct Limits {
     pub watches: usize,
     /// Claims of one network that wait to be stored.
     pub redeeming: usize,
-    /// Bytes of rosters that are being received, over all streams.
+    /// Bytes of rosters that hubs and nodes have sent in part, over all streams.
+    pub transfers: usize,
+    /// Bytes of rosters that admins, who may be anyone, have uploaded in part, over all streams.
     pub uploads: usize,
 }
 
@@ -86,6 +88,7 @@ impl Default for Limits {
             requests: 256,
             watches: 16_384,
             redeeming: 1_000,
+            transfers: 64 << 20,
             uploads: 64 << 20,
         }
     }

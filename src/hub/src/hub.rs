@@ -6,8 +6,8 @@
 //!  any ──refused, silent, closed──▶ gone
 //! ```
 //!
-//! Each concern has its file: `attach` (who may), `network` (rosters and claims), `presence`, `path`
-//! (requests and labels), `neighbour` (hubs, link state). This one owns the tables and the clockwork.
+//! Each concern has its file: `attach` (who may), `network` (rosters and claims), `transfer`
+//! (rosters on their way), `presence`, `path` (requests and labels), `neighbour` (hubs, link state). This one owns the tables and the clockwork.
 //!
 //! *Mutate, drain, mutate*: after every input or command drain [`Hub::poll_output`].
 
@@ -16,6 +16,7 @@ mod neighbour;
 mod network;
 mod path;
 mod presence;
+mod transfer;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -27,8 +28,9 @@ use flatlan_types::{Endpoint, HubKey, Label, MemberId, NetworkId, UnixTime};
 
 use self::{
     neighbour::{Dialler, Neighbour},
-    network::{Network, Transfer},
+    network::Network,
     path::{Closing, LabelState, Pending},
+    transfer::{Held, Incoming},
 };
 use crate::{
     config::{Allow, HubConfig, StoredNetwork},
@@ -58,8 +60,7 @@ pub struct Hub {
     own: neighbour::OwnState,
     /// Since when hubs that hold presences cannot be reached.
     unreachable: BTreeMap<(NetworkId, HubKey), Instant>,
-    /// Bytes of rosters being received.
-    receiving: usize,
+    held: Held,
     outputs: VecDeque<Output>,
     next_id: u64,
     draining: Draining,
@@ -107,7 +108,7 @@ impl Hub {
             lsdb: Lsdb::default(),
             own: neighbour::OwnState::new(incarnation),
             unreachable: BTreeMap::new(),
-            receiving: 0,
+            held: Held::default(),
             outputs: VecDeque::new(),
             next_id: 0,
             draining: Draining::No,
@@ -133,7 +134,7 @@ impl Hub {
                 }
             },
         };
-        let stream_state = Stream { remote, exporter, state, opened: now, heard: now, transfer: None };
+        let stream_state = Stream { remote, exporter, state, opened: now, heard: now, incoming: Incoming::default() };
         self.streams.insert(stream, stream_state);
         if origin == StreamOrigin::Accepted {
             let signature = auth::sign_hello(&self.config.secret, &exporter);
@@ -221,6 +222,7 @@ impl Hub {
         if now >= self.next_second {
             self.next_second = now + Duration::from_secs(1);
             self.close_silent(now);
+            self.tick_transfers(now);
             self.forget_unreachable(now);
         }
         if now >= self.next_digest {
@@ -327,8 +329,8 @@ impl Hub {
 
     fn forget_stream(&mut self, stream: StreamId, reason: DetachReason, now: Instant) {
         let Some(gone) = self.streams.remove(&stream) else { return };
-        if let Some(transfer) = gone.transfer {
-            self.receiving = self.receiving.saturating_sub(transfer.total());
+        if let Some(held) = gone.incoming.held() {
+            self.held.free(held);
         }
         match gone.state {
             State::Greeting | State::Join { .. } | State::Admin { .. } => {}
@@ -552,8 +554,7 @@ struct Stream {
     state: State,
     opened: Instant,
     heard: Instant,
-    /// A roster on its way to us.
-    transfer: Option<Transfer>,
+    incoming: Incoming,
 }
 
 #[derive(Clone, Copy, Debug)]

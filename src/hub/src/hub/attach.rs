@@ -83,6 +83,7 @@ impl Hub {
             | Control::RosterPart { .. }
             | Control::GetClaims { .. }
             | Control::Claims { .. } => self.handle_roster(stream, Some(network), message, now),
+            Control::Refused { code: RefusedCode::NoRoster, .. } => self.handle_no_roster(stream, now),
             Control::Refused { .. } => {}
             Control::HubHello { .. }
             | Control::Attach(_)

@@ -227,7 +227,7 @@ impl Hub {
         let attachment = neighbour.attachment;
         match message {
             Control::Hello { time, echo } => self.handle_hello(hub, time, echo, now),
-            Control::Serves { networks } => self.handle_serves(stream, hub, networks),
+            Control::Serves { networks } => self.handle_serves(stream, hub, networks, now),
             Control::Lsa { lsa } => self.handle_lsa(hub, &lsa, now),
             Control::LsaDigest { entries } => self.handle_lsa_digest(hub, &entries),
             Control::PresenceFlood { network, presences } if self.shares(&hub, &network) => {
@@ -271,6 +271,7 @@ impl Hub {
             | Control::GetClaims { .. }
             | Control::Claims { .. } => self.handle_roster(stream, None, message, now),
             Control::Ping { time } => self.send(stream, Control::Pong { time }),
+            Control::Refused { code: RefusedCode::NoRoster, .. } => self.handle_no_roster(stream, now),
             Control::Pong { .. } | Control::Draining | Control::Refused { .. } => {}
             Control::HubHello { .. }
             | Control::Attach(_)
@@ -592,16 +593,16 @@ impl Hub {
         self.tell_hub(hub, Control::Serves { networks });
     }
 
-    fn handle_serves(&mut self, stream: StreamId, hub: HubKey, networks: Vec<NetworkId>) {
+    fn handle_serves(&mut self, stream: StreamId, hub: HubKey, networks: Vec<NetworkId>, now: Instant) {
         let allowed = networks.into_iter().take(MAX_SERVED).filter(|network| self.config.allow.allows(network));
         let allowed: BTreeSet<_> = allowed.collect();
-        let missing = allowed.iter().find(|id| self.networks.get(id).is_none_or(|network| network.roster.is_none()));
-        let missing = missing.copied();
+        let missing = |id: &&NetworkId| self.networks.get(id).is_none_or(|network| network.roster.is_none());
+        let missing: Vec<_> = allowed.iter().filter(missing).copied().collect();
         if let Some(neighbour) = self.neighbours.get_mut(&hub) {
             neighbour.serves = allowed;
         }
-        if let Some(network) = missing {
-            self.ask_for_roster(stream, network);
+        for network in missing {
+            self.ask_for_roster(stream, network, None, now);
         }
         self.send_heads(hub);
         self.send_presence_digests(hub);

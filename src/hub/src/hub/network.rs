@@ -1,7 +1,6 @@
 //! Rosters and claims: kept, judged, handed on.
 //!
-//! 1. A roster comes in parts (`PutRoster` from an admin, `RosterPart` from whoever told a newer head) and
-//!    is verified against the ratchet; nothing else makes it trusted.
+//! 1. A roster comes in parts (`transfer`: from an admin, or from whoever told a newer head) and is verified against the ratchet; nothing else makes it trusted.
 //! 2. It is in force at once: whoever it does not list is cut off. Its head is told to every node and
 //!    hub, which fetch it part by part.
 //! 3. It is written to disk; then its uploader hears of it.
@@ -16,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_relay::{ByteVec, ClaimsSummary, Control, MAX_PART, MAX_ROSTER, NetworkTag, PathReason, RefusedCode};
+use flatlan_relay::{ByteVec, ClaimsSummary, Control, MAX_PART, NetworkTag, PathReason, RefusedCode};
 use flatlan_roster::{
     Claim, CountersignError, CountersignedClaim, ForkProof, Kept, Ratchet, RatchetError, RosterVersion, Step,
     VerifiedHead, VerifiedRoster, VerifyError,
@@ -76,22 +75,6 @@ struct Storing {
     token: StoreToken,
     claims: Vec<InviteKey>,
     uploaders: Vec<StreamId>,
-}
-
-/// A roster on its way to us.
-#[derive(Debug)]
-pub(super) struct Transfer {
-    network: NetworkId,
-    /// Names the bytes, where we asked for them.
-    version: Option<u64>,
-    total: usize,
-    bytes: Vec<u8>,
-}
-
-impl Transfer {
-    pub(super) fn total(&self) -> usize {
-        self.total
-    }
 }
 
 impl Network {
@@ -183,7 +166,7 @@ impl Hub {
             return;
         }
         if let Control::Head { head, claims, .. } = message {
-            self.handle_head(stream, network, &head, claims);
+            self.handle_head(stream, network, &head, claims, now);
         } else if let Control::GetRoster { offset, .. } = message {
             self.send_part(stream, network, offset as usize, now);
         } else if let Control::RosterPart { version, total, offset, bytes, .. } = message {
@@ -273,20 +256,14 @@ impl Hub {
         }
     }
 
-    /// Asks for a roster that we are allowed to serve and do not have.
-    pub(super) fn ask_for_roster(&mut self, stream: StreamId, network: NetworkId) {
-        if self.streams.get(&stream).is_some_and(|stream| stream.transfer.is_none()) {
-            self.send(stream, Control::GetRoster { network, offset: 0 });
-        }
-    }
-
-    fn handle_head(&mut self, stream: StreamId, network: NetworkId, head: &[u8], claims: ClaimsSummary) {
+    fn handle_head(&mut self, stream: StreamId, network: NetworkId, head: &[u8], claims: ClaimsSummary, now: Instant) {
         let Ok(head) = VerifiedHead::decode(head, &network) else { return };
+        let version = Some(head.version());
         let Some(state) = self.networks.get(&network) else {
-            return self.ask_for_roster(stream, network);
+            return self.ask_for_roster(stream, network, version, now);
         };
         match state.ratchet.compare(&head) {
-            Ok(Step::Newer) => self.ask_for_roster(stream, network),
+            Ok(Step::Newer) => self.ask_for_roster(stream, network, version, now),
             Ok(Step::Same) => {
                 if state.roster.as_ref().is_some_and(|roster| summary(roster) != claims) {
                     self.send(stream, Control::GetClaims { network, from: 0 });
@@ -325,104 +302,8 @@ impl Hub {
         self.send(stream, part);
     }
 
-    /// A part that we asked for.
-    fn handle_part(
-        &mut self,
-        stream: StreamId,
-        network: NetworkId,
-        (version, total, offset): (u64, usize, usize),
-        bytes: &[u8],
-        now: Instant,
-    ) {
-        let running = self.streams.get(&stream).and_then(|stream| stream.transfer.as_ref());
-        let fits = running.is_some_and(|transfer| transfer.network == network && transfer.version == Some(version));
-        if offset != 0 && !fits {
-            // It changed under our hands.
-            self.end_transfer(stream);
-            return self.send(stream, Control::GetRoster { network, offset: 0 });
-        }
-        match self.receive(stream, network, (Some(version), total, offset), bytes) {
-            Err(refusal) => tracing::debug!(?refusal, "roster not taken"),
-            Ok(Received::Part { next }) => {
-                let offset = u32::try_from(next).unwrap_or(u32::MAX);
-                self.send(stream, Control::GetRoster { network, offset });
-            }
-            Ok(Received::Whole(bundle)) => {
-                if let Err(refusal) = self.adopt(network, &bundle, None, now) {
-                    tracing::debug!(?refusal, "roster not adopted");
-                }
-            }
-        }
-    }
-
-    /// A part that an admin uploads.
-    fn handle_put(
-        &mut self,
-        stream: StreamId,
-        network: NetworkId,
-        (total, offset): (usize, usize),
-        bytes: &[u8],
-        now: Instant,
-    ) {
-        let outcome = match self.receive(stream, network, (None, total, offset), bytes) {
-            Err(refusal) => Err(refusal),
-            Ok(Received::Part { .. }) => Ok(()),
-            Ok(Received::Whole(bundle)) => self.adopt(network, &bundle, Some(stream), now),
-        };
-        if let Err(refusal) = outcome {
-            self.refuse_request(stream, refusal);
-        }
-    }
-
-    fn receive(
-        &mut self,
-        stream: StreamId,
-        network: NetworkId,
-        (version, total, offset): (Option<u64>, usize, usize),
-        bytes: &[u8],
-    ) -> Result<Received, Refusal> {
-        if offset == 0 {
-            self.end_transfer(stream);
-            if total == 0 || total > MAX_ROSTER {
-                return Err(Refusal::new(RefusedCode::BadRoster, "no roster is of that length"));
-            }
-            if self.receiving + total > self.config.limits.uploads {
-                return Err(Refusal::new(RefusedCode::Quota, "too many rosters are being received: try later"));
-            }
-            self.receiving += total;
-            if let Some(stream) = self.streams.get_mut(&stream) {
-                stream.transfer = Some(Transfer { network, version, total, bytes: Vec::new() });
-            }
-        }
-        let out_of_order = || Refusal::new(RefusedCode::BadMessage, "a part out of order");
-        let transfer = self.streams.get_mut(&stream).and_then(|stream| stream.transfer.as_mut());
-        let transfer = transfer.ok_or_else(out_of_order)?;
-        let fits = transfer.network == network
-            && transfer.total == total
-            && transfer.bytes.len() == offset
-            && !bytes.is_empty()
-            && offset.saturating_add(bytes.len()) <= total;
-        if !fits {
-            self.end_transfer(stream);
-            return Err(out_of_order());
-        }
-        transfer.bytes.extend_from_slice(bytes);
-        if transfer.bytes.len() < total {
-            return Ok(Received::Part { next: transfer.bytes.len() });
-        }
-        let whole = std::mem::take(&mut transfer.bytes);
-        self.end_transfer(stream);
-        Ok(Received::Whole(whole))
-    }
-
-    fn end_transfer(&mut self, stream: StreamId) {
-        if let Some(transfer) = self.streams.get_mut(&stream).and_then(|stream| stream.transfer.take()) {
-            self.receiving = self.receiving.saturating_sub(transfer.total);
-        }
-    }
-
     /// Takes a roster into force, if it may follow what is there.
-    fn adopt(
+    pub(super) fn adopt(
         &mut self,
         network: NetworkId,
         bundle: &[u8],
@@ -629,7 +510,7 @@ impl Hub {
     }
 
     /// Answers a request with a refusal; the stream stays.
-    fn refuse_request(&mut self, stream: StreamId, refusal: Refusal) {
+    pub(super) fn refuse_request(&mut self, stream: StreamId, refusal: Refusal) {
         if self.streams.contains_key(&stream) {
             self.send(stream, refusal.message());
         }
@@ -699,11 +580,6 @@ fn code_of(error: &CountersignError) -> RefusedCode {
 enum Folded {
     News,
     Nothing,
-}
-
-enum Received {
-    Part { next: usize },
-    Whole(Vec<u8>),
 }
 
 /// Claims in one message.

@@ -6,7 +6,7 @@ use flatlan_hub::{Allow, ForwardDrop, HubEvent};
 use flatlan_relay::{Control, PathReason, Presence, RefusedCode};
 use flatlan_types::{BootEpoch, InviteSecret};
 
-use crate::world::{Admin, DELAY, Who, World, allow, hub_key, lan};
+use crate::world::{Admin, DELAY, Who, World, allow, fatten, hub_key, lan, tenant};
 
 /// Hubs that all dial each other, one network published to the first, and nodes.
 fn hubs(count: usize, nodes: u8) -> (World, Admin) {
@@ -50,6 +50,52 @@ fn a_roster_published_to_one_hub_reaches_all_and_all_become_neighbours() {
         assert!(world.hubs[at].disk.contains_key(&admin.id));
         assert!(world.hubs[at].hub.neighbours().all(|neighbour| neighbour.udp), "hub {at}");
     }
+}
+
+#[test]
+fn many_long_rosters_reach_a_hub_that_missed_them_all_over_one_stream() {
+    let mut admins = [9, 10, 11].map(|seed| tenant(seed, &[0, 1], 1));
+    let mut world = World::new(2, allow(&admins.each_ref().map(|admin| admin.id)));
+    world.node(1);
+    for admin in &mut admins {
+        fatten(admin);
+        world.publish(0, admin);
+        assert!(world.hubs[0].disk[&admin.id].bundle.len() > flatlan_relay::MAX_PART);
+    }
+    world.run(Duration::from_secs(4));
+    let version = |world: &World, admin: &Admin| {
+        let status = world.hubs[1].hub.networks().find(|status| status.network == admin.id).unwrap();
+        status.roster.map(|(_, version)| version)
+    };
+    for admin in &admins {
+        assert_eq!(version(&world, admin), admin.last.as_ref().map(flatlan_roster::VerifiedRoster::version));
+    }
+    // And when all are published again, one after the other in one moment.
+    for admin in &mut admins {
+        world.publish(0, admin);
+    }
+    world.run(Duration::from_secs(1));
+    for admin in &admins {
+        assert_eq!(version(&world, admin), admin.last.as_ref().map(flatlan_roster::VerifiedRoster::version));
+    }
+}
+
+#[test]
+fn a_roster_whose_transfer_was_cut_short_is_asked_for_again() {
+    let mut admin = lan(&[0, 1], 1);
+    let mut world = World::new(2, allow(&[admin.id]));
+    world.node(1);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    fatten(&mut admin);
+    world.publish(0, &mut admin);
+    // Every answer of hub 0 vanishes for less time than an adjacency's stream needs to be given up.
+    world.cut.insert((Who::Hub(0), Who::Hub(1)));
+    world.run(Duration::from_millis(2_500));
+    world.heal();
+    world.run(Duration::from_secs(25));
+    let status = world.hubs[1].hub.networks().next().unwrap();
+    assert_eq!(status.roster.unwrap().1, admin.last.as_ref().unwrap().version());
 }
 
 #[test]

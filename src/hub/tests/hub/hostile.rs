@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use flatlan_hub::{Allow, Output};
+use flatlan_hub::{Allow, Limits, Output};
 use flatlan_relay::{
-    ByteVec, Control, Leg, PathOpen, PathReason, Presence, PresenceOrder, PresenceSummary, Proof, Role, SignedLsa,
+    ByteVec, Control, Leg, PathOpen, PathReason, Presence, PresenceOrder, PresenceSummary, Proof, RefusedCode, Role,
+    SignedLsa,
 };
 use flatlan_types::{BootEpoch, Label, MemberId, NetworkId};
 use proptest::prelude::*;
 
-use crate::world::{DELAY, START, World, allow, hub_key, hub_secret, lan, node_secret, tenant};
+use crate::world::{DELAY, START, World, allow, fatten, hub_key, hub_secret, lan, node_secret, tenant};
 
 /// Any message, with fields that sometimes fit the world.
 fn message(network: NetworkId) -> impl Strategy<Value = Control> {
@@ -184,6 +185,56 @@ fn a_foreign_answer_ends_no_request_of_another_tenant() {
     let opened = |message: &Control| matches!(message, Control::PathOpened { request: 7, .. });
     assert!(told.iter().any(opened), "{told:?}");
     assert_eq!(world.hubs[0].hub.stats().requests, 0);
+}
+
+#[test]
+fn strangers_that_begin_uploads_and_never_end_them_stop_no_other_upload() {
+    let mut admin = lan(&[0], 1);
+    let mut world = World::with_limits(1, allow(&[admin.id]), Limits { uploads: 200_000, ..Limits::default() });
+    let (node, stranger) = (world.node(1), world.node(77));
+    let network = admin.id;
+    let begin = |world: &mut World, bytes: usize| {
+        let stream = world.attach_with(stranger, 0, network, Role::Admin, Proof::Nothing);
+        world.say(stream, Control::PutRoster { network, total: 100_000, offset: 0, bytes: vec![0; bytes] });
+        stream
+    };
+    // Announced, and all but sent.
+    let mut streams: Vec<_> = (0..40).map(|_| begin(&mut world, 1)).collect();
+    streams.extend((0..4).map(|_| begin(&mut world, 49_000)));
+    fatten(&mut admin);
+    let heard = world.publish(0, &mut admin);
+    assert!(matches!(heard[..], [Control::Stored { .. }]), "{heard:?}");
+    // Whoever stands still is told; a sign of life alone is none.
+    for _ in 0..3 {
+        world.run(Duration::from_secs(5));
+        streams.iter().for_each(|stream| world.say(*stream, Control::Ping { time: 1 }));
+    }
+    world.run(DELAY * 3);
+    let refused = streams
+        .iter()
+        .filter(|stream| matches!(world.refusal(stranger, **stream), Some(RefusedCode::Quota | RefusedCode::Silent)));
+    assert_eq!(refused.count(), streams.len());
+    assert_eq!(world.refusal(node, streams[0]), None);
+}
+
+#[test]
+fn strangers_uploads_do_not_keep_hubs_from_exchanging_rosters() {
+    let mut admin = lan(&[0, 1], 1);
+    let network = admin.id;
+    let mut world = World::with_limits(2, allow(&[network]), Limits { uploads: 200_000, ..Limits::default() });
+    let stranger = world.node(77);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    for _ in 0..20 {
+        let stream = world.attach_with(stranger, 1, network, Role::Admin, Proof::Nothing);
+        let put = |total| Control::PutRoster { network, total, offset: 0, bytes: vec![0; 9_000] };
+        world.say(stream, put(100_000));
+    }
+    fatten(&mut admin);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(1));
+    let status = world.hubs[1].hub.networks().next().unwrap();
+    assert_eq!(status.roster.unwrap().1, admin.last.as_ref().unwrap().version());
 }
 
 #[test]

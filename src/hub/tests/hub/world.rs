@@ -833,6 +833,13 @@ pub fn tenant(seed: u8, hubs: &[usize], members: u8) -> Admin {
     admin
 }
 
+/// Makes a network's roster longer than one message carries.
+pub fn fatten(admin: &mut Admin) {
+    for n in 0..2_500u32 {
+        admin.member(&format!("extra-{n}"), &format!("10.77.{}.{}", 1 + n / 200, 1 + n % 200), None);
+    }
+}
+
 pub fn allow(networks: &[NetworkId]) -> Allow {
     Allow::Networks(networks.iter().copied().collect())
 }
