@@ -61,6 +61,7 @@ pub struct Hub {
     /// Since when hubs that hold presences cannot be reached.
     unreachable: BTreeMap<(NetworkId, HubKey), Instant>,
     held: Held,
+    claims_checked: u64,
     outputs: VecDeque<Output>,
     next_id: u64,
     draining: Draining,
@@ -109,6 +110,7 @@ impl Hub {
             own: neighbour::OwnState::new(incarnation),
             unreachable: BTreeMap::new(),
             held: Held::default(),
+            claims_checked: 0,
             outputs: VecDeque::new(),
             next_id: 0,
             draining: Draining::No,
@@ -278,6 +280,7 @@ impl Hub {
             requests: self.pending.len(),
             neighbours: self.neighbours.values().filter(|neighbour| neighbour.is_up()).count(),
             hubs: self.lsdb.iter().count(),
+            claims_checked: self.claims_checked,
         }
     }
 
@@ -496,6 +499,8 @@ pub struct HubStats {
     pub neighbours: usize,
     /// Hubs whose link state is known.
     pub hubs: usize,
+    /// Claims of others whose signatures were checked.
+    pub claims_checked: u64,
 }
 
 /// One network, for a status page.

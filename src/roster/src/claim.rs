@@ -87,6 +87,12 @@ impl CountersignedClaim {
         unchecked.check(network)
     }
 
+    /// Which invite it says that it redeems; no signature is checked.
+    pub fn peek_invite(bytes: &[u8]) -> Option<InviteKey> {
+        let unchecked: UncheckedCountersigned = wire::canonical(bytes, MAX_CLAIM).ok()?;
+        Some(unchecked.claim.invite)
+    }
+
     /// The bytes to send.
     pub fn encode(&self) -> Vec<u8> {
         wire::to_bytes(&UncheckedCountersigned {
@@ -185,7 +191,7 @@ impl ClaimSet {
     }
 
     /// Whether this very claim is there, so that its signatures need not be checked again.
-    pub(crate) fn known(&self, bytes: &[u8]) -> Option<&CountersignedClaim> {
+    pub fn known(&self, bytes: &[u8]) -> Option<&CountersignedClaim> {
         let unchecked: UncheckedCountersigned = wire::canonical(bytes, MAX_CLAIM).ok()?;
         self.of(&unchecked.claim.invite).iter().find(|held| {
             held.claim.0 == unchecked.claim

@@ -175,8 +175,13 @@ impl Hub {
             self.handle_put(stream, network, (total as usize, offset as usize), &bytes, now);
         } else if let Control::GetClaims { from, .. } = message {
             self.send_claims(stream, network, from as usize);
-        } else if let Control::Claims { claims, .. } = message {
+        } else if let Control::Claims { from, total, claims, .. } = message {
+            let next = from.saturating_add(u32::try_from(claims.len()).unwrap_or(u32::MAX));
+            let more = !claims.is_empty() && next < total;
             self.handle_claims(stream, network, &claims, now);
+            if more {
+                self.send(stream, Control::GetClaims { network, from: next });
+            }
         }
     }
 
@@ -433,9 +438,18 @@ impl Hub {
 
     fn handle_claims(&mut self, stream: StreamId, network: NetworkId, claims: &[ByteVec], now: Instant) {
         let Some(roster) = self.networks.get(&network).and_then(|network| network.roster.as_ref()) else { return };
-        // Signatures are checked only for invites that are open here.
-        let decoded = claims.iter().filter_map(|claim| CountersignedClaim::decode(claim, &network).ok());
-        let wanted: Vec<_> = decoded.filter(|claim| roster.invite(claim.invite()).is_some()).collect();
+        // Three signatures each: checked only for invites that are open here, and only once.
+        let open = |claim: &&ByteVec| {
+            let invite = CountersignedClaim::peek_invite(claim);
+            invite.is_some_and(|invite| roster.invite(&invite).is_some()) && roster.claims().known(claim).is_none()
+        };
+        let news = claims.iter().filter(open);
+        let checked = news.map(|claim| CountersignedClaim::decode(claim, &network)).collect::<Result<Vec<_>, _>>();
+        self.claims_checked += checked.as_ref().map_or(1, Vec::len) as u64;
+        let Ok(wanted) = checked else {
+            // Whoever hands a claim on has checked it.
+            return self.refuse(stream, RefusedCode::BadMessage, "a claim whose signatures do not hold", now);
+        };
         let from = match self.streams.get(&stream).map(|stream| stream.state) {
             Some(State::Hub(hub)) => Some(hub),
             Some(_) | None => None,

@@ -6,7 +6,7 @@ use flatlan_hub::{Allow, ForwardDrop, HubEvent};
 use flatlan_relay::{Control, PathReason, Presence, RefusedCode};
 use flatlan_types::{BootEpoch, InviteSecret};
 
-use crate::world::{Admin, DELAY, Who, World, allow, fatten, hub_key, lan, tenant};
+use crate::world::{Admin, DELAY, Who, World, allow, fatten, hub_key, lan, open_invites, redeem_invites, tenant};
 
 /// Hubs that all dial each other, one network published to the first, and nodes.
 fn hubs(count: usize, nodes: u8) -> (World, Admin) {
@@ -78,6 +78,56 @@ fn many_long_rosters_reach_a_hub_that_missed_them_all_over_one_stream() {
     for admin in &admins {
         assert_eq!(version(&world, admin), admin.last.as_ref().map(flatlan_roster::VerifiedRoster::version));
     }
+}
+
+#[test]
+fn more_claims_than_one_message_carries_reach_a_hub_that_missed_them() {
+    let mut admin = lan(&[0, 1], 1);
+    open_invites(&mut admin, 0, 400);
+    let mut world = World::new(2, allow(&[admin.id]));
+    world.node(1);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    let redeemed = redeem_invites(&admin, 0, 400);
+    world.cut(Who::Hub(0), Who::Hub(1));
+    world.run(Duration::from_secs(4));
+    let with = admin.last.as_ref().unwrap().with_claims(redeemed).unwrap();
+    world.upload(0, admin.id, &with.encode());
+    world.heal();
+    world.run(Duration::from_secs(10));
+    let stored = &world.hubs[1].disk[&admin.id].bundle;
+    let there = flatlan_roster::VerifiedRoster::verify(stored, &flatlan_roster::Ratchet::new(admin.id), None).unwrap();
+    assert_eq!(there.claims().len(), 400);
+}
+
+#[test]
+fn a_claim_is_checked_once_and_only_if_its_invite_is_open() {
+    let mut admin = lan(&[0, 1], 1);
+    open_invites(&mut admin, 1, 2);
+    let mut world = World::new(2, allow(&[admin.id]));
+    world.node(1);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    let redeemed = redeem_invites(&admin, 1, 2);
+    let [first, second] = [0, 1].map(|n: usize| redeemed[n].encode());
+    let network = admin.id;
+    let mut checked = |claim: &Vec<u8>| {
+        let claims = vec![claim.clone().into()];
+        world.say_as_hub(1, 0, Control::Claims { network, from: 1, total: 1, claims });
+        world.run(DELAY * 3);
+        (world.hubs[0].hub.stats().claims_checked, world.up(0).len())
+    };
+    assert_eq!(checked(&first), (1, 1));
+    assert_eq!(checked(&first), (1, 1));
+    // Of an invite that nobody opened: its key is the first thing in a claim.
+    let mut strange = second.clone();
+    let key = strange.windows(2).position(|bytes| bytes == [0x58, 32]).unwrap() + 2;
+    strange[key] ^= 1;
+    assert_eq!(checked(&strange), (1, 1));
+    // Forged: its bringer is not heard again.
+    let mut forged = second.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(checked(&forged), (2, 0));
 }
 
 #[test]

@@ -19,8 +19,8 @@ use flatlan_relay::{
     frame,
 };
 use flatlan_roster::{
-    Authority, Claim, Draft, Expiry, HubRecord, Invite, MemberRecord, NetworkRecord, Record, Records, Span,
-    VerifiedRoster,
+    Authority, Claim, CountersignedClaim, Draft, Expiry, HubRecord, Invite, MemberRecord, NetworkRecord, Record,
+    Records, Span, VerifiedRoster,
 };
 use flatlan_types::{
     AdminSecret, BootEpoch, Endpoint, HubKey, HubSecret, InviteSecret, Label, MemberId, NetworkId, NodeSecret,
@@ -831,6 +831,34 @@ pub fn tenant(seed: u8, hubs: &[usize], members: u8) -> Admin {
         admin.member(&format!("n{n}"), &format!("10.77.0.{}", n + 1), Some(&node_secret(n + 1)));
     }
     admin
+}
+
+/// Opens invites at a hub.
+pub fn open_invites(admin: &mut Admin, hub: usize, count: u16) {
+    for n in 0..count {
+        let invite = InviteSecret::from_bytes(&numbered(n, 3));
+        admin.invite(&format!("new-{n}"), &format!("10.77.{}.{}", 100 + n / 200, 1 + n % 200), &invite, hub);
+    }
+}
+
+/// The claims for them, without anyone having heard of it.
+pub fn redeem_invites(admin: &Admin, hub: usize, count: u16) -> Vec<CountersignedClaim> {
+    let roster = admin.last.as_ref().unwrap();
+    let redeem = |n| {
+        let node = NodeSeed::from_bytes(numbered(n, 5)).derive();
+        let claim = Claim::make(&admin.id, &InviteSecret::from_bytes(&numbered(n, 3)), &node);
+        roster.countersign(&claim, &hub_secret(hub), START).unwrap()
+    };
+    (0..count).map(redeem).collect()
+}
+
+fn numbered(n: u16, salt: u8) -> [u8; 32] {
+    let [a, b] = n.to_be_bytes();
+    std::array::from_fn(|at| match at {
+        0 => a,
+        1 => b,
+        _ => salt,
+    })
 }
 
 /// Makes a network's roster longer than one message carries.
