@@ -24,6 +24,7 @@ use std::{
 };
 
 use flatlan_relay::{Control, PathReason, RefusedCode, Role, auth};
+use flatlan_roster::{DecodeError, HeadError, HistoryError, RatchetDecodeError, RecordsError, VerifyError};
 use flatlan_types::{Endpoint, HubKey, Label, MemberId, NetworkId, UnixTime};
 
 use self::{
@@ -48,6 +49,8 @@ pub struct Hub {
     random: Random,
     streams: BTreeMap<StreamId, Stream>,
     networks: BTreeMap<NetworkId, Network>,
+    /// Allowed, but what is stored of them must stay as it is.
+    withheld: BTreeSet<NetworkId>,
     attachments: Slots<Attachment>,
     labels: Slots<LabelState>,
     pending: BTreeMap<u32, Pending>,
@@ -71,23 +74,20 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A hub with what it had stored. `unix` is the wall time at `now`.
-    ///
-    /// # Errors
-    /// What was stored does not hold: it was changed, or written by a later version.
-    pub fn new(
-        config: HubConfig,
-        stored: Vec<StoredNetwork>,
-        now: Instant,
-        unix: UnixTime,
-    ) -> Result<Self, RestoreError> {
+    /// A hub with what it had stored. `unix` is the wall time at `now`. What does not hold of a network is
+    /// told ([`Output::SetAside`], [`HubEvent::Withheld`]) and keeps no other network from being served.
+    pub fn new(config: HubConfig, stored: Vec<StoredNetwork>, now: Instant, unix: UnixTime) -> Self {
         let mut networks = BTreeMap::new();
         if let Allow::Networks(allowed) = &config.allow {
             networks.extend(allowed.iter().map(|id| (*id, Network::new(*id))));
         }
+        let mut unsound = Vec::new();
         for stored in stored {
-            if config.allow.allows(&stored.network) {
-                networks.insert(stored.network, Network::restore(&stored)?);
+            let network = stored.network;
+            if config.allow.allows(&network) {
+                let (state, restored) = Network::restore(&stored);
+                networks.insert(network, state);
+                unsound.extend(restored.err().map(|error| (network, error)));
             }
         }
         let (key, seed, incarnation) = (config.secret.public(), config.seed, config.incarnation);
@@ -98,6 +98,7 @@ impl Hub {
             random: Random::new(seed),
             streams: BTreeMap::new(),
             networks,
+            withheld: BTreeSet::new(),
             attachments: Slots::default(),
             labels: Slots::default(),
             pending: BTreeMap::new(),
@@ -118,9 +119,18 @@ impl Hub {
             next_second: now,
             next_digest: now,
         };
+        for (network, error) in unsound {
+            let reason = error.to_string();
+            if error.is_of_later_version() {
+                hub.withhold(network);
+                hub.event(HubEvent::Withheld { network, reason });
+            } else {
+                hub.outputs.push_back(Output::SetAside { network, reason });
+            }
+        }
         hub.set_diallers(now);
         hub.originate();
-        Ok(hub)
+        hub
     }
 
     /// A stream is there: TLS and WebSocket are done.
@@ -241,6 +251,12 @@ impl Hub {
         (self.clock.unix, self.clock.unix_at) = (unix, now);
     }
 
+    /// Serves a network no more, and writes nothing of it: for use right after the start.
+    pub fn withhold(&mut self, network: NetworkId) {
+        self.networks.remove(&network);
+        self.withheld.insert(network);
+    }
+
     /// The hub is about to stop: tell everyone to leave, and take no one in.
     pub fn drain(&mut self) {
         self.draining = Draining::Yes;
@@ -299,6 +315,10 @@ impl Hub {
         if self.streams.contains_key(&stream) {
             self.outputs.push_back(Output::Send { stream, message });
         }
+    }
+
+    fn allows(&self, network: &NetworkId) -> bool {
+        self.config.allow.allows(network) && !self.withheld.contains(network)
     }
 
     fn event(&mut self, event: HubEvent) {
@@ -529,27 +549,34 @@ pub struct NeighbourStatus {
     pub rtt: Option<Duration>,
 }
 
-/// Why a hub does not start with what it had stored.
+/// Why a network does not begin as it was stored.
 #[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// The greatest head seen cannot be read.
-    #[error("the stored ratchet of network {network} does not hold")]
-    Ratchet {
-        /// Which network's.
-        network: NetworkId,
-        /// Why.
-        #[source]
-        source: flatlan_roster::RatchetDecodeError,
-    },
-    /// The roster does not verify.
-    #[error("the stored roster of network {network} does not hold")]
-    Roster {
-        /// Which network's.
-        network: NetworkId,
-        /// Why.
-        #[source]
-        source: flatlan_roster::VerifyError,
-    },
+enum RestoreError {
+    #[error("the greatest head seen: {0}")]
+    Ratchet(#[source] RatchetDecodeError),
+    #[error("the roster: {0}")]
+    Roster(#[source] VerifyError),
+}
+
+impl RestoreError {
+    /// Whether it is good, and only this program too old for it.
+    fn is_of_later_version(&self) -> bool {
+        let error = match self {
+            Self::Ratchet(
+                RatchetDecodeError::Decode(error)
+                | RatchetDecodeError::Head(HeadError::Decode(error))
+                | RatchetDecodeError::History(HistoryError::Decode(error)),
+            )
+            | Self::Roster(
+                VerifyError::Decode(error)
+                | VerifyError::Head(HeadError::Decode(error))
+                | VerifyError::History(HistoryError::Decode(error))
+                | VerifyError::Records(RecordsError::Decode(error)),
+            ) => error,
+            Self::Ratchet(_) | Self::Roster(_) => return false,
+        };
+        matches!(error, DecodeError::Critical { .. } | DecodeError::Version { .. })
+    }
 }
 
 #[derive(Debug)]

@@ -31,5 +31,5 @@ pub use forward::{
     AttachmentId, AttachmentKind, Carried, Ecn, ForwardCommand, ForwardConfig, ForwardDrop, ForwardDrops, ForwardEvent,
     ForwardSink, ForwardStats, Forwarder, IDLE, Loopback, Quota, StreamId, UdpBatch,
 };
-pub use hub::{Hub, HubStats, NeighbourStatus, NetworkStatus, Opened, RestoreError, StoreOutcome, StreamOrigin};
+pub use hub::{Hub, HubStats, NeighbourStatus, NetworkStatus, Opened, StoreOutcome, StreamOrigin};
 pub use output::{DetachReason, DialId, HubEvent, Output, StoreToken};

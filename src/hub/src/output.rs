@@ -46,6 +46,14 @@ pub enum Output {
         /// What.
         message: Control,
     },
+    /// What was stored of a network does not hold: keep it under another name. The network begins anew,
+    /// and the next [`Output::Store`] of it must not take the old state's place.
+    SetAside {
+        /// Which.
+        network: NetworkId,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Write a network's state to disk, atomically and durably, then call
     /// [`Hub::handle_stored`](crate::Hub::handle_stored). At most one per network is under way.
     Store {
@@ -129,6 +137,13 @@ pub enum HubEvent {
     StoreFailed {
         /// Which network's.
         network: NetworkId,
+    },
+    /// What was stored of a network is of a later version: it stays as it is, and the network is not served.
+    Withheld {
+        /// Which network.
+        network: NetworkId,
+        /// What is not understood.
+        reason: String,
     },
 }
 

@@ -15,7 +15,7 @@ use flatlan_os::{
     udp::{UdpError, UdpOptions, UdpSocket},
 };
 use flatlan_relay::auth::Exporter;
-use flatlan_types::{Endpoint, HostPort};
+use flatlan_types::{Endpoint, HostPort, NetworkId};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -49,12 +49,6 @@ pub enum HubError {
         path: String,
         /// Why.
         why: String,
-    },
-    /// A file's contents make no sense.
-    #[error("{file} is damaged: restore it from a copy, or remove it and publish again")]
-    Damaged {
-        /// Which.
-        file: String,
     },
     /// The hub's key makes no sense.
     #[error(
@@ -102,14 +96,6 @@ pub enum HubError {
         /// What was given.
         text: String,
     },
-    /// What was stored does not hold.
-    #[error("{error}: {why}: remove the network's file from the state directory and publish again")]
-    Restore {
-        /// What.
-        error: String,
-        /// Why.
-        why: String,
-    },
     /// No runtime.
     #[error("cannot start: {0}")]
     Runtime(Why),
@@ -124,14 +110,12 @@ impl HubError {
         match self {
             Self::Admin { .. } | Self::Packets(_) | Self::Runtime(_) => ExitClass::Failed,
             Self::Config { .. }
-            | Self::Damaged { .. }
             | Self::DamagedKey { .. }
             | Self::HalfCertificate
             | Self::Missing { .. }
             | Self::NoKey { .. }
             | Self::NothingAllowed
-            | Self::Peer { .. }
-            | Self::Restore { .. } => ExitClass::Wrong,
+            | Self::Peer { .. } => ExitClass::Wrong,
             Self::File(error) => error.exit_class(),
             Self::Identity(error) => error.exit_class(),
             Self::Listen(error) => error.exit_class(),
@@ -207,6 +191,7 @@ impl RunningHub {
             now,
         );
         let unix = clock::unix();
+        let networks = state.networks(&config.allow)?;
         let hub_config = HubConfig {
             secret,
             allow: config.allow,
@@ -216,10 +201,17 @@ impl RunningHub {
             incarnation: unix.0.saturating_mul(1_000_000),
             seed: entropy::bytes(),
         };
-        let hub = Hub::new(hub_config, state.networks()?, now, unix).map_err(|error| HubError::Restore {
-            why: std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default(),
-            error: error.to_string(),
-        })?;
+        let (mut stored, mut unreadable) = (Vec::new(), Vec::new());
+        for (network, what) in networks {
+            match what {
+                Some(network) => stored.push(network),
+                None => unreadable.push(network),
+            }
+        }
+        let mut hub = Hub::new(hub_config, stored, now, unix);
+        for network in unreadable {
+            set_aside(&state, &mut hub, network, "it cannot be read, or was cut off");
+        }
         let (streams, stream_events) = Streams::new();
         let (ended, packets_ended) = oneshot::channel();
         let (packets, forward_events) =
@@ -322,6 +314,7 @@ impl RunningHub {
                         self.hub.handle_stream_closed(stream, clock::now());
                     }
                 }
+                Output::SetAside { network, reason } => set_aside(&self.state, &mut self.hub, network, &reason),
                 Output::Store { token, network, bundle, ratchet } => {
                     let outcome = match self.state.store(&network, &bundle, &ratchet) {
                         Ok(()) => StoreOutcome::Stored,
@@ -357,6 +350,24 @@ impl RunningHub {
     }
 }
 
+/// What is damaged is kept, and a copy of it may be of use; the network's roster comes again from an admin, a
+/// hub or a node.
+fn set_aside(state: &HubState, hub: &mut Hub, network: NetworkId, reason: &str) {
+    match state.set_aside(&network) {
+        Ok(file) => {
+            let reason = format!("{reason}; kept as {file}");
+            tracing::error!(%network, reason, "what was stored of a network is damaged: publish it again");
+        }
+        Err(error) => {
+            hub.withhold(network);
+            tracing::error!(
+                %network, reason = %error,
+                "what was stored of a network is damaged and cannot be set aside: the network is not served"
+            );
+        }
+    }
+}
+
 /// An idle hub says nothing: INFO is for what an operator did or must know.
 fn log(event: &HubEvent) {
     match event {
@@ -377,6 +388,9 @@ fn log(event: &HubEvent) {
         }
         HubEvent::Refused { endpoint, code } => tracing::info!(%endpoint, reason = ?code, "stream refused"),
         HubEvent::RosterAdopted { network, version } => tracing::info!(%network, %version, "roster adopted"),
+        HubEvent::Withheld { network, reason } => {
+            tracing::error!(%network, reason, "a network is not served: what is stored of it is of a later version: upgrade");
+        }
         HubEvent::StoreFailed { network } => {
             tracing::error!(%network, "the roster is in force, but would not survive a restart");
         }

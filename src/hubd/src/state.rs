@@ -1,5 +1,6 @@
 //! The hub's state directory: `hub.key` (the one secret, 32 bytes in hexadecimal) and, per network, one
-//! file with its published roster and the greatest head seen.
+//! file with its published roster and the greatest head seen. A file that does not hold is kept beside the
+//! one that takes its place, and never stops another network.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -8,7 +9,7 @@
 
 use std::path::Path;
 
-use flatlan_hub::StoredNetwork;
+use flatlan_hub::{Allow, StoredNetwork};
 use flatlan_os::{
     entropy,
     file::{FileError, FileMode, Lock, Privacy, StateDir},
@@ -73,18 +74,28 @@ impl HubState {
         Ok(HubSecret::from_bytes(&bytes))
     }
 
-    /// Every network that was stored.
-    pub(crate) fn networks(&self) -> Result<Vec<StoredNetwork>, HubError> {
+    /// What was stored of the networks that `allow` names; `None` where a file cannot be read, or was cut off.
+    pub(crate) fn networks(&self, allow: &Allow) -> Result<Vec<(NetworkId, Option<StoredNetwork>)>, HubError> {
         let mut networks = Vec::new();
         for name in self.dir.list().map_err(HubError::File)? {
             let Some(network) = name.strip_suffix(SUFFIX).and_then(|id| id.parse::<NetworkId>().ok()) else { continue };
-            let bytes = self.dir.read(&name).map_err(HubError::File)?.unwrap_or_default();
-            let damaged = || HubError::Damaged { file: self.dir.path().join(&name).display().to_string() };
-            let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
-            let (ratchet, bundle) = rest.split_at_checked(u32::from_be_bytes(*length) as usize).ok_or_else(damaged)?;
-            networks.push(StoredNetwork { network, bundle: bundle.to_vec(), ratchet: ratchet.to_vec() });
+            if allow.allows(&network) {
+                networks.push((network, self.network(network, &name)));
+            }
         }
         Ok(networks)
+    }
+
+    fn network(&self, network: NetworkId, name: &str) -> Option<StoredNetwork> {
+        let bytes = self.dir.read(name).ok().flatten()?;
+        let (length, rest) = bytes.split_first_chunk::<4>()?;
+        let (ratchet, bundle) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        Some(StoredNetwork { network, bundle: bundle.to_vec(), ratchet: ratchet.to_vec() })
+    }
+
+    /// Keeps what was stored of a network under another name; which.
+    pub(crate) fn set_aside(&self, network: &NetworkId) -> Result<String, HubError> {
+        self.dir.set_aside(&file_name(network)).map_err(HubError::File)
     }
 
     /// One file a network, so that roster and ratchet change together or not at all:
@@ -94,10 +105,35 @@ impl HubState {
         bytes.extend_from_slice(&(ratchet.len() as u32).to_be_bytes());
         bytes.extend_from_slice(ratchet);
         bytes.extend_from_slice(bundle);
-        self.dir.write(&format!("{}{SUFFIX}", network.full()), &bytes, FileMode::Secret).map_err(HubError::File)
+        self.dir.write(&file_name(network), &bytes, FileMode::Secret).map_err(HubError::File)
     }
+}
+
+fn file_name(network: &NetworkId) -> String {
+    format!("{}{SUFFIX}", network.full())
 }
 
 const KEY: &str = "hub.key";
 const SUFFIX: &str = ".network";
 const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_cut_off_is_set_aside_and_the_others_are_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = HubState::create(&temp.path().join("hub")).unwrap();
+        let [bad, good] = [1, 2].map(|n| NetworkId::from_bytes([n; 32]));
+        state.store(&bad, b"roster", b"ratchet").unwrap();
+        state.store(&good, b"roster", b"ratchet").unwrap();
+        state.dir.write(&file_name(&bad), b"cut", FileMode::Secret).unwrap();
+        let read = state.networks(&Allow::Any).unwrap();
+        assert!(matches!(&read[..], [(one, None), (two, Some(_))] if *one == bad && *two == good), "{read:?}");
+        assert_eq!(state.networks(&Allow::Networks([good].into())).unwrap().len(), 1);
+        let aside = state.set_aside(&bad).unwrap();
+        assert_eq!(state.dir.read(&aside).unwrap().unwrap(), b"cut");
+        assert_eq!(state.networks(&Allow::Any).unwrap().len(), 1);
+    }
+}

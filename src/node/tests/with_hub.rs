@@ -199,7 +199,7 @@ impl Net {
             incarnation: self.next,
             seed: [n; 32],
         };
-        let hub = Hub::new(config, stored.values().cloned().collect(), self.now, UNIX).unwrap();
+        let hub = Hub::new(config, stored.values().cloned().collect(), self.now, UNIX);
         self.hubs.insert(n, TestHub { hub, stored, labels: BTreeMap::new() });
         self.drain_hub(n);
     }

@@ -353,6 +353,24 @@ impl StateDir {
         }
     }
 
+    /// Gives a file a name that nothing has, beginning with its own and `.damaged`: it stays for whoever wants
+    /// to look into it. The name.
+    ///
+    /// # Errors
+    /// Where it cannot be renamed.
+    pub fn set_aside(&self, name: &str) -> Result<String, FileError> {
+        let mut aside = format!("{name}.damaged");
+        let mut count = 1;
+        while self.exists(&aside)? {
+            count += 1;
+            aside = format!("{name}.damaged-{count}");
+        }
+        let failed = |e: Errno| self.failed(Action::Write, name, e.into());
+        renameat(&self.dir, name, &self.dir, &aside).map_err(failed)?;
+        fsync(&self.dir).map_err(failed)?;
+        Ok(aside)
+    }
+
     /// The names of all files, sorted; half-written and hidden ones are left out.
     ///
     /// # Errors

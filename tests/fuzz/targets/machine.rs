@@ -65,7 +65,7 @@ impl<'a> Net<'a> {
             seed: [3; 32],
         };
         let now = Instant::now();
-        let hub = Hub::new(config, Vec::new(), now, NOW).unwrap();
+        let hub = Hub::new(config, Vec::new(), now, NOW);
         Self { hub, now, streams: 0, stores: Vec::new(), said }
     }
 

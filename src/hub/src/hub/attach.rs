@@ -163,7 +163,7 @@ impl Hub {
         if let (Role::HubControl | Role::HubData, Proof::Hub { key, signature }) = (role, proof) {
             return self.attach_hub(stream, attach, (key, signature), now);
         }
-        if !self.config.allow.allows(network) {
+        if !self.allows(network) {
             return Err(Refusal::new(RefusedCode::NetworkRefused, "this hub does not serve that network"));
         }
         match (role, proof) {

@@ -496,7 +496,7 @@ impl Hub {
         let listed = self.networks.values().any(|network| network.lists_hub(hub));
         let known = self.config.peers.iter().any(|peer| peer.key == *hub);
         // It may bring the roster that lists it.
-        let new = self.config.allow.allows(network) && self.networks.get(network).is_none_or(|n| n.roster.is_none());
+        let new = self.allows(network) && self.networks.get(network).is_none_or(|n| n.roster.is_none());
         listed || known || new
     }
 
@@ -594,7 +594,7 @@ impl Hub {
     }
 
     fn handle_serves(&mut self, stream: StreamId, hub: HubKey, networks: Vec<NetworkId>, now: Instant) {
-        let allowed = networks.into_iter().take(MAX_SERVED).filter(|network| self.config.allow.allows(network));
+        let allowed = networks.into_iter().take(MAX_SERVED).filter(|network| self.allows(network));
         let allowed: BTreeSet<_> = allowed.collect();
         let missing = |id: &&NetworkId| self.networks.get(id).is_none_or(|network| network.roster.is_none());
         let missing: Vec<_> = allowed.iter().filter(missing).copied().collect();

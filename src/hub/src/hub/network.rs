@@ -97,13 +97,18 @@ impl Network {
         }
     }
 
-    pub(super) fn restore(stored: &StoredNetwork) -> Result<Self, RestoreError> {
-        let network = stored.network;
-        let ratchet =
-            Ratchet::decode(&stored.ratchet, &network).map_err(|source| RestoreError::Ratchet { network, source })?;
-        let roster = VerifiedRoster::verify(&stored.bundle, &ratchet, None)
-            .map_err(|source| RestoreError::Roster { network, source })?;
-        Ok(Self { roster: Some(roster), ratchet, ..Self::new(network) })
+    /// As it was stored; with what does not hold of that left out.
+    pub(super) fn restore(stored: &StoredNetwork) -> (Self, Result<(), RestoreError>) {
+        let network = Self::new(stored.network);
+        let ratchet = match Ratchet::decode(&stored.ratchet, &stored.network) {
+            Ok(ratchet) => ratchet,
+            Err(error) => return (network, Err(RestoreError::Ratchet(error))),
+        };
+        let (roster, restored) = match VerifiedRoster::verify(&stored.bundle, &ratchet, None) {
+            Ok(roster) => (Some(roster), Ok(())),
+            Err(error) => (None, Err(RestoreError::Roster(error))),
+        };
+        (Self { roster, ratchet, ..network }, restored)
     }
 
     pub(super) fn status(&self) -> NetworkStatus {
@@ -162,7 +167,7 @@ impl Hub {
         if only.is_some_and(|only| only != network) {
             return self.refuse(stream, RefusedCode::NetworkRefused, "not the network of this stream", now);
         }
-        if !self.config.allow.allows(&network) {
+        if !self.allows(&network) {
             return;
         }
         if let Control::Head { head, claims, .. } = message {

@@ -125,7 +125,7 @@ fn a_claim_is_checked_once_and_only_if_its_invite_is_open() {
     strange[key] ^= 1;
     assert_eq!(checked(&strange), (1, 1));
     // Forged: its bringer is not heard again.
-    let mut forged = second.clone();
+    let mut forged = second;
     *forged.last_mut().unwrap() ^= 1;
     assert_eq!(checked(&forged), (2, 0));
 }

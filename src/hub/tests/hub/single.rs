@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use flatlan_hub::{Allow, ForwardDrop, HubEvent, Limits, Quota};
+use flatlan_hub::{Allow, ForwardDrop, HubEvent, Limits, Quota, StoredNetwork};
 use flatlan_relay::{Control, Leg, PathReason, Presence, Proof, RefusedCode, Role};
 use flatlan_roster::{Ratchet, VerifiedRoster};
 use flatlan_types::{BootEpoch, InviteSecret, Label, MemberId, NetworkId};
 
-use crate::world::{Admin, DELAY, World, allow, hub_key, lan, node_secret};
+use crate::world::{Admin, DELAY, World, allow, hub_key, lan, node_secret, tenant};
 
 /// A hub with a network of three, all attached and bound.
 fn three() -> (World, Admin, [flatlan_hub::StreamId; 3]) {
@@ -227,6 +227,69 @@ fn a_restarted_hub_goes_on_with_what_it_had_stored() {
     world.join(1, 0, admin.id);
     let label = world.open(0, a, admin.id, world.id(1)).unwrap();
     assert!(world.passes(0, 0, label, 1));
+}
+
+#[test]
+fn what_is_damaged_of_one_tenant_is_set_aside_and_the_others_are_served() {
+    let (mut red, mut blue) = (lan(&[0], 1), tenant(10, &[0], 1));
+    for damage in
+        [|disk: &mut StoredNetwork| disk.ratchet[9] ^= 1, |disk: &mut StoredNetwork| disk.bundle.truncate(100)]
+    {
+        let mut world = World::new(1, allow(&[red.id, blue.id]));
+        world.node(1);
+        world.publish(0, &mut red);
+        world.publish(0, &mut blue);
+        world.kill(0);
+        damage(world.hubs[0].disk.get_mut(&red.id).unwrap());
+        world.restart(0);
+        world.run(DELAY);
+        assert_eq!(world.hubs[0].aside, [red.id]);
+        let stream = world.attach(0, 0, blue.id);
+        assert_eq!(world.refusal(0, stream), None);
+        // It comes again from whoever has it.
+        let bundle = red.last.as_ref().unwrap().encode();
+        let heard = world.upload(0, red.id, &bundle);
+        assert!(matches!(heard[..], [Control::Stored { .. }]), "{heard:?}");
+        let stream = world.attach(0, 0, red.id);
+        assert_eq!(world.refusal(0, stream), None);
+        assert!(world.hubs[0].disk.contains_key(&red.id));
+    }
+}
+
+#[test]
+fn a_damaged_roster_does_not_let_an_older_one_back_in() {
+    let mut admin = lan(&[0], 3);
+    let mut world = World::new(1, allow(&[admin.id]));
+    world.node(1);
+    let first = admin.sign();
+    world.publish(0, &mut admin);
+    world.kill(0);
+    world.hubs[0].disk.get_mut(&admin.id).unwrap().bundle.truncate(100);
+    world.restart(0);
+    let heard = world.upload(0, admin.id, &first);
+    assert!(matches!(heard[..], [Control::Refused { code: RefusedCode::OldRoster, .. }]), "{heard:?}");
+}
+
+#[test]
+fn what_a_later_version_stored_is_left_alone_and_its_network_is_not_served() {
+    let (mut red, mut blue) = (lan(&[0], 1), tenant(10, &[0], 1));
+    let mut world = World::new(1, allow(&[red.id, blue.id]));
+    world.node(1);
+    world.publish(0, &mut red);
+    world.publish(0, &mut blue);
+    world.kill(0);
+    // The format's number follows the array's head.
+    world.hubs[0].disk.get_mut(&red.id).unwrap().ratchet[1] = 2;
+    let stored = world.hubs[0].disk[&red.id].clone();
+    world.restart(0);
+    world.run(DELAY);
+    assert!(matches!(world.hubs[0].events[..], [HubEvent::Withheld { .. }]), "{:?}", world.hubs[0].events);
+    let stream = world.attach_with(0, 0, red.id, Role::Admin, Proof::Nothing);
+    assert_eq!(world.refusal(0, stream), Some(RefusedCode::NetworkRefused));
+    assert_eq!(world.hubs[0].disk[&red.id], stored);
+    assert!(world.hubs[0].aside.is_empty());
+    let stream = world.attach(0, 0, blue.id);
+    assert_eq!(world.refusal(0, stream), None);
 }
 
 #[test]

@@ -119,6 +119,8 @@ pub struct HubSite {
     pub disk_slow: bool,
     pub writes: Vec<flatlan_hub::StoreToken>,
     pub events: Vec<HubEvent>,
+    /// What was stored and does not hold.
+    pub aside: Vec<NetworkId>,
     /// Data streams.
     data: BTreeMap<StreamId, AttachmentId>,
     sink: Sink,
@@ -234,7 +236,7 @@ impl World {
         };
         let unix = START.after(elapsed.as_secs());
         HubSite {
-            hub: Hub::new(config, disk.values().cloned().collect(), self.now, unix).unwrap(),
+            hub: Hub::new(config, disk.values().cloned().collect(), self.now, unix),
             forwarder: Forwarder::new(forward, self.now),
             alive: true,
             disk,
@@ -242,6 +244,7 @@ impl World {
             disk_slow: false,
             writes: Vec::new(),
             events: Vec::new(),
+            aside: Vec::new(),
             data: BTreeMap::new(),
             sink: Sink::default(),
         }
@@ -763,6 +766,10 @@ impl World {
                 let now = self.now;
                 self.hubs[at].hub.handle_stream_opened(ours, opened(there, StreamOrigin::Dialled(dial)), now);
                 self.hubs[target].hub.handle_stream_opened(theirs, opened(here, StreamOrigin::Accepted), now);
+            }
+            Output::SetAside { network, .. } => {
+                self.hubs[at].disk.remove(&network);
+                self.hubs[at].aside.push(network);
             }
             Output::Store { token, network, bundle, ratchet } => {
                 let site = &mut self.hubs[at];

@@ -42,6 +42,18 @@ fn what_is_made_is_private_whatever_the_umask() {
 }
 
 #[test]
+fn what_is_set_aside_stays_under_a_name_of_its_own() {
+    let (_temp, dir) = state();
+    for bytes in [b"one", b"two"] {
+        dir.write("roster", bytes, FileMode::Secret).unwrap();
+        dir.set_aside("roster").unwrap();
+    }
+    assert_eq!(dir.list().unwrap(), ["roster.damaged", "roster.damaged-2"]);
+    assert_eq!(dir.read("roster.damaged").unwrap().unwrap(), b"one");
+    assert!(dir.set_aside("roster").is_err());
+}
+
+#[test]
 fn a_lax_directory_is_refused_with_its_repair() {
     let (_temp, dir) = state();
     let path = dir.path().display();
