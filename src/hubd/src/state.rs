@@ -125,7 +125,7 @@ mod tests {
     fn a_file_that_was_cut_off_is_set_aside_and_the_others_are_read() {
         let temp = tempfile::tempdir().unwrap();
         let state = HubState::create(&temp.path().join("hub")).unwrap();
-        let [bad, good] = [1, 2].map(|n| NetworkId::from_bytes([n; 32]));
+        let [bad, good] = [2, 1].map(|n| NetworkId::from_bytes([n; 32]));
         state.store(&bad, b"roster", b"ratchet").unwrap();
         state.store(&good, b"roster", b"ratchet").unwrap();
         state.dir.write(&file_name(&bad), b"cut", FileMode::Secret).unwrap();
