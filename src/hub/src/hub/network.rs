@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_relay::{ByteVec, ClaimsSummary, Control, MAX_PART, NetworkTag, PathReason, RefusedCode};
+use flatlan_relay::{ByteVec, ClaimsSummary, Control, MAX_PART, NetworkTag, RefusedCode};
 use flatlan_roster::{
     Claim, CountersignError, CountersignedClaim, ForkProof, Kept, Ratchet, RatchetError, RosterVersion, Step,
     VerifiedHead, VerifiedRoster, VerifyError,
@@ -400,15 +400,7 @@ impl Hub {
         for attachment in removed {
             self.expel(attachment, Refusal::new(RefusedCode::NotMember, "removed from the network"), now);
         }
-        let strangers: Vec<_> = {
-            let Some(state) = self.networks.get(&network) else { return };
-            let stranger = |member: &MemberId| !state.lists_member(member);
-            let labels = self.labels.iter().filter(|(_, label)| label.network == network);
-            labels.filter(|(_, label)| stranger(&label.from) || stranger(&label.to)).map(|(label, _)| label).collect()
-        };
-        for label in strangers {
-            self.drop_label(flatlan_types::Label(label), PathReason::NotMember, now);
-        }
+        self.drop_strangers(network, now);
         self.tell_head(network, None);
         self.set_diallers(now);
         self.neighbours_changed(now);

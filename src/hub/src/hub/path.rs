@@ -62,7 +62,19 @@ pub(super) struct Pending {
     open: PathOpen,
     /// Of the link to the downstream.
     rtt_us: u32,
+    /// The hub that holds the receiver, where it is not this one.
+    holder: Option<HubKey>,
+    /// Hubs that turned out not to hold it.
+    without: BTreeSet<HubKey>,
     deadline: Instant,
+}
+
+/// Where a request goes next.
+#[derive(Clone, Copy, Debug)]
+struct Onward {
+    downstream: AttachmentId,
+    rtt_us: u32,
+    holder: Option<HubKey>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +141,11 @@ impl Hub {
     }
 
     pub(super) fn handle_path_failed(&mut self, from: AttachmentId, request: u32, reason: PathReason, now: Instant) {
-        if self.pending.get(&request).is_some_and(|pending| pending.downstream == from) {
+        if self.pending.get(&request).is_none_or(|pending| pending.downstream != from) {
+            return;
+        }
+        let elsewhere = matches!(reason, PathReason::HubLost | PathReason::NoRoute | PathReason::NotAttached);
+        if !elsewhere || !self.ask_another(request) {
             self.fail(request, reason, now);
         }
     }
@@ -169,6 +185,43 @@ impl Hub {
         let Some(state) = self.unhook(label) else { return };
         self.close_downstream(state.downstream, state.out);
         self.tell(state.upstream, Control::PathLost { label, reason });
+    }
+
+    /// Ends what a network's roster no longer allows: of members that left it, over hubs that left it.
+    pub(super) fn drop_strangers(&mut self, network: NetworkId, now: Instant) {
+        let Some(state) = self.networks.get(&network) else { return };
+        let member = |member: &MemberId| state.lists_member(member);
+        let attachment = |attachment: &AttachmentId| match self.attachments.get(attachment.0).map(|at| at.owner) {
+            Some(Owner::Hub(hub)) => state.lists_hub(&hub),
+            Some(Owner::Node { .. }) | None => true,
+        };
+        let verdict = |members: [&MemberId; 2], over: [&AttachmentId; 2]| {
+            if !members.into_iter().all(member) {
+                Some(PathReason::NotMember)
+            } else if !over.into_iter().all(attachment) {
+                Some(PathReason::HubLost)
+            } else {
+                None
+            }
+        };
+        let requests = self.pending.iter().filter(|(_, pending)| pending.open.network == network);
+        let requests: Vec<_> = requests
+            .filter_map(|(request, Pending { open, upstream, downstream, .. })| {
+                Some((*request, verdict([&open.from, &open.to], [upstream, downstream])?))
+            })
+            .collect();
+        let labels = self.labels.iter().filter(|(_, label)| label.network == network);
+        let labels: Vec<_> = labels
+            .filter_map(|(label, LabelState { from, to, upstream, downstream, .. })| {
+                Some((Label(label), verdict([from, to], [upstream, downstream])?))
+            })
+            .collect();
+        for (request, reason) in requests {
+            self.fail(request, reason, now);
+        }
+        for (label, reason) in labels {
+            self.drop_label(label, reason, now);
+        }
     }
 
     /// Ends all paths of an attachment that is about to go.
@@ -271,31 +324,55 @@ impl Hub {
 
     /// Hands a request to the next hop.
     fn ask(&mut self, origin: Origin, upstream: AttachmentId, open: PathOpen, now: Instant) -> Result<(), PathReason> {
-        let (downstream, rtt_us) = self.choose(&open)?;
-        if downstream == upstream {
+        let onward = self.choose(&open, &BTreeSet::new())?;
+        if onward.downstream == upstream {
             return Err(PathReason::NoRoute);
         }
-        let request = self.next_request;
-        self.next_request = self.next_request.wrapping_add(1);
-        let mut via = open.via.clone();
-        via.push(self.key);
-        let onward = PathOpen { request, hops: open.hops.saturating_sub(1), via, ..open.clone() };
-        self.tell(downstream, Control::PathOpen(onward));
         if let (Origin::Asked(_), Some(state)) = (origin, self.attachments.get_mut(upstream.0)) {
             state.requests += 1;
         }
-        let deadline = now + PATIENCE;
-        self.pending.insert(request, Pending { origin, upstream, downstream, open, rtt_us, deadline });
+        let Onward { downstream, rtt_us, holder } = onward;
+        let (without, deadline) = (BTreeSet::new(), now + PATIENCE);
+        self.hand_on(Pending { origin, upstream, downstream, open, rtt_us, holder, without, deadline });
         Ok(())
     }
 
-    /// The next hop toward the receiver, and the round trip to it.
-    fn choose(&mut self, open: &PathOpen) -> Result<(AttachmentId, u32), PathReason> {
+    /// The hub that was said to hold the receiver does not: perhaps another one does.
+    fn ask_another(&mut self, request: u32) -> bool {
+        let Some(Pending { open, holder: Some(holder), without, upstream, .. }) = self.pending.get(&request) else {
+            return false;
+        };
+        let (open, upstream, mut without) = (open.clone(), *upstream, without.clone());
+        without.insert(*holder);
+        let Ok(Onward { downstream, rtt_us, holder }) = self.choose(&open, &without) else { return false };
+        if downstream == upstream {
+            return false;
+        }
+        if let Some(pending) = self.pending.remove(&request) {
+            self.hand_on(Pending { downstream, rtt_us, holder, without, ..pending });
+        }
+        true
+    }
+
+    fn hand_on(&mut self, pending: Pending) {
+        let request = self.next_request;
+        self.next_request = self.next_request.wrapping_add(1);
+        let open = &pending.open;
+        let mut via = open.via.clone();
+        via.push(self.key);
+        let onward = PathOpen { request, hops: open.hops.saturating_sub(1), via, ..open.clone() };
+        self.tell(pending.downstream, Control::PathOpen(onward));
+        self.pending.insert(request, pending);
+    }
+
+    /// The next hop toward the receiver, at another hub than those `without` it.
+    fn choose(&mut self, open: &PathOpen, without: &BTreeSet<HubKey>) -> Result<Onward, PathReason> {
         let state = self.networks.get(&open.network).ok_or(PathReason::NotMember)?;
         if let Some(here) = state.attached.get(&open.to) {
-            return Ok((*here, 0));
+            return Ok(Onward { downstream: *here, rtt_us: 0, holder: None });
         }
-        let holders: Vec<_> = state.presence.hubs_of(&open.to).map(|presence| presence.hub()).collect();
+        let holders = state.presence.hubs_of(&open.to).map(|presence| presence.hub());
+        let holders: Vec<_> = holders.filter(|hub| !without.contains(hub)).collect();
         if holders.is_empty() {
             return Err(PathReason::NotAttached);
         }
@@ -307,10 +384,12 @@ impl Hub {
             } else {
                 self.routes_around(open.network, around)
             };
-            let reachable = holders.iter().filter_map(|hub| table.get(hub));
-            let Some(best) = reachable.min_by_key(|route| (route.cost, route.next_hop)) else { continue };
+            let reachable = holders.iter().filter_map(|hub| Some((*hub, table.get(hub)?)));
+            let best = reachable.min_by_key(|(_, route)| (route.cost, route.next_hop));
+            let Some((holder, best)) = best else { continue };
             if let Some(neighbour) = self.neighbours.get(&best.next_hop).filter(|neighbour| neighbour.is_up()) {
-                return Ok((neighbour.attachment, neighbour.rtt_us()));
+                let (downstream, rtt_us) = (neighbour.attachment, neighbour.rtt_us());
+                return Ok(Onward { downstream, rtt_us, holder: Some(holder) });
             }
         }
         Err(PathReason::NoRoute)
@@ -400,7 +479,8 @@ impl Hub {
             avoid,
         };
         let upstream = state.upstream;
-        let stays = cause == Cause::Leaving && self.choose(&open).is_ok_and(|(onward, _)| onward == before);
+        let onward = self.choose(&open, &BTreeSet::new());
+        let stays = cause == Cause::Leaving && onward.is_ok_and(|onward| onward.downstream == before);
         let asked =
             if stays { Err(PathReason::NoRoute) } else { self.ask(Origin::Repair(label, cause), upstream, open, now) };
         if let Err(reason) = asked {

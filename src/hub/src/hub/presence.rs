@@ -3,7 +3,8 @@
 //! An entry is a node's own signed word, handed on unchanged. A greater order replaces a smaller one; a
 //! greater boot epoch ends every attachment of a smaller one, wherever it is. A hub that loses a node
 //! says so once, quoting the order up to which it holds. What a lost message left different, digests
-//! find. Entries of a hub that cannot be reached for a while are forgotten.
+//! find: they have a line for each hub that holds or held anyone. Entries of a hub that cannot be reached
+//! for a while are forgotten, but not what ended there: nobody may bring it back.
 //!
 //! Memory is bounded by the roster: members times hubs, for networks that both ends serve.
 
@@ -24,6 +25,8 @@ pub(super) struct PresenceTable {
     by_member: BTreeMap<MemberId, BTreeMap<HubKey, Held>>,
     /// Computed on demand, dropped by any change.
     digest: Option<Vec<PresenceSummary>>,
+    /// Which of what ended is told next.
+    turn: usize,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,15 @@ pub(super) enum Added {
     New,
     /// As good or better is there.
     Stale,
+}
+
+/// Who handed a presence to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// The hub that it names.
+    Holder,
+    /// The node, or another hub.
+    Other,
 }
 
 /// Why a presence holds no more.
@@ -63,16 +75,34 @@ impl PresenceTable {
         blocking.map(|held| &held.presence).max_by_key(|presence| presence.order())
     }
 
+    fn has_ended(&self, presence: &Presence) -> bool {
+        let held = self.by_member.get(&presence.member()).and_then(|held| held.get(&presence.hub()));
+        held.is_some_and(|held| held.gone.is_some())
+    }
+
     /// The hubs that hold a member.
     pub(super) fn hubs_of(&self, member: &MemberId) -> impl Iterator<Item = &Presence> {
         let held = self.by_member.get(member).into_iter().flat_map(BTreeMap::values);
         held.filter(|held| held.gone.is_none()).map(|held| &held.presence)
     }
 
-    /// All that a hub holds, and all that it held until lately.
-    fn of_hub(&self, hub: &HubKey) -> impl Iterator<Item = (&Presence, Option<Instant>)> {
+    /// All that a hub holds.
+    fn of_hub(&self, hub: &HubKey) -> impl Iterator<Item = &Presence> {
         let held = self.by_member.values().filter_map(|held| held.get(hub));
-        held.map(|held| (&held.presence, held.gone))
+        held.filter(|held| held.gone.is_none()).map(|held| &held.presence)
+    }
+
+    /// Some of what a hub held: the latest, for what was lost was mostly lost lately, and in turn the rest.
+    fn ended_at(&mut self, hub: &HubKey) -> Vec<(MemberId, PresenceOrder)> {
+        let ended = self.by_member.values().filter_map(|held| held.get(hub));
+        let mut ended: Vec<_> = ended.filter_map(|held| Some((held.gone?, &held.presence))).collect();
+        ended.sort_by_key(|(gone, _)| std::cmp::Reverse(*gone));
+        let (latest, rest) = ended.split_at(ended.len().min(GONE));
+        let begin = if rest.is_empty() { 0 } else { self.turn % rest.len() };
+        let turn = rest.iter().cycle().skip(begin).take(rest.len().min(GONE));
+        let told = latest.iter().chain(turn).map(|(_, presence)| (presence.member(), presence.order())).collect();
+        self.turn = begin + GONE;
+        told
     }
 
     pub(super) fn present(&self) -> usize {
@@ -85,8 +115,13 @@ impl PresenceTable {
         held.filter(|(_, held)| held.gone.is_none()).map(|(hub, _)| *hub).collect()
     }
 
-    fn add(&mut self, presence: Presence, now: Instant) -> (Added, Vec<HubKey>) {
-        if self.blocks(&presence).is_some() {
+    fn add(&mut self, presence: Presence, by: By, now: Instant) -> (Added, Vec<HubKey>) {
+        let blocked = self.blocks(&presence).is_some_and(|greater| {
+            // That it ended is said without proof: its own hub knows better.
+            let ended = greater.hub() == presence.hub() && greater.order() == presence.order();
+            !(ended && by == By::Holder && self.has_ended(&presence))
+        });
+        if blocked {
             return (Added::Stale, Vec::new());
         }
         self.digest = None;
@@ -118,12 +153,13 @@ impl PresenceTable {
         Some(order)
     }
 
-    /// Forgets everything of a hub; tells whose.
+    /// Forgets whom a hub holds; tells whom. What ended there stays ended.
     fn forget_hub(&mut self, hub: &HubKey) -> Vec<MemberId> {
         self.digest = None;
         let mut whose = Vec::new();
         for (member, held) in &mut self.by_member {
-            if held.remove(hub).is_some_and(|held| held.gone.is_none()) {
+            if held.get(hub).is_some_and(|held| held.gone.is_none()) {
+                held.remove(hub);
                 whose.push(*member);
             }
         }
@@ -142,27 +178,19 @@ impl PresenceTable {
         }
     }
 
-    /// Forgets what ended long ago, but for each member's greatest: it still refuses lesser epochs.
-    fn expire(&mut self, now: Instant) {
-        for held in self.by_member.values_mut() {
-            let greatest = held.values().map(|held| held.presence.order()).max();
-            held.retain(|_, held| {
-                let old = held.gone.is_some_and(|gone| now.saturating_duration_since(gone) >= TOMBSTONE);
-                !old || Some(held.presence.order()) == greatest
-            });
-        }
-    }
-
     fn digest(&mut self) -> Vec<PresenceSummary> {
         if let Some(digest) = &self.digest {
             return digest.clone();
         }
         let mut by_hub: BTreeMap<HubKey, (u32, [u8; 16])> = BTreeMap::new();
         for (member, held) in &self.by_member {
-            for (hub, held) in held.iter().filter(|(_, held)| held.gone.is_none()) {
+            for (hub, held) in held {
+                let (count, hash) = by_hub.entry(*hub).or_default();
+                if held.gone.is_some() {
+                    continue;
+                }
                 let order = held.presence.order();
                 let parts: [&[u8]; 3] = [hub.as_bytes(), &order.epoch.0.to_be_bytes(), &order.counter.to_be_bytes()];
-                let (count, hash) = by_hub.entry(*hub).or_default();
                 *count += 1;
                 for (byte, of_entry) in hash.iter_mut().zip(PairKey::tag(member.as_bytes(), &parts)) {
                     *byte ^= of_entry;
@@ -181,7 +209,8 @@ impl Hub {
     pub(super) fn add_presence(&mut self, presence: Presence, from: Option<HubKey>, now: Instant) -> Added {
         let (network, member) = (presence.network(), presence.member());
         let Some(state) = self.networks.get_mut(&network) else { return Added::Stale };
-        let (added, ended) = state.presence.add(presence.clone(), now);
+        let by = if from == Some(presence.hub()) { By::Holder } else { By::Other };
+        let (added, ended) = state.presence.add(presence.clone(), by, now);
         if added == Added::Stale {
             return added;
         }
@@ -276,7 +305,8 @@ impl Hub {
         let Some(roster) = &state.roster else { return };
         let ours: BTreeMap<_, _> = state.presence.digest().into_iter().map(|line| (line.hub, line)).collect();
         let differs = |line: &&PresenceSummary| {
-            line.hub != key && roster.hub(&line.hub).is_some() && ours.get(&line.hub) != Some(line)
+            let nobody = PresenceSummary { hub: line.hub, count: 0, hash: [0; 16] };
+            line.hub != key && roster.hub(&line.hub).is_some() && ours.get(&line.hub).unwrap_or(&nobody) != *line
         };
         let pulls: Vec<_> = theirs.iter().filter(differs).map(|line| line.hub).take(MAX_PULLS).collect();
         for of in pulls {
@@ -285,15 +315,12 @@ impl Hub {
     }
 
     pub(super) fn handle_presence_pull(&mut self, hub: HubKey, network: NetworkId, of: HubKey) {
-        let Some(state) = self.networks.get(&network) else { return };
-        let mut answers = Vec::new();
+        let Some(state) = self.networks.get_mut(&network) else { return };
+        let ended = state.presence.ended_at(&of).into_iter();
+        let mut answers: Vec<_> =
+            ended.map(|(member, order)| Control::PresenceGone { network, member, hub: of, order }).collect();
         let mut batch = Vec::new();
-        for (presence, gone) in state.presence.of_hub(&of) {
-            if gone.is_some() {
-                let (member, order) = (presence.member(), presence.order());
-                answers.push(Control::PresenceGone { network, member, hub: of, order });
-                continue;
-            }
+        for presence in state.presence.of_hub(&of) {
             batch.push(ByteVec::from(presence.encode()));
             if batch.len() == BATCH {
                 answers.push(Control::PresenceFlood { network, presences: std::mem::take(&mut batch) });
@@ -324,13 +351,12 @@ impl Hub {
         }
     }
 
-    /// Forgets the presences at hubs that cannot be reached for a while, and old leftovers.
+    /// Forgets the presences at hubs that cannot be reached for a while.
     pub(super) fn forget_unreachable(&mut self, now: Instant) {
         let networks: Vec<_> = self.networks.keys().copied().collect();
         let mut still = BTreeMap::new();
         for network in networks {
-            let Some(state) = self.networks.get_mut(&network) else { continue };
-            state.presence.expire(now);
+            let Some(state) = self.networks.get(&network) else { continue };
             let hubs = state.presence.hubs();
             for hub in hubs {
                 if hub == self.key || self.route(network, hub).is_some() {
@@ -372,9 +398,9 @@ impl Refusal {
     }
 }
 
-/// How long an ended presence is remembered, so that no hub brings it back.
-const TOMBSTONE: Duration = Duration::from_secs(60);
 const UNREACHABLE: Duration = Duration::from_secs(10);
+/// How much of what ended is told at once, lately ended or in turn.
+const GONE: usize = 128;
 /// Presences in one message.
 const BATCH: usize = 256;
 /// Hubs asked about after one digest.

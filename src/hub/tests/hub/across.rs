@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flatlan_hub::{Allow, ForwardDrop, HubEvent};
-use flatlan_relay::{Control, PathReason, Presence, RefusedCode};
+use flatlan_relay::{Control, PathOpen, PathReason, Presence, Proof, RefusedCode, Role};
 use flatlan_types::{BootEpoch, InviteSecret};
 
 use crate::world::{Admin, DELAY, Who, World, allow, fatten, hub_key, lan, open_invites, redeem_invites, tenant};
@@ -201,6 +201,85 @@ fn a_watcher_hears_of_a_peer_at_another_hub_within_moments() {
     world.close(b);
     world.run(DELAY * 5);
     assert!(world.heard(a).contains(&Control::Absent { peer, hub: Some(hub_key(2)) }));
+}
+
+#[test]
+fn that_a_hubs_last_node_left_is_found_by_a_hub_that_missed_it() {
+    let (mut world, admin) = hubs(2, 2);
+    let b = world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    let present = |world: &World| world.hubs[0].hub.networks().next().unwrap().present;
+    assert_eq!(present(&world), 1);
+    world.cut(Who::Hub(0), Who::Hub(1));
+    world.close(b);
+    world.run(Duration::from_millis(1_500));
+    world.heal();
+    world.run(Duration::from_secs(6));
+    assert_eq!(present(&world), 0);
+}
+
+#[test]
+fn a_path_is_found_where_one_of_the_hubs_said_to_hold_the_receiver_does_not() {
+    for (holder, other) in [(1, 2), (2, 1)] {
+        let (mut world, admin) = hubs(3, 2);
+        // The other one cannot mend it.
+        world.cut(Who::Hub(1), Who::Hub(2));
+        world.run(Duration::from_secs(2));
+        let a = world.join(0, 0, admin.id);
+        world.join(1, holder, admin.id);
+        world.run(DELAY * 5);
+        // Signed by the node, which then did not attach there.
+        let mut order = world.nodes[1].order;
+        order.counter += 1;
+        let presence = Presence::sign(&world.nodes[1].secret, admin.id, hub_key(other), order).encode();
+        let presences = vec![presence.into()];
+        world.say_as_hub(holder, 0, Control::PresenceFlood { network: admin.id, presences });
+        world.run(DELAY * 5);
+        let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+        assert!(world.passes(0, 0, label, 1));
+        assert_eq!(world.hubs[0].hub.stats().requests, 0);
+    }
+}
+
+#[test]
+fn paths_of_a_network_leave_a_hub_that_left_its_roster_and_serves_another() {
+    let (mut red, mut blue) = (lan(&[0, 1], 2), tenant(10, &[0, 1], 2));
+    let mut world = World::new(2, allow(&[red.id, blue.id]));
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut red);
+    world.publish(0, &mut blue);
+    world.run(Duration::from_secs(2));
+    let a = world.join(0, 0, red.id);
+    let b = world.join(1, 1, red.id);
+    world.run(DELAY * 5);
+    let there = world.open(0, a, red.id, world.id(1)).unwrap();
+    let back = world.open(1, b, red.id, world.id(0)).unwrap();
+    assert!(world.passes(0, 0, there, 1) && world.passes(1, 1, back, 0));
+    red.hubs = vec![0];
+    world.publish(0, &mut red);
+    assert_eq!(world.up(0), [hub_key(1)]);
+    assert!(!world.passes(0, 0, there, 1) && !world.passes(1, 1, back, 0));
+    assert!(world.heard(a).contains(&Control::PathLost { label: there, reason: PathReason::HubLost }));
+    assert_eq!((world.hubs[0].hub.stats().labels, world.hubs[0].forwarder.labels()), (0, 0));
+}
+
+#[test]
+fn a_request_that_waits_during_a_revocation_becomes_no_label() {
+    let (mut world, mut admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    let upload = world.attach_with(1, 1, admin.id, Role::Admin, Proof::Nothing);
+    let (network, from, to) = (admin.id, world.id(0), world.id(1));
+    world.say(a, Control::PathOpen(PathOpen { request: 1, network, from, to, hops: 8, via: vec![], avoid: vec![] }));
+    world.run(DELAY * 2);
+    assert_eq!(world.hubs[1].hub.stats().requests, 1);
+    admin.revoke("n0");
+    let bytes = admin.sign();
+    world.say(upload, Control::PutRoster { network, total: bytes.len() as u32, offset: 0, bytes });
+    world.run(DELAY * 2);
+    assert!(world.nodes[1].log.iter().any(|(_, message)| matches!(message, Control::PathOpen(_))));
+    assert_eq!((world.hubs[1].hub.stats().labels, world.hubs[1].hub.stats().requests), (0, 0));
 }
 
 #[test]

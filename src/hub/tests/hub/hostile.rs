@@ -277,6 +277,57 @@ fn a_hub_cannot_withdraw_a_node_from_the_hub_that_holds_it() {
 }
 
 #[test]
+fn a_presence_that_ended_long_ago_is_not_brought_back_by_another_hub() {
+    let mut admin = lan(&[0, 1, 2], 2);
+    let mut world = World::new(3, allow(&[admin.id]));
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    let a = world.join(0, 0, admin.id);
+    let left = world.join(1, 1, admin.id);
+    let (network, member, old) = (admin.id, world.id(1), world.nodes[1].order);
+    let old = Presence::sign(&world.nodes[1].secret, network, hub_key(1), old).encode();
+    world.close(left);
+    let b = world.join(1, 2, network);
+    for _ in 0..25 {
+        world.run(Duration::from_secs(5));
+        [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
+    }
+    world.heard(a);
+    world.say_as_hub(2, 0, Control::PresenceFlood { network, presences: vec![old.into()] });
+    world.run(DELAY * 3);
+    world.say(a, Control::Watch { peers: vec![member] });
+    world.run(DELAY * 3);
+    let told = world.heard(a);
+    let hubs = told.iter().filter_map(|message| match message {
+        Control::Presence { presence } => Some(Presence::verify(presence).unwrap().hub()),
+        _ => None,
+    });
+    assert_eq!(hubs.collect::<Vec<_>>(), [hub_key(2)]);
+}
+
+#[test]
+fn a_hub_cannot_withdraw_a_node_from_another_hub_that_says_it_holds_it() {
+    let mut admin = lan(&[0, 1, 2], 2);
+    let mut world = World::new(3, allow(&[admin.id]));
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 1, admin.id);
+    let (network, member, order) = (admin.id, world.id(1), PresenceOrder { epoch: BootEpoch(u64::MAX), counter: 0 });
+    world.say_as_hub(2, 0, Control::PresenceGone { network, member, hub: hub_key(1), order });
+    world.run(DELAY * 3);
+    for _ in 0..2 {
+        [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
+        world.run(Duration::from_secs(3));
+    }
+    assert!(world.open(0, a, network, member).is_ok());
+}
+
+#[test]
 fn a_replayed_link_state_of_an_earlier_life_does_not_silence_its_hub() {
     let mut admin = lan(&[0, 1], 2);
     let mut world = World::new(2, allow(&[admin.id]));
