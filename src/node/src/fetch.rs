@@ -1,7 +1,13 @@
 //! Getting a roster in pieces: from a hub over its stream, or from a peer in sealed datagrams.
 //!
-//! A peer is asked only when a hub has not brought the same within a moment: usually both learn of a new
-//! head at the same time. One fetch of each kind runs at a time; a silent source is given up.
+//! Each source has a fetch of its own, and none takes another's place: whoever promises much and brings
+//! nothing, or a byte now and then, delays nobody else. A source that is silent, or slower than
+//! [`SLOWEST`], is given up.
+//!
+//! A peer is asked only when a hub has not brought the same within a moment, and the more peers bring the
+//! same, the later one more is asked: usually all learn of a new head at the same time. Where
+//! [`MAX_PEER_FETCHES`] run, no other begins; a peer whose last fetch brought nothing gets one only of the
+//! first half.
 //!
 //! What arrives is bytes that nobody vouches for yet; verifying them is `roster`'s.
 
@@ -10,17 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_relay::MAX_ROSTER;
-use flatlan_types::{HubSlot, PeerSlot};
-
 use crate::peer_message::{PART_LEN, Part, PartRequest, Summary, WINDOW};
+use flatlan_relay::MAX_ROSTER;
 
 /// A roster on its way from a hub.
 pub(crate) struct HubFetch {
-    pub(crate) hub: HubSlot,
     version: Option<u64>,
     bytes: Vec<u8>,
-    pub(crate) deadline: Instant,
+    begun: Instant,
+    heard: Instant,
 }
 
 /// What a part led to.
@@ -34,8 +38,13 @@ pub(crate) enum Progress {
 }
 
 impl HubFetch {
-    pub(crate) fn new(hub: HubSlot, now: Instant) -> Self {
-        Self { hub, version: None, bytes: Vec::new(), deadline: now + HUB_PATIENCE }
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { version: None, bytes: Vec::new(), begun: now, heard: now }
+    }
+
+    /// When the hub is given up.
+    pub(crate) fn deadline(&self) -> Instant {
+        (self.heard + HUB_PATIENCE).min(too_slow(self.begun, self.bytes.len()))
     }
 
     pub(crate) fn handle_part(
@@ -51,7 +60,7 @@ impl HubFetch {
             // replaced meanwhile
             self.version = None;
             self.bytes.clear();
-            self.deadline = now + HUB_PATIENCE;
+            self.heard = now;
             return Progress::More(0);
         }
         let fits =
@@ -61,7 +70,7 @@ impl HubFetch {
         }
         self.version = Some(version);
         self.bytes.extend_from_slice(bytes);
-        self.deadline = now + HUB_PATIENCE;
+        self.heard = now;
         if self.bytes.len() == total {
             Progress::Done(std::mem::take(&mut self.bytes))
         } else {
@@ -72,8 +81,8 @@ impl HubFetch {
 
 /// A roster on its way from a peer.
 pub(crate) struct PeerFetch {
-    pub(crate) peer: PeerSlot,
     pub(crate) summary: Summary,
+    begun: Instant,
     bytes: Vec<u8>,
     total: Option<usize>,
     /// Pieces that came before those in front of them.
@@ -85,24 +94,25 @@ pub(crate) struct PeerFetch {
 }
 
 impl PeerFetch {
-    /// Begins a moment later: a hub may be faster.
-    pub(crate) fn new(peer: PeerSlot, summary: Summary, now: Instant) -> Self {
+    /// Begins a moment later: a hub may be faster, or one of the `others` that bring the same.
+    pub(crate) fn new(summary: Summary, others: usize, now: Instant) -> Self {
+        let begun = now + COURTESY + TURN.saturating_mul(others.min(MAX_TURNS) as u32);
         Self {
-            peer,
             summary,
+            begun,
             bytes: Vec::new(),
             total: None,
             ahead: BTreeMap::new(),
             window: 0,
             tries: 0,
-            next: now + COURTESY,
+            next: begun,
         }
     }
 
-    /// The request that is due, or `None` where the peer was silent too often.
+    /// The request that is due, or `None` where the peer was silent too often or is too slow.
     pub(crate) fn ask(&mut self, now: Instant) -> Option<PartRequest> {
         self.tries += 1;
-        if self.tries > MAX_TRIES {
+        if self.tries > MAX_TRIES || too_slow(self.begun, self.bytes.len()) <= now {
             return None;
         }
         self.next = now + PEER_PATIENCE;
@@ -156,6 +166,19 @@ pub(crate) fn pieces<'a>(bytes: &'a [u8], request: &'a PartRequest) -> impl Iter
     })
 }
 
+/// When a source that began then and brought so much is too slow.
+fn too_slow(begun: Instant, bytes: usize) -> Instant {
+    begun + GRACE + Duration::from_secs((bytes / SLOWEST) as u64)
+}
+
+/// Peers that are asked at the same time.
+pub(crate) const MAX_PEER_FETCHES: usize = 8;
+/// Bytes in a second that a source brings at the least, after [`GRACE`].
+const SLOWEST: usize = 4096;
+const GRACE: Duration = Duration::from_secs(5);
+/// A peer that could bring what others bring is asked so much later, for each of them up to so many.
+const TURN: Duration = Duration::from_secs(1);
+const MAX_TURNS: usize = 3;
 /// A hub that is silent for this long is given up.
 const HUB_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a hub has to bring what a peer announced.
@@ -176,7 +199,7 @@ mod tests {
     fn run(len: usize, mut drop: impl FnMut(usize) -> bool, reverse: bool) -> Option<(Vec<u8>, usize)> {
         let roster: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
         let mut now = Instant::now();
-        let mut fetch = PeerFetch::new(PeerSlot(0), summary(), now);
+        let mut fetch = PeerFetch::new(summary(), 0, now);
         let (mut requests, mut sent) = (0, 0);
         loop {
             now = now.max(fetch.next);
@@ -211,7 +234,7 @@ mod tests {
     #[test]
     fn pieces_that_were_not_asked_for_are_left() {
         let now = Instant::now();
-        let mut fetch = PeerFetch::new(PeerSlot(0), summary(), now);
+        let mut fetch = PeerFetch::new(summary(), 0, now);
         let request = fetch.ask(now).unwrap();
         let piece = || pieces(&[7; 5000], &request).next().unwrap();
         for wrong in [
@@ -231,14 +254,50 @@ mod tests {
     #[test]
     fn a_hubs_roster_that_changes_on_the_way_is_asked_for_from_the_start() {
         let now = Instant::now();
-        let mut fetch = HubFetch::new(HubSlot(0), now);
+        let mut fetch = HubFetch::new(now);
         assert!(matches!(fetch.handle_part(1, 10, 0, &[1; 6], now), Progress::More(6)));
         assert!(matches!(fetch.handle_part(2, 12, 6, &[2; 6], now), Progress::More(0)));
         assert!(matches!(fetch.handle_part(2, 12, 0, &[2; 6], now), Progress::More(6)));
         assert!(matches!(fetch.handle_part(2, 12, 0, &[2; 6], now), Progress::Nothing));
         let Progress::Done(bytes) = fetch.handle_part(2, 12, 6, &[2; 6], now) else { panic!("it is whole") };
         assert_eq!(bytes, [2; 12]);
-        let mut fetch = HubFetch::new(HubSlot(0), now);
+        let mut fetch = HubFetch::new(now);
         assert!(matches!(fetch.handle_part(1, u32::MAX, 0, &[1], now), Progress::Nothing));
+    }
+
+    #[test]
+    fn a_hub_that_drips_is_given_up_and_one_that_is_merely_slow_is_not() {
+        let start = Instant::now();
+        let mut fetch = HubFetch::new(start);
+        let (mut now, mut offset) = (start, 0);
+        while now < fetch.deadline() {
+            fetch.handle_part(1, 1 << 20, offset, &[0], now);
+            offset += 1;
+            now += HUB_PATIENCE - Duration::from_millis(1);
+        }
+        assert!(now - start <= GRACE + HUB_PATIENCE, "{:?}", now - start);
+        let (mut fetch, mut now, mut offset) = (HubFetch::new(start), start, 0);
+        while offset < 1 << 20 {
+            now += Duration::from_secs(1);
+            assert!(now < fetch.deadline());
+            fetch.handle_part(1, 1 << 20, offset, &[0; 2 * SLOWEST], now);
+            offset += 2 * SLOWEST as u32;
+        }
+    }
+
+    #[test]
+    fn a_peer_that_drips_is_given_up() {
+        let start = Instant::now();
+        let mut fetch = PeerFetch::new(summary(), 0, start);
+        let mut now = start;
+        for n in 0.. {
+            now = now.max(fetch.next);
+            let Some(request) = fetch.ask(now) else { break };
+            assert_eq!(request.offset, n);
+            let (head, claims_hash) = (request.head, request.claims_hash);
+            let part = Part { head, claims_hash, total: 1 << 20, offset: n, bytes: vec![0].into() };
+            fetch.handle_part(part, now);
+        }
+        assert!(now - start < GRACE + Duration::from_secs(2), "{:?}", now - start);
     }
 }

@@ -107,11 +107,11 @@ struct Hub {
 }
 
 /// Reading the roster as a stranger may: so a node that was removed learns it from the admin's signature,
-/// not from a hub's word.
+/// not from a hub's word. Each hub is read apart from the others: none can hide what another gives.
 #[derive(Default)]
 struct Reader {
-    fetch: Option<(StreamId, HubFetch)>,
-    last: Option<Instant>,
+    fetches: BTreeMap<StreamId, HubFetch>,
+    last: BTreeMap<HostPort, Instant>,
 }
 
 #[derive(Default)]

@@ -12,7 +12,7 @@ use std::{
 use flatlan_datapath::{Command, Event};
 use flatlan_relay::{ClaimsSummary, Control, RefusedCode, auth::Exporter};
 use flatlan_roster::{Expiry, Freshness, OwnerTable};
-use flatlan_types::{BootEpoch, Endpoint, HostPort, HubSlot, UnixTime};
+use flatlan_types::{BootEpoch, Endpoint, HostPort, HubSlot, PeerSlot, UnixTime};
 
 use crate::{
     Alarm, NetworkStatus, NodeConfig, NodeStatus, Output, PeerStatus, PersistToken, Persisted, SelfStatus, StreamId,
@@ -56,10 +56,10 @@ pub struct Node {
     pub(crate) candidates: Vec<Endpoint>,
     /// The newest head that each hub told of, while it is not ours.
     pub(crate) announced: BTreeMap<HubSlot, (Vec<u8>, ClaimsSummary)>,
-    pub(crate) hub_fetch: Option<HubFetch>,
-    pub(crate) peer_fetch: Option<PeerFetch>,
-    /// Head and claims that a peer's roster brought nothing new for.
-    pub(crate) fruitless: Vec<([u8; 32], [u8; 32])>,
+    pub(crate) hub_fetches: BTreeMap<HubSlot, HubFetch>,
+    pub(crate) peer_fetches: BTreeMap<PeerSlot, PeerFetch>,
+    /// Head and claims for which that peer's roster brought nothing new.
+    pub(crate) fruitless: Vec<(PeerSlot, [u8; 32], [u8; 32])>,
     pub(crate) interface: Option<Interface>,
     pub(crate) generation: u64,
     pub(crate) names: BTreeMap<HostPort, Instant>,
@@ -139,8 +139,8 @@ impl Node {
             hosts: Vec::new(),
             candidates: Vec::new(),
             announced: BTreeMap::new(),
-            hub_fetch: None,
-            peer_fetch: None,
+            hub_fetches: BTreeMap::new(),
+            peer_fetches: BTreeMap::new(),
             fruitless: Vec::new(),
             interface: None,
             generation: 0,
@@ -434,10 +434,7 @@ impl Node {
     fn on_detached(&mut self, hub: HubSlot, now: Instant) {
         self.relays.remove_hub(hub);
         self.announced.remove(&hub);
-        if self.hub_fetch.as_ref().is_some_and(|fetch| fetch.hub == hub) {
-            self.hub_fetch = None;
-            self.fetch_from_hubs(now);
-        }
+        self.hub_fetches.remove(&hub);
         // a peer that lost one of three hubs may have another in common with us
         for slot in self.peers.active() {
             self.want_relays(slot, now);

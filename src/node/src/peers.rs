@@ -58,6 +58,8 @@ pub(crate) struct Peer {
     pub(crate) summarized: Option<Instant>,
     /// It was last told that its epoch is stale.
     pub(crate) stale_told: Option<Instant>,
+    /// It promised a newer roster last time, and brought none.
+    pub(crate) misled: bool,
     /// Pieces of the roster that it may still have, and since when.
     pub(crate) pieces: (usize, Option<Instant>),
 }
@@ -196,6 +198,7 @@ impl Peer {
             sent: None,
             summarized: None,
             stale_told: None,
+            misled: false,
             pieces: (0, None),
         }
     }

@@ -13,7 +13,7 @@ use flatlan_types::{HubSlot, PeerSlot, UnixTime};
 use crate::{
     Alarm,
     candidates::admissible,
-    fetch::{HubFetch, PeerFetch, Progress, pieces},
+    fetch::{HubFetch, MAX_PEER_FETCHES, PeerFetch, Progress, pieces},
     node::{Node, Rules},
     peer_message::{Part, PartRequest, PeerMessage, Summary, WINDOW},
     peers::Offer,
@@ -234,7 +234,7 @@ impl Node {
         match self.keeper.judge(head, &claims, &mut self.out) {
             News::Newer | News::Claims => {
                 self.announced.insert(hub, (head.to_vec(), claims));
-                self.fetch_from_hubs(now);
+                self.fetch_from_hub(hub, now);
             }
             News::Older => self.tell_head(hub),
             News::Fork(proof) => self.on_offered(Offered::Fork(proof)),
@@ -264,18 +264,17 @@ impl Node {
 
     /// A part of a hub's roster.
     pub(crate) fn on_part(&mut self, hub: HubSlot, version: u64, total: u32, offset: u32, bytes: &[u8], now: Instant) {
-        let Some(fetch) = self.hub_fetch.as_mut().filter(|fetch| fetch.hub == hub) else { return };
+        let Some(fetch) = self.hub_fetches.get_mut(&hub) else { return };
         match fetch.handle_part(version, total, offset, bytes, now) {
             Progress::Done(bytes) => {
-                self.hub_fetch = None;
-                self.announced.remove(&hub);
+                self.hub_fetches.remove(&hub);
                 let offered = self.keeper.offer(&bytes, &mut self.out);
                 if matches!(offered, Offered::Nothing | Offered::Accepted) {
                     // what we hold beyond theirs is theirs for the asking
                     self.tell_newest(hub);
                 }
                 self.on_offered(offered);
-                self.fetch_from_hubs(now);
+                self.fetch_from_hub(hub, now);
             }
             Progress::More(offset) => {
                 self.hubs.send(hub, &Control::GetRoster { network: self.me.network, offset }, &mut self.out);
@@ -287,7 +286,10 @@ impl Node {
     /// What became of a roster or of claims, told to whom it concerns.
     pub(crate) fn on_offered(&mut self, offered: Offered) {
         match offered {
-            Offered::Accepted => self.peer_fetch = None,
+            Offered::Accepted => {
+                let newest = self.keeper.newest().map(|held| held.summary.order());
+                self.peer_fetches.retain(|_, fetch| Some(fetch.summary.order()) > newest);
+            }
             Offered::Fork(proof) => {
                 tracing::error!(reason = %proof, "two rosters that exclude each other: the first is kept");
                 self.alarm(Alarm::Fork { serial: proof.second().version().serial });
@@ -297,67 +299,85 @@ impl Node {
         }
     }
 
-    /// Asks a hub that told of something newer, where none is being asked.
-    pub(crate) fn fetch_from_hubs(&mut self, now: Instant) {
-        while self.hub_fetch.is_none() {
-            let Some((hub, (head, claims))) = self.announced.pop_first() else { return };
-            let wanted = matches!(self.keeper.judge(&head, &claims, &mut self.out), News::Newer | News::Claims);
-            if wanted && self.hubs.is_attached(hub) {
-                self.hub_fetch = Some(HubFetch::new(hub, now));
-                let message = Control::GetRoster { network: self.me.network, offset: 0 };
-                self.hubs.send(hub, &message, &mut self.out);
-            }
+    /// Asks a hub that told of something newer, where it is not being asked.
+    fn fetch_from_hub(&mut self, hub: HubSlot, now: Instant) {
+        if self.hub_fetches.contains_key(&hub) {
+            return;
+        }
+        let Some((head, claims)) = self.announced.remove(&hub) else { return };
+        let wanted = matches!(self.keeper.judge(&head, &claims, &mut self.out), News::Newer | News::Claims);
+        if wanted && self.hubs.is_attached(hub) {
+            self.hub_fetches.insert(hub, HubFetch::new(now));
+            let message = Control::GetRoster { network: self.me.network, offset: 0 };
+            self.hubs.send(hub, &message, &mut self.out);
         }
     }
 
     /// Timers of the fetches.
     pub(crate) fn fetch_timeout(&mut self, now: Instant) {
-        if self.hub_fetch.as_ref().is_some_and(|fetch| fetch.deadline <= now) {
-            self.hub_fetch = None;
-            self.fetch_from_hubs(now);
+        let silent = self.hub_fetches.iter().filter(|(_, fetch)| fetch.deadline() <= now);
+        for hub in silent.map(|(hub, _)| *hub).collect::<Vec<_>>() {
+            tracing::warn!(hub = %self.hubs.label(hub), "a hub does not give the roster that it told of");
+            self.hub_fetches.remove(&hub);
+            self.fetch_from_hub(hub, now);
         }
-        let Some(fetch) = self.peer_fetch.as_mut().filter(|fetch| fetch.next <= now) else { return };
-        let (peer, request) = (fetch.peer, fetch.ask(now));
-        let alive = self.peers.get(peer).is_some_and(|peer| peer.is_node());
-        match request.filter(|_| alive) {
-            Some(request) => self.say(peer, &PeerMessage { request: Some(request), ..PeerMessage::new() }, None),
-            None => self.peer_fetch = None,
+        let due = self.peer_fetches.iter().filter(|(_, fetch)| fetch.next <= now);
+        for peer in due.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+            let alive = self.peers.get(peer).is_some_and(|peer| peer.is_node());
+            let request = self.peer_fetches.get_mut(&peer).and_then(|fetch| fetch.ask(now));
+            match request.filter(|_| alive) {
+                Some(request) => self.say(peer, &PeerMessage { request: Some(request), ..PeerMessage::new() }, None),
+                None => self.end_peer_fetch(peer),
+            }
         }
     }
 
     /// When [`Node::fetch_timeout`] has something to do.
     pub(crate) fn fetch_next(&self) -> Option<Instant> {
-        let hub = self.hub_fetch.as_ref().map(|fetch| fetch.deadline);
-        let peer = self.peer_fetch.as_ref().map(|fetch| fetch.next);
-        [hub, peer].into_iter().flatten().min()
+        let hubs = self.hub_fetches.values().map(HubFetch::deadline);
+        hubs.chain(self.peer_fetches.values().map(|fetch| fetch.next)).min()
     }
 
     fn fetch_from_peer(&mut self, slot: PeerSlot, theirs: Summary, now: Instant) {
-        let fruitless = self.fruitless.contains(&(theirs.head, theirs.claims_hash));
-        let busy = self.peer_fetch.as_ref().is_some_and(|fetch| fetch.summary.order() >= theirs.order());
-        if !fruitless && !busy {
-            self.peer_fetch = Some(PeerFetch::new(slot, theirs, now));
+        let Some(peer) = self.peers.get(slot) else { return };
+        let most = if peer.misled { MAX_PEER_FETCHES / 2 } else { MAX_PEER_FETCHES };
+        let busy = self.peer_fetches.contains_key(&slot) || self.peer_fetches.len() >= most;
+        if busy || self.fruitless.contains(&(slot, theirs.head, theirs.claims_hash)) {
+            return;
         }
+        let same = self.peer_fetches.values().filter(|fetch| fetch.summary.same_contents(&theirs)).count();
+        self.peer_fetches.insert(slot, PeerFetch::new(theirs, same, now));
     }
 
     /// A piece of a peer's roster.
     fn on_piece(&mut self, slot: PeerSlot, part: Part, now: Instant) {
-        let Some(fetch) = self.peer_fetch.as_mut().filter(|fetch| fetch.peer == slot) else { return };
-        let of = (fetch.summary.head, fetch.summary.claims_hash);
+        let Some(fetch) = self.peer_fetches.get_mut(&slot) else { return };
+        let of = (slot, fetch.summary.head, fetch.summary.claims_hash);
         match fetch.handle_part(part, now) {
             Progress::Done(bytes) => {
-                self.peer_fetch = None;
+                self.end_peer_fetch(slot);
                 let offered = self.keeper.offer(&bytes, &mut self.out);
-                if !matches!(offered, Offered::Accepted) {
+                if matches!(offered, Offered::Accepted) {
+                    tracing::warn!(peer = slot.0, "a peer has a newer roster than the hubs tell of");
+                    if let Some(peer) = self.peers.get_mut(slot) {
+                        peer.misled = false;
+                    }
+                } else {
                     self.fruitless.truncate(MAX_FRUITLESS - 1);
                     self.fruitless.insert(0, of);
-                } else {
-                    tracing::warn!(peer = slot.0, "a peer has a newer roster than the hubs tell of");
                 }
                 self.on_offered(offered);
             }
             Progress::More(_) => self.fetch_timeout(now),
             Progress::Nothing => {}
+        }
+    }
+
+    /// Whoever is asked in vain waits longer for the next turn.
+    fn end_peer_fetch(&mut self, slot: PeerSlot) {
+        self.peer_fetches.remove(&slot);
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.misled = true;
         }
     }
 

@@ -212,11 +212,12 @@ impl Hubs {
 
     /// Asks a hub for its roster on a stream of its own.
     pub(super) fn read_at(&mut self, place: HostPort, key: HubKey, ctx: &mut Context<'_>) {
-        let recent = self.reader.last.is_some_and(|last| ctx.now.duration_since(last) < READ_EVERY);
-        if recent || self.streams.values().any(|stream| stream.purpose == Purpose::Read) {
+        let busy = |stream: &Stream| stream.purpose == Purpose::Read && stream.place == place;
+        self.reader.last.retain(|_, last| ctx.now.duration_since(*last) < READ_EVERY);
+        if self.reader.last.contains_key(&place) || self.streams.values().any(busy) {
             return;
         }
-        self.reader.last = Some(ctx.now);
+        self.reader.last.insert(place.clone(), ctx.now);
         self.next_stream += 1;
         self.open(StreamId(self.next_stream), Purpose::Read, place, Some(key), ctx);
     }
@@ -224,8 +225,9 @@ impl Hubs {
     pub(super) fn begin_reading(&mut self, id: StreamId, ctx: &mut Context<'_>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.phase = Phase::Reading;
-        stream.deadline = Some(ctx.now + ANSWER);
-        self.reader.fetch = Some((id, HubFetch::new(HubSlot(u8::MAX), ctx.now)));
+        let fetch = HubFetch::new(ctx.now);
+        stream.deadline = Some(fetch.deadline());
+        self.reader.fetches.insert(id, fetch);
         ctx.out.send(id, &Control::GetRoster { network: ctx.me.network, offset: 0 });
     }
 
@@ -234,18 +236,18 @@ impl Hubs {
             return self.end_reading(id, ctx);
         }
         let Control::RosterPart { network, version, total, offset, bytes } = message else { return };
-        let Some((_, fetch)) = self.reader.fetch.as_mut().filter(|(of, _)| *of == id) else { return };
+        let Some(fetch) = self.reader.fetches.get_mut(&id) else { return };
         if *network != ctx.me.network {
             return;
         }
         match fetch.handle_part(*version, *total, *offset, bytes, ctx.now) {
             Progress::Done(bundle) => {
-                self.reader.fetch = None;
+                self.reader.fetches.remove(&id);
                 self.events.push_back(HubEvent::Read { bundle, stream: id });
             }
             Progress::More(offset) => {
                 if let Some(stream) = self.streams.get_mut(&id) {
-                    stream.deadline = Some(ctx.now + ANSWER);
+                    stream.deadline = Some(fetch.deadline());
                 }
                 ctx.out.send(id, &Control::GetRoster { network: *network, offset });
             }
@@ -279,7 +281,9 @@ impl Hubs {
 
     pub(super) fn on_gone(&mut self, id: StreamId, stream: &Stream, ctx: &mut Context<'_>) {
         match (stream.purpose, &stream.phase) {
-            (Purpose::Read, _) => self.reader.fetch = None,
+            (Purpose::Read, _) => {
+                self.reader.fetches.remove(&id);
+            }
             (Purpose::Control, Phase::Open(slot)) => self.detach(*slot, ctx),
             (Purpose::Control, Phase::Dialling | Phase::Hello { .. } | Phase::Answer { .. } | Phase::Reading) => {
                 let Some(target) = self.targets.iter_mut().find(|target| target.dialling == Some(id)) else { return };

@@ -9,7 +9,11 @@ use flatlan_relay::{Control, Presence, PresenceOrder};
 use flatlan_types::{BootEpoch, Endpoint, UnixTime};
 
 use self::net::{Disk, LATENCY, Net, UNIX, address, hub_secret, member, seed};
-use crate::{Alarm, Fatal, HubState, Waiting, persist};
+use crate::{
+    Alarm, Fatal, HubState, Waiting,
+    peer_message::{Part, PeerMessage, Summary},
+    persist,
+};
 
 const SOON: Duration = Duration::from_millis(500);
 
@@ -110,8 +114,7 @@ fn what_no_candidate_can_be_is_not_passed_to_the_workers() {
     let bad = ["127.0.0.1:1", "10.77.0.9:51820", "198.51.100.1:51820", "192.0.2.7:0", "[fe80::1]:9"];
     let mut candidates: Vec<Endpoint> = bad.iter().map(|s| Endpoint::new(s.parse().unwrap())).collect();
     candidates.extend((1..20).map(|port| Endpoint::new(([203, 0, 113, 5], port).into())));
-    let message =
-        crate::peer_message::PeerMessage { candidates: Some(candidates), ..crate::peer_message::PeerMessage::new() };
+    let message = PeerMessage { candidates: Some(candidates), ..PeerMessage::new() };
     let ingress = flatlan_path::PathKind::Direct(address(2));
     net.event(1, Event::PeerMessage { peer: slot, ingress, bytes: message.encode() });
     let direct = &net.nodes[&1].direct[&slot];
@@ -283,14 +286,142 @@ fn a_head_that_all_hubs_withhold_is_learned_from_a_peer() {
     for hub in net.hubs.values_mut() {
         hub.refuses_news = true;
     }
-    // 2 gets it by other means
     let newer = net.admin.sign(&[1, 2], &[1, 2, 3], net.hubs[&1].roster.as_ref());
-    let node = net.nodes.get_mut(&2).unwrap();
-    let offered = node.node.keeper.offer(&newer.encode(), &mut node.node.out);
-    node.node.on_offered(offered);
+    net.learn(2, &newer);
     let took = net.until(Duration::from_secs(10), |net| net.knows(1, 3));
     assert!(took < Duration::from_secs(7), "{took:?}");
     assert_eq!(net.serial(1), 2);
+}
+
+#[test]
+fn a_hub_that_tells_of_claims_and_gives_none_hides_no_other_hubs_roster() {
+    for liar in [1, 2] {
+        let mut net = ready(&[1, 2], &[1]);
+        net.hubs.get_mut(&liar).unwrap().withholds = true;
+        net.hubs.get_mut(&liar).unwrap().refuses_news = true;
+        for n in 0..20 {
+            net.lie_of_claims(liar, [n; 32]);
+            net.run(ms(20));
+        }
+        let newer = net.admin.sign(&[1, 2], &[1, 3], net.hubs[&1].roster.as_ref());
+        net.publish(3 - liar, &newer);
+        for n in 20..40 {
+            net.lie_of_claims(liar, [n; 32]);
+            net.run(ms(20));
+        }
+        assert_eq!(net.serial(1), 2, "hub {liar} lies");
+    }
+}
+
+#[test]
+fn a_removed_node_learns_so_from_any_hub_that_gives_the_roster() {
+    for liar in [1, 2] {
+        let mut net = ready(&[1, 2], &[1, 2]);
+        let files = net.kill_node(2);
+        net.run(ms(100));
+        let newer = net.admin.sign(&[1, 2], &[1], net.hubs[&1].roster.as_ref());
+        net.publish(1, &newer);
+        net.publish(2, &newer);
+        net.hubs.get_mut(&liar).unwrap().withholds = true;
+        net.start_node(2, files);
+        net.until(SOON, |net| net.nodes[&2].fatal.is_some());
+    }
+}
+
+/// Node 1, to which node 3 could bring what all hubs withhold, and node 2, which only says what a test
+/// makes it say.
+fn with_a_bad_peer() -> Net {
+    let mut net = ready(&[1, 2], &[1, 2, 3]);
+    for peer in [2, 3] {
+        net.need(1, peer);
+        net.until(SOON, |net| net.ways(1, peer) > 0 && net.ways(peer, 1) > 0);
+        net.session(1, peer);
+    }
+    for hub in net.hubs.values_mut() {
+        hub.refuses_news = true;
+    }
+    net.kill_node(2);
+    net
+}
+
+fn summary(order: (u64, u64), head: [u8; 32]) -> PeerMessage {
+    let (key_epoch, serial) = order;
+    let summary = Summary { key_epoch, serial, head, claims: 0, claims_hash: [0; 32] };
+    PeerMessage { summary: Some(summary), ..PeerMessage::new() }
+}
+
+fn one_byte(of: &PeerMessage, total: u32, offset: u32) -> PeerMessage {
+    let of = of.summary.unwrap();
+    let part = Part { head: of.head, claims_hash: of.claims_hash, total, offset, bytes: vec![0].into() };
+    PeerMessage { part: Some(part), ..PeerMessage::new() }
+}
+
+#[test]
+fn a_peer_that_gives_rubbish_for_the_newest_head_keeps_nobody_from_learning_it_elsewhere() {
+    let mut net = with_a_bad_peer();
+    let newer = net.admin.sign(&[1, 2], &[1, 3, 4], net.hubs[&1].roster.as_ref());
+    let claims = newer.claims_summary();
+    let mut genuine = summary((0, 2), *newer.signed_head().id().as_bytes());
+    genuine.summary.as_mut().unwrap().claims_hash = claims.hash;
+    net.peer_says(1, 2, &genuine);
+    net.run(ms(600));
+    net.peer_says(1, 2, &one_byte(&genuine, 1, 0));
+    net.learn(3, &newer);
+    let took = net.until(Duration::from_secs(10), |net| net.knows(1, 4));
+    assert!(took < Duration::from_secs(7), "{took:?}");
+}
+
+#[test]
+fn a_peer_that_promises_the_greatest_serial_and_drips_keeps_nobody_from_learning_elsewhere() {
+    let mut net = with_a_bad_peer();
+    let newer = net.admin.sign(&[1, 2], &[1, 3, 4], net.hubs[&1].roster.as_ref());
+    let promise = summary((u64::MAX, u64::MAX), [9; 32]);
+    net.peer_says(1, 2, &promise);
+    net.run(ms(600));
+    net.learn(3, &newer);
+    for n in 0..70 {
+        if net.knows(1, 4) {
+            break;
+        }
+        net.peer_says(1, 2, &promise);
+        net.peer_says(1, 2, &one_byte(&promise, 1_000_000, n));
+        net.run(ms(100));
+    }
+    assert!(net.knows(1, 4));
+}
+
+#[test]
+fn peers_that_promise_much_and_give_nothing_are_asked_last() {
+    let members: Vec<u8> = (1..=20).collect();
+    let mut net = ready(&[1], &[1, 2, 20]);
+    net.hubs.get_mut(&1).unwrap().refuses_news = false;
+    let all = net.admin.sign(&[1], &members, net.hubs[&1].roster.as_ref());
+    net.publish(1, &all);
+    net.until(SOON, |net| net.knows(1, 19) && net.knows(20, 1));
+    net.need(1, 20);
+    net.until(SOON, |net| net.ways(1, 20) > 0 && net.ways(20, 1) > 0);
+    net.session(1, 20);
+    net.hubs.get_mut(&1).unwrap().refuses_news = true;
+    let newer = net.admin.sign(&[1], &[1, 20, 21], Some(&all));
+    let mut promises = 0;
+    let mut promise = |net: &mut Net| {
+        for peer in 2..20 {
+            promises += 1;
+            net.peer_says(1, peer, &summary((u64::MAX, promises), [peer; 32]));
+        }
+        net.run(ms(100));
+    };
+    for _ in 0..150 {
+        promise(&mut net);
+    }
+    net.learn(20, &newer);
+    for _ in 0..100 {
+        if net.knows(1, 21) {
+            break;
+        }
+        promise(&mut net);
+    }
+    assert!(net.knows(1, 21));
 }
 
 #[test]

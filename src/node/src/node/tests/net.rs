@@ -23,7 +23,10 @@ use flatlan_types::{
     PeerSlot, RecoveryKey, UnixTime, VirtualIp,
 };
 
-use crate::{Fatal, Interface, Node, NodeConfig, Output, PersistResult, Persisted, StreamId, Transport, persist};
+use crate::{
+    Fatal, Interface, Node, NodeConfig, Output, PersistResult, Persisted, StreamId, Transport,
+    peer_message::PeerMessage, persist,
+};
 
 /// The admin's desk.
 pub(super) struct Admin {
@@ -103,6 +106,8 @@ pub(super) struct TestHub {
     pub(super) roster: Option<VerifiedRoster>,
     /// Tells of no head that is newer than what it held when it turned bad.
     pub(super) refuses_news: bool,
+    /// Gives no part of its roster to whoever asks.
+    pub(super) withholds: bool,
     conns: BTreeMap<Conn, HubConn>,
     greatest: BTreeMap<MemberId, Presence>,
     watched: BTreeSet<(MemberId, Conn)>,
@@ -286,6 +291,32 @@ impl Net {
         for conn in gone {
             self.tell(conn, &refused(RefusedCode::NotMember));
         }
+    }
+
+    /// A hub says its newest head, with claims that it made up.
+    pub(super) fn lie_of_claims(&mut self, n: u8, hash: [u8; 32]) {
+        let hub = &self.hubs[&n];
+        let roster = hub.roster.as_ref().unwrap();
+        let (network, head) = (*roster.network_id(), roster.signed_head().encode());
+        for conn in hub.control_conns() {
+            let claims = ClaimsSummary { count: 1, hash };
+            self.tell(conn, &Control::Head { network, head: head.clone(), claims });
+        }
+    }
+
+    /// A node learns a roster by other means.
+    pub(super) fn learn(&mut self, n: u8, roster: &VerifiedRoster) {
+        let node = &mut self.nodes.get_mut(&n).unwrap().node;
+        let offered = node.keeper.offer(&roster.encode(), &mut node.out);
+        node.on_offered(offered);
+        self.drain(n);
+    }
+
+    /// A peer's worker passes on what the peer said.
+    pub(super) fn peer_says(&mut self, to: u8, from: u8, message: &PeerMessage) {
+        let peer = self.slot(to, from);
+        let ingress = PathKind::Direct(address(from));
+        self.event(to, Event::PeerMessage { peer, ingress, bytes: message.encode() });
     }
 
     /// A worker's event.
@@ -613,6 +644,7 @@ impl Net {
         match message {
             Control::Attach(attach) => answers.extend(hub.attach(conn, attach)),
             Control::Ping { time } => answers.push((conn, Control::Pong { time })),
+            Control::GetRoster { .. } if hub.withholds => {}
             Control::GetRoster { network, offset } => {
                 let bundle = hub.roster.as_ref().unwrap().encode();
                 let rest = &bundle[offset as usize..];
@@ -700,6 +732,7 @@ impl TestHub {
             frozen: false,
             roster,
             refuses_news: false,
+            withholds: false,
             conns: BTreeMap::new(),
             greatest: BTreeMap::new(),
             watched: BTreeSet::new(),
