@@ -18,6 +18,8 @@ pub enum DropReason {
     NoMember,
     /// No session yet, and the queue that waits for one is full or too old.
     NoSession,
+    /// A handshake with a peer that has no session, while the expired roster allows no new one.
+    NewSessionRefused,
     /// Not a well-formed packet, frame or message.
     Malformed,
     /// Not for one of this node's own addresses or routes.
@@ -42,7 +44,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadTag,
         Self::BadDestination,
         Self::Congestion,
@@ -50,6 +52,7 @@ impl DropReason {
         Self::NoPath,
         Self::NoMember,
         Self::NoSession,
+        Self::NewSessionRefused,
         Self::Malformed,
         Self::NotForUs,
         Self::Replayed,
@@ -72,6 +75,7 @@ impl DropReason {
             Self::NoPath => "no_path",
             Self::NoMember => "no_member",
             Self::NoSession => "no_session",
+            Self::NewSessionRefused => "new_session_refused",
             Self::Malformed => "malformed",
             Self::NotForUs => "not_for_us",
             Self::Replayed => "replayed",

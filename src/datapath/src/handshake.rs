@@ -14,7 +14,7 @@ use flatlan_wg::{
 };
 
 use crate::{
-    DropReason, Event, Sink,
+    DropReason, Event, NewSessions, Sink,
     batch::send_now,
     outbound::send_by,
     peer::{Link, Peer, Route},
@@ -24,6 +24,9 @@ use crate::{
 impl<S: Sessions> Worker<S> {
     /// Somebody wants a session on this lane: initiate, or ask for what is missing.
     pub(crate) fn want_session(&mut self, slot: PeerSlot, lane: LaneId, now: Instant, out: &mut impl Sink) {
+        if self.refuses_session(slot) {
+            return;
+        }
         let key = LaneKey { peer: slot, lane };
         let established = self.sessions.is_established(key);
         let Some(peer) = self.peers.get_mut(slot) else { return };
@@ -182,6 +185,9 @@ impl<S: Sessions> Worker<S> {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
+        if self.refuses_session(lane.peer) {
+            return Err(DropReason::NewSessionRefused);
+        }
         self.open_lane(lane.peer, lane.lane, now);
         let mut reply = [0; HANDSHAKE_MAX];
         let handled = self.sessions.handle_handshake(lane, message, now, &mut reply).map_err(drop_reason)?;
@@ -210,6 +216,12 @@ impl<S: Sessions> Worker<S> {
         }
         self.arm(lane.peer, now);
         Ok(())
+    }
+
+    /// Whether a session with this peer would be a new one, while none may begin.
+    fn refuses_session(&self, slot: PeerSlot) -> bool {
+        let up = |lane| self.sessions.is_established(LaneKey { peer: slot, lane });
+        self.snapshot.new_sessions == NewSessions::Refused && !lanes().any(up)
     }
 
     /// A lane carries data from here on.

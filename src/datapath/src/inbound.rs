@@ -304,7 +304,7 @@ fn judge(snapshot: &Snapshot, packet: &[u8], from: PeerSlot) -> Result<(IpView, 
     if view.source_routed {
         return Err(DropReason::Malformed);
     }
-    if snapshot.owner(view.source) != Some(Owner::Peer(from)) || is_never_carried(view.source) {
+    if !snapshot.owns(Owner::Peer(from), view.source) || is_never_carried(view.source) {
         return Err(DropReason::SourceNotOwned);
     }
     if is_never_carried(view.destination) {

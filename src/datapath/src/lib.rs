@@ -39,5 +39,5 @@ pub use command::{Command, Event, HubUdp};
 pub use drops::{DropReason, Drops};
 pub use probe::MAX_MESSAGE;
 pub use sink::{Sink, Transmit};
-pub use snapshot::{Owner, Owners, PeerInfo, PeerKeys, Snapshot};
+pub use snapshot::{NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
 pub use worker::{LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};

@@ -5,16 +5,19 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use flatlan_types::{MemberId, Name, NetworkId, NodeKeys, PeerSlot, Prefix, SenderHint, SessionKey, VirtualIp};
+use flatlan_roster::OwnerTable;
+use flatlan_types::{MemberId, Name, NetworkId, NodeKeys, PeerSlot, SenderHint, SessionKey, VirtualIp};
 
 /// The roster as the data path needs it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Snapshot {
     /// Rises with each change.
     pub generation: u64,
+    /// Whether sessions may be begun with peers that have none.
+    pub new_sessions: NewSessions,
     peers: Vec<Option<PeerInfo>>,
     hints: HashMap<SenderHint, Vec<PeerSlot>>,
-    owners: Owners,
+    owners: OwnerTable<Owner>,
     own: Vec<VirtualIp>,
 }
 
@@ -25,7 +28,7 @@ impl Snapshot {
         generation: u64,
         network: &NetworkId,
         peers: impl IntoIterator<Item = (PeerSlot, PeerInfo)>,
-        owners: Owners,
+        owners: OwnerTable<Owner>,
         own: Vec<VirtualIp>,
     ) -> Self {
         let mut table: Vec<Option<PeerInfo>> = Vec::new();
@@ -42,7 +45,7 @@ impl Snapshot {
                 *place = Some(info);
             }
         }
-        Self { generation, peers: table, hints, owners, own }
+        Self { generation, new_sessions: NewSessions::Allowed, peers: table, hints, owners, own }
     }
 
     /// The peer at a slot, while it is a member.
@@ -60,9 +63,17 @@ impl Snapshot {
         self.hints.get(&hint).map_or(&[], Vec::as_slice)
     }
 
-    /// Who owns an address (longest prefix).
+    /// To whom a packet for this address goes (longest prefix): to nobody else where this node is one of
+    /// the owners, else to the preferred of them.
     pub fn owner(&self, ip: IpAddr) -> Option<Owner> {
-        self.owners.of(ip)
+        let owners = self.owners.owners(ip);
+        if owners.contains(&Owner::Me) { Some(Owner::Me) } else { owners.first().copied() }
+    }
+
+    /// Whether a packet from this address may come from there: from any member of the HA group that
+    /// carries it.
+    pub fn owns(&self, owner: Owner, ip: IpAddr) -> bool {
+        self.owners.owns(owner, ip)
     }
 
     /// This node's own virtual IP of the same family as `ip`.
@@ -109,8 +120,19 @@ impl PeerKeys {
     }
 }
 
+/// Whether sessions may be begun.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NewSessions {
+    /// With every member.
+    #[default]
+    Allowed,
+    /// With nobody: the roster expired, and its network wants it so. Peers with a session keep it, rekey
+    /// it, and warm their other lanes.
+    Refused,
+}
+
 /// Whose an address is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
     /// This node's own, or of a LAN behind it.
     Me,
@@ -118,86 +140,21 @@ pub enum Owner {
     Peer(PeerSlot),
 }
 
-/// Which prefix belongs to whom. Exact addresses in one hash map; shorter prefixes in one map a length,
-/// longest first, so that a look-up costs as many probes as there are lengths in use.
-#[derive(Debug, Default)]
-pub struct Owners {
-    hosts: HashMap<IpAddr, Owner>,
-    v4: Vec<(u8, HashMap<IpAddr, Owner>)>,
-    v6: Vec<(u8, HashMap<IpAddr, Owner>)>,
-}
-
-impl Owners {
-    /// Gives a prefix to an owner.
-    pub fn insert(&mut self, prefix: Prefix, owner: Owner) {
-        let (bits, lengths) = match prefix.ip() {
-            IpAddr::V4(_) => (32, &mut self.v4),
-            IpAddr::V6(_) => (128, &mut self.v6),
-        };
-        if prefix.length() == bits {
-            self.hosts.insert(prefix.ip(), owner);
-            return;
-        }
-        let place = match lengths.binary_search_by(|(length, _)| prefix.length().cmp(length)) {
-            Ok(place) => place,
-            Err(place) => {
-                lengths.insert(place, (prefix.length(), HashMap::new()));
-                place
-            }
-        };
-        if let Some((_, map)) = lengths.get_mut(place) {
-            map.insert(prefix.ip(), owner);
-        }
-    }
-
-    /// Who owns an address.
-    pub fn of(&self, ip: IpAddr) -> Option<Owner> {
-        if let Some(owner) = self.hosts.get(&ip) {
-            return Some(*owner);
-        }
-        let lengths = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
-        lengths.iter().find_map(|(length, map)| map.get(&mask(ip, *length)).copied())
-    }
-}
-
-fn mask(ip: IpAddr, length: u8) -> IpAddr {
-    match ip {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or_default();
-            IpAddr::V4((v4.to_bits() & mask).into())
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or_default();
-            IpAddr::V6((v6.to_bits() & mask).into())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_prefix_owns_an_address() {
-        let mut owners = Owners::default();
+    fn each_member_of_an_ha_group_owns_what_they_carry_and_this_node_before_the_others() {
         let peer = |n| Owner::Peer(PeerSlot(n));
-        for (prefix, owner) in [
-            ("10.0.0.0/8", peer(1)),
-            ("10.1.0.0/16", peer(2)),
-            ("10.1.2.3/32", Owner::Me),
-            ("0.0.0.0/0", peer(9)),
-            ("fd00::/8", peer(3)),
-            ("fd00::1/128", peer(4)),
-        ] {
-            owners.insert(prefix.parse().unwrap(), owner);
-        }
-        let of = |ip: &str| owners.of(ip.parse().unwrap());
-        assert_eq!(of("10.1.2.3"), Some(Owner::Me));
-        assert_eq!(of("10.1.2.4"), Some(peer(2)));
-        assert_eq!(of("10.2.0.0"), Some(peer(1)));
-        assert_eq!(of("11.0.0.0"), Some(peer(9)));
-        assert_eq!(of("fd00::1"), Some(peer(4)));
-        assert_eq!(of("fd00::2"), Some(peer(3)));
-        assert_eq!(of("fe80::2"), None);
+        let prefixes =
+            [("10.1.0.0/16", peer(1)), ("10.1.0.0/16", peer(2)), ("10.2.0.0/16", peer(1)), ("10.2.0.0/16", Owner::Me)];
+        let owners = OwnerTable::new(prefixes.map(|(prefix, owner)| (prefix.parse().unwrap(), owner)));
+        let snapshot = Snapshot::new(1, &NetworkId::from_bytes([7; 32]), [], owners, Vec::new());
+        let (shared, ours) = ([10, 1, 0, 9].into(), [10, 2, 0, 9].into());
+        assert_eq!((snapshot.owner(shared), snapshot.owner(ours)), (Some(peer(1)), Some(Owner::Me)));
+        assert!(snapshot.owns(peer(1), shared) && snapshot.owns(peer(2), shared));
+        assert!(snapshot.owns(peer(1), ours) && snapshot.owns(Owner::Me, ours));
+        assert!(!snapshot.owns(peer(3), shared) && !snapshot.owns(Owner::Me, shared) && !snapshot.owns(peer(2), ours));
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use flatlan_datapath::{Owner, Owners, PeerInfo, PeerKeys, Snapshot};
+use flatlan_datapath::{NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
 use flatlan_relay::PathReason;
-use flatlan_roster::{Member, MemberIndex, VerifiedRoster, site_prefix};
-use flatlan_types::{PeerSlot, Prefix};
+use flatlan_roster::{Expiry, Freshness, Member, MemberIndex, VerifiedRoster, site_prefix};
+use flatlan_types::{PeerSlot, Prefix, UnixTime};
 
 use crate::{
     Fatal, Output,
@@ -17,12 +17,12 @@ use crate::{
 
 impl Node {
     /// Takes the keeper's current roster into use.
-    pub(crate) fn apply_roster(&mut self, now: Instant) {
+    pub(crate) fn apply_roster(&mut self, now: Instant, unix: UnixTime) {
         let Some(held) = self.keeper.current().cloned() else { return };
         let roster = &*held.roster;
         let was_member = self.interface.is_some();
         let me = roster.by_id(&self.me.keys.id);
-        self.expiry = roster.network().expiry;
+        self.note_freshness(unix);
         self.fruitless.clear();
         let peers = self.list_peers(roster, me);
         let gone: Vec<PeerSlot> = self.peers.iter().filter(|(_, peer)| !peer.member).map(|(slot, _)| slot).collect();
@@ -31,7 +31,7 @@ impl Node {
             self.peers.forget(slot);
         }
         let table = roster.owner_table(me);
-        let owners = self.owners(roster, me);
+        let owners = table.clone().filter_map(|index| self.owner(roster, index));
         self.overlay.ranges = vec![roster.network().range, site_prefix(&self.me.network)];
         self.overlay.owners = table;
         self.overlay.me = me;
@@ -45,8 +45,9 @@ impl Node {
         self.generation += 1;
         let own = mine.map(|mine| mine.ips.clone()).unwrap_or_default();
         let peers = if mine.is_some() { peers } else { Vec::new() };
-        let snapshot = Snapshot::new(self.generation, &self.me.network, peers, owners, own);
-        self.out.push(Output::Snapshot(Arc::new(snapshot)));
+        let mut snapshot = Snapshot::new(self.generation, &self.me.network, peers, owners, own);
+        snapshot.new_sessions = self.new_sessions();
+        self.publish(snapshot);
         tracing::debug!(roster = held.summary.serial, "roster applied");
         let hubs: Vec<ListedHub> = roster
             .hubs()
@@ -70,6 +71,47 @@ impl Node {
         self.tell_everybody(now);
         self.refresh_candidates(now);
         self.hubs.handle_timeout(&mut context!(self, now));
+    }
+
+    /// How old the roster is, and what follows for new sessions.
+    pub(crate) fn check_freshness(&mut self, unix: UnixTime) {
+        self.note_freshness(unix);
+        let verdict = self.new_sessions();
+        if self.snapshot.generation > 0 && self.snapshot.new_sessions != verdict {
+            self.generation += 1;
+            let mut snapshot = (*self.snapshot).clone();
+            snapshot.generation = self.generation;
+            snapshot.new_sessions = verdict;
+            self.publish(snapshot);
+        }
+    }
+
+    /// Whether sessions may be begun under this roster at its age.
+    pub(crate) fn new_sessions(&self) -> NewSessions {
+        let expiry = self.keeper.current().map(|held| held.roster.network().expiry);
+        match (self.freshness, expiry) {
+            (Freshness::Expired { .. }, Some(Expiry::RefuseNew)) => NewSessions::Refused,
+            (Freshness::Expired { .. }, Some(Expiry::Warn) | None) => NewSessions::Allowed,
+            (Freshness::Fresh | Freshness::Aging { .. }, _) => NewSessions::Allowed,
+        }
+    }
+
+    fn note_freshness(&mut self, unix: UnixTime) {
+        let Some(held) = self.keeper.current() else { return };
+        let fresh = held.roster.freshness(unix);
+        if std::mem::discriminant(&fresh) != std::mem::discriminant(&self.freshness) {
+            match fresh {
+                Freshness::Aging { .. } => tracing::warn!(roster = held.summary.serial, "{fresh}"),
+                Freshness::Expired { .. } => tracing::error!(roster = held.summary.serial, "{fresh}"),
+                Freshness::Fresh => {}
+            }
+        }
+        self.freshness = fresh;
+    }
+
+    fn publish(&mut self, snapshot: Snapshot) {
+        self.snapshot = Arc::new(snapshot);
+        self.out.push(Output::Snapshot(Arc::clone(&self.snapshot)));
     }
 
     /// Gives every member its slot, and notes who is none any more.
@@ -107,33 +149,11 @@ impl Node {
         listed
     }
 
-    /// Who owns what, as the workers look it up.
-    fn owners(&self, roster: &VerifiedRoster, me: Option<MemberIndex>) -> Owners {
-        let mut owners = Owners::default();
-        let owner = |index: MemberIndex| {
-            if Some(index) == me {
-                return Some(Owner::Me);
-            }
-            Some(Owner::Peer(self.peers.slot(&roster.member(index)?.keys.id)?))
-        };
-        // the last to be inserted owns a prefix that several have: the first of them, or this node
-        for (index, member) in roster.members().iter().enumerate().rev().filter_map(indexed) {
-            let via = member.record.stock.as_ref().and_then(|stock| roster.by_name(&stock.via));
-            let by = via.filter(|_| via != me).unwrap_or(index);
-            let Some(owner) = owner(by) else { continue };
-            for prefix in member.prefixes() {
-                owners.insert(prefix, owner);
-            }
-        }
-        for prefix in me.and_then(|me| roster.member(me)).into_iter().flat_map(Member::prefixes) {
-            owners.insert(prefix, Owner::Me);
-        }
-        owners
+    /// A member as the workers name it.
+    fn owner(&self, roster: &VerifiedRoster, index: MemberIndex) -> Option<Owner> {
+        let id = roster.member(index)?.keys.id;
+        if id == self.me.keys.id { Some(Owner::Me) } else { self.peers.slot(&id).map(Owner::Peer) }
     }
-}
-
-fn indexed((at, member): (usize, &Member)) -> Option<(MemberIndex, &Member)> {
-    Some((MemberIndex(u32::try_from(at).ok()?), member))
 }
 
 fn terminated_here(roster: &VerifiedRoster, me: Option<MemberIndex>, via: &flatlan_types::Name) -> bool {

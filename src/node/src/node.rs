@@ -6,12 +6,13 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use flatlan_datapath::{Command, Event};
+use flatlan_datapath::{Command, Event, Snapshot};
 use flatlan_relay::{ClaimsSummary, Control, RefusedCode, auth::Exporter};
-use flatlan_roster::{Expiry, Freshness, OwnerTable};
+use flatlan_roster::{Freshness, OwnerTable};
 use flatlan_types::{BootEpoch, Endpoint, HostPort, HubSlot, PeerSlot, UnixTime};
 
 use crate::{
@@ -62,6 +63,8 @@ pub struct Node {
     pub(crate) fruitless: Vec<(PeerSlot, [u8; 32], [u8; 32])>,
     pub(crate) interface: Option<Interface>,
     pub(crate) generation: u64,
+    /// What the workers were given last.
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) names: BTreeMap<HostPort, Instant>,
     epoch: Epoch,
     disk: BTreeMap<PersistToken, &'static str>,
@@ -76,7 +79,6 @@ pub struct Node {
     remember_at: Option<Instant>,
     remembered: Option<Instant>,
     fresh_at: Instant,
-    pub(crate) expiry: Expiry,
     pub(crate) freshness: Freshness,
 }
 
@@ -144,6 +146,7 @@ impl Node {
             fruitless: Vec::new(),
             interface: None,
             generation: 0,
+            snapshot: Arc::default(),
             names: BTreeMap::new(),
             epoch: Epoch { started: now, rising: None, rises: 0, last: None },
             disk: BTreeMap::new(),
@@ -155,13 +158,12 @@ impl Node {
             remember_at: None,
             remembered: None,
             fresh_at: now,
-            expiry: Expiry::default(),
             freshness: Freshness::Fresh,
         };
         if let Some(serial) = node.keeper.fork().map(|proof| proof.second().version().serial) {
             node.alarm(Alarm::Fork { serial });
         }
-        node.apply_roster(now);
+        node.apply_roster(now, unix);
         node.reach_remembered(now);
         node.handle_timeout(now, unix);
         node
@@ -258,7 +260,7 @@ impl Node {
         }
         self.disk.remove(&token);
         match self.keeper.handle_persisted(token) {
-            Written::Applied => self.apply_roster(now),
+            Written::Applied => self.apply_roster(now, unix),
             Written::Nothing => {}
         }
         if let Some((of, epoch)) = self.epoch.rising
@@ -555,19 +557,6 @@ impl Node {
             self.check_freshness(unix);
             self.out.push(Output::Up { hubs });
         }
-    }
-
-    fn check_freshness(&mut self, unix: UnixTime) {
-        let Some(held) = self.keeper.current() else { return };
-        let fresh = held.roster.freshness(unix);
-        if std::mem::discriminant(&fresh) != std::mem::discriminant(&self.freshness) {
-            match fresh {
-                Freshness::Aging { .. } => tracing::warn!(roster = held.summary.serial, "{fresh}"),
-                Freshness::Expired { .. } => tracing::error!(roster = held.summary.serial, "{fresh}"),
-                Freshness::Fresh => {}
-            }
-        }
-        self.freshness = fresh;
     }
 
     /// Something about peers is worth writing, but not each time.

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use flatlan_datapath::Command;
+use flatlan_datapath::{Command, NewSessions};
 use flatlan_relay::{Control, PathReason, Presence};
-use flatlan_roster::{Expiry, Freshness};
 use flatlan_types::{Endpoint, HostPort, HubSlot, MemberId, PeerSlot};
 
 use crate::{
@@ -18,8 +17,7 @@ impl Node {
     /// Packets wait for a peer, and there is no way to it or only a bad one.
     pub(crate) fn need_path(&mut self, slot: PeerSlot, now: Instant) {
         let Some(peer) = self.peers.get(slot).filter(|peer| peer.member) else { return };
-        let expired = matches!(self.freshness, Freshness::Expired { .. });
-        if expired && self.expiry == Expiry::RefuseNew && !peer.session {
+        if self.new_sessions() == NewSessions::Refused && !peer.session {
             tracing::debug!(peer = %peer.name, "no new session: the roster expired");
             return;
         }
@@ -94,6 +92,9 @@ impl Node {
 
     /// At start: peers with which a session was up, or that answered directly, are tried at once.
     pub(crate) fn reach_remembered(&mut self, now: Instant) {
+        if self.new_sessions() == NewSessions::Refused {
+            return;
+        }
         let known: Vec<PeerSlot> = self
             .peers
             .iter()

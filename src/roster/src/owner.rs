@@ -1,10 +1,10 @@
 //! Who owns an address: longest prefix over the whole roster.
 //!
-//! All prefixes are flattened, once per roster, into disjoint intervals; a look-up is one binary search
-//! over plain integers, the same cost for a host and for a /8, and nothing a peer sends can slow it
-//! down. Where members of an HA group carry the same addresses, an interval has several owners.
+//! Single addresses stand in one hash map. All shorter prefixes are flattened, once per roster, into
+//! disjoint intervals, where a look-up is one binary search over plain integers; nothing a peer sends can
+//! slow either down. Where members of an HA group carry the same addresses, these have several owners.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use flatlan_types::Prefix;
 
@@ -25,11 +25,12 @@ impl MemberIndex {
     }
 }
 
-/// Address to owners. `T` names a member: its place in the roster, or whatever [`map`] made of it.
+/// Address to owners. `T` names a member: its place in the roster, or whatever [`filter_map`] made of it.
 ///
-/// [`map`]: OwnerTable::map
+/// [`filter_map`]: OwnerTable::filter_map
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerTable<T = MemberIndex> {
+    hosts: HashMap<IpAddr, u32>,
     v4: Intervals<u32>,
     v6: Intervals<u128>,
     owners: Vec<Box<[T]>>,
@@ -37,7 +38,7 @@ pub struct OwnerTable<T = MemberIndex> {
 
 impl<T> Default for OwnerTable<T> {
     fn default() -> Self {
-        Self { v4: Intervals::default(), v6: Intervals::default(), owners: Vec::new() }
+        Self { hosts: HashMap::new(), v4: Intervals::default(), v6: Intervals::default(), owners: Vec::new() }
     }
 }
 
@@ -48,6 +49,7 @@ impl<T: Copy + Ord> OwnerTable<T> {
         let mut sorted: Vec<(Prefix, T)> = prefixes.into_iter().collect();
         sorted.sort_by_key(|(prefix, _)| (prefix.ip(), prefix.length()));
         let mut owners: Vec<Box<[T]>> = Vec::new();
+        let mut hosts = HashMap::new();
         let (mut v4, mut v6) = (Flatten::new(), Flatten::new());
         for group in sorted.chunk_by(|(a, _), (b, _)| a == b) {
             let Some((prefix, _)) = group.first() else { continue };
@@ -55,11 +57,14 @@ impl<T: Copy + Ord> OwnerTable<T> {
             owners.push(group.iter().map(|(_, owner)| *owner).collect());
             let length = u32::from(prefix.length());
             match prefix.ip() {
+                IpAddr::V4(_) | IpAddr::V6(_) if length == bits(prefix.ip()) => {
+                    hosts.insert(prefix.ip(), set);
+                }
                 IpAddr::V4(ip) => v4.add(u32::from(ip), u32::MAX.checked_shr(length).unwrap_or(0), set),
                 IpAddr::V6(ip) => v6.add(u128::from(ip), u128::MAX.checked_shr(length).unwrap_or(0), set),
             }
         }
-        Self { v4: v4.finish(), v6: v6.finish(), owners }
+        Self { hosts, v4: v4.finish(), v6: v6.finish(), owners }
     }
 
     /// The owner that traffic to `ip` goes to.
@@ -69,10 +74,10 @@ impl<T: Copy + Ord> OwnerTable<T> {
 
     /// All owners of `ip`, the preferred one first: one, or the members of an HA group.
     pub fn owners(&self, ip: IpAddr) -> &[T] {
-        let set = match ip {
+        let set = self.hosts.get(&ip).copied().or_else(|| match ip {
             IpAddr::V4(ip) => self.v4.find(u32::from(ip)),
             IpAddr::V6(ip) => self.v6.find(u128::from(ip)),
-        };
+        });
         set.and_then(|set| self.owners.get(set as usize)).map_or(&[], |owners| owners)
     }
 
@@ -81,10 +86,12 @@ impl<T: Copy + Ord> OwnerTable<T> {
         self.owners(ip).contains(&member)
     }
 
-    /// The same table under other names for the members.
-    pub fn map<U>(self, mut name: impl FnMut(T) -> U) -> OwnerTable<U> {
-        let rename = |owners: Box<[T]>| owners.into_iter().map(&mut name).collect();
-        OwnerTable { v4: self.v4, v6: self.v6, owners: self.owners.into_iter().map(rename).collect() }
+    /// The same table under other names for the members. What belongs to members without one belongs to
+    /// nobody.
+    pub fn filter_map<U>(self, mut name: impl FnMut(T) -> Option<U>) -> OwnerTable<U> {
+        let rename = |owners: Box<[T]>| owners.into_iter().filter_map(&mut name).collect();
+        let owners = self.owners.into_iter().map(rename).collect();
+        OwnerTable { hosts: self.hosts, v4: self.v4, v6: self.v6, owners }
     }
 }
 
@@ -171,6 +178,10 @@ impl Address for u128 {
     }
 }
 
+fn bits(ip: IpAddr) -> u32 {
+    if ip.is_ipv4() { u32::BITS } else { u128::BITS }
+}
+
 const NOBODY: u32 = u32::MAX;
 
 #[cfg(test)]
@@ -203,6 +214,21 @@ mod tests {
         assert_eq!(owner("11.0.0.0"), None);
         assert_eq!(owner("255.255.255.255"), Some(4));
         assert_eq!(owner("fd00::1"), None);
+    }
+
+    #[test]
+    fn what_belongs_to_a_member_without_another_name_belongs_to_nobody() {
+        let table = OwnerTable::new([
+            ("10.0.0.0/8".parse().unwrap(), 1),
+            ("10.1.0.0/16".parse().unwrap(), 2),
+            ("10.1.0.0/16".parse().unwrap(), 3),
+            ("10.2.0.0/16".parse().unwrap(), 2),
+        ]);
+        let named = table.filter_map(|owner| (owner != 2).then_some(owner * 10));
+        assert_eq!(named.owners([10, 0, 0, 1].into()), [10]);
+        assert_eq!(named.owners([10, 1, 0, 1].into()), [30]);
+        assert_eq!(named.owner([10, 2, 0, 1].into()), None);
+        assert!(named.owns(30, [10, 1, 0, 1].into()) && !named.owns(20, [10, 1, 0, 1].into()));
     }
 
     proptest! {

@@ -100,6 +100,21 @@ fn a_prefix_behind_a_peer_is_reached_and_answers() {
 }
 
 #[test]
+fn every_carrier_of_a_shared_prefix_may_send_from_it_and_the_first_gets_what_is_for_it() {
+    let mut net = PlainNet::new(3);
+    net.introduce(0, 1);
+    net.introduce(0, 2);
+    for carrier in [1, 2] {
+        net.send(carrier, &udp([10, 200, 0, 7], ip(0), 20));
+    }
+    net.run_for(Duration::from_secs(1));
+    assert_eq!((net.drops(0, DropReason::SourceNotOwned), net.nodes[0].tun.len()), (0, 2));
+    net.send(0, &udp(ip(0), [10, 200, 0, 7], 20));
+    net.run_for(Duration::from_millis(50));
+    assert_eq!((net.nodes[1].tun.len(), net.nodes[2].tun.len()), (1, 0));
+}
+
+#[test]
 fn congestion_marks_travel_outside_and_come_back_in() {
     let mut net = pair();
     let before = net.nodes[0].sends.len();

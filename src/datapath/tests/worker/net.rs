@@ -9,8 +9,7 @@ use std::{
 };
 
 use flatlan_datapath::{
-    Command, DropReason, Event, HubUdp, Owner, Owners, PeerInfo, PeerKeys, Sink, Snapshot, Transmit, Worker,
-    WorkerConfig,
+    Command, DropReason, Event, HubUdp, Owner, PeerInfo, PeerKeys, Sink, Snapshot, Transmit, Worker, WorkerConfig,
 };
 use flatlan_packet::Gro;
 use flatlan_relay::{
@@ -18,6 +17,7 @@ use flatlan_relay::{
     bind::{Bind, Bound, Verdict},
     frame::{self, Header},
 };
+use flatlan_roster::OwnerTable;
 use flatlan_types::{
     BootEpoch, Endpoint, HubSlot, Label, NetworkId, NodeSecret, NodeSeed, PeerSlot, Prefix, VirtualIp,
 };
@@ -136,14 +136,17 @@ pub(crate) fn slot(n: usize) -> PeerSlot {
 }
 
 /// The snapshot of node `me` where these nodes are members; each owns 10.0.0.N/32, fd00::N/128 and
-/// 10.N.0.0/16.
+/// 10.N.0.0/16, and all but node 0 together own [`SHARED`].
 pub(crate) fn snapshot(generation: u64, me: usize, members: &[usize], stock: &[usize]) -> Arc<Snapshot> {
-    let mut owners = Owners::default();
+    let mut owners: Vec<(Prefix, Owner)> = Vec::new();
     let mut peers = Vec::new();
     for n in members.iter().copied() {
         let owner = if n == me { Owner::Me } else { Owner::Peer(slot(n)) };
         for prefix in [format!("10.0.0.{}/32", n + 1), format!("fd00::{}/128", n + 1), format!("10.{}.0.0/16", n + 1)] {
-            owners.insert(prefix.parse::<Prefix>().unwrap(), owner);
+            owners.push((prefix.parse().unwrap(), owner));
+        }
+        if n > 0 {
+            owners.push((SHARED.parse().unwrap(), owner));
         }
         if n != me {
             let keys = secret(n).public();
@@ -151,6 +154,7 @@ pub(crate) fn snapshot(generation: u64, me: usize, members: &[usize], stock: &[u
             peers.push((slot(n), PeerInfo { name: format!("n{n}").parse().unwrap(), keys, psk: None }));
         }
     }
+    let owners = OwnerTable::new(owners);
     Arc::new(Snapshot::new(generation, &network(), peers, owners, vec![VirtualIp::new(ip(me).into())]))
 }
 
@@ -520,12 +524,9 @@ fn bind_key(n: usize) -> BindKey {
 
 /// What node 0 believes if it cheats: all that is not node 1's is its own, or to be found at node 1.
 pub(crate) fn cheat_snapshot() -> Arc<Snapshot> {
-    let mut owners = Owners::default();
-    for (prefix, owner) in
-        [("10.0.0.0/8", Owner::Me), ("10.0.0.2/32", Owner::Peer(slot(1))), ("0.0.0.0/0", Owner::Peer(slot(1)))]
-    {
-        owners.insert(prefix.parse::<Prefix>().unwrap(), owner);
-    }
+    let prefixes =
+        [("10.0.0.0/8", Owner::Me), ("10.0.0.2/32", Owner::Peer(slot(1))), ("0.0.0.0/0", Owner::Peer(slot(1)))];
+    let owners = OwnerTable::new(prefixes.map(|(prefix, owner)| (prefix.parse().unwrap(), owner)));
     let keys = PeerKeys::Node(secret(1).public());
     let peer = PeerInfo { name: "n1".parse().unwrap(), keys, psk: None };
     Arc::new(Snapshot::new(9, &network(), [(slot(1), peer)], owners, vec![VirtualIp::new(ip(0).into())]))
@@ -538,3 +539,6 @@ pub(crate) fn without(n: usize) -> Vec<usize> {
 
 /// One way over a wire.
 const DELAY: Duration = Duration::from_millis(2);
+
+/// The LAN behind all nodes but node 0.
+const SHARED: &str = "10.200.0.0/16";

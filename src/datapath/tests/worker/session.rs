@@ -1,8 +1,8 @@
 //! Sessions come up, start anew, and end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use flatlan_datapath::{Command, DropReason, Event};
+use flatlan_datapath::{Command, DropReason, Event, NewSessions};
 use flatlan_packet::VnetHeader;
 use flatlan_types::{BootEpoch, Endpoint};
 use flatlan_wg::{Engine, Tunnel};
@@ -415,4 +415,59 @@ fn a_packet_is_delivered_as_it_was_sent() {
         assert_eq!(*last, udp(ip(0), ip(1), len));
         assert!(is_sound(last));
     }
+}
+
+/// Where the roster expired and its network wants no new sessions.
+fn refuse_new(net: &mut PlainNet, n: usize) {
+    let members: Vec<usize> = (0..net.nodes.len()).collect();
+    let mut refusing = (*snapshot(7, n, &members, &[])).clone();
+    refusing.new_sessions = NewSessions::Refused;
+    net.nodes[n].worker.set_snapshot(Arc::new(refusing), net.now);
+}
+
+#[test]
+fn where_new_sessions_are_refused_none_is_begun() {
+    let mut net = PlainNet::new(2);
+    net.introduce(0, 1);
+    net.run_for(Duration::from_millis(100));
+    refuse_new(&mut net, 0);
+    net.send(0, &udp(ip(0), ip(1), 56));
+    net.run_for(Duration::from_secs(5));
+    assert!(net.nodes[1].tun.is_empty());
+    assert_eq!(net.drops(0, DropReason::NoSession), 1);
+    // it begins as soon as it may
+    net.nodes[0].worker.set_snapshot(snapshot(8, 0, &[0, 1], &[]), net.now);
+    net.send(0, &udp(ip(0), ip(1), 56));
+    net.run_until(Duration::from_secs(1), |net| !net.nodes[1].tun.is_empty()).expect("it arrives");
+}
+
+#[test]
+fn where_new_sessions_are_refused_no_initiation_is_answered() {
+    let mut net = PlainNet::new(2);
+    net.introduce(0, 1);
+    net.run_for(Duration::from_millis(100));
+    refuse_new(&mut net, 1);
+    net.send(0, &udp(ip(0), ip(1), 56));
+    net.run_for(Duration::from_secs(5));
+    assert!(net.nodes[1].tun.is_empty());
+    assert!(net.drops(1, DropReason::NewSessionRefused) > 0);
+    assert!(net.nodes[1].events.iter().all(|event| !matches!(event, Event::SessionUp { .. })));
+}
+
+#[test]
+fn where_new_sessions_are_refused_those_that_are_up_go_on_for_many_rekeys() {
+    let mut net = PlainNet::new(2);
+    net.introduce(0, 1);
+    net.chat(0, 1, Duration::from_millis(100), Duration::from_secs(2));
+    refuse_new(&mut net, 0);
+    refuse_new(&mut net, 1);
+    let gap = net.chat(0, 1, Duration::from_secs(1), Duration::from_secs(300));
+    assert!(gap < Duration::from_millis(1_500), "{gap:?}");
+    // but a peer that starts again is a new session
+    net.restart(1);
+    refuse_new(&mut net, 1);
+    net.introduce(0, 1);
+    net.nodes[1].tun.clear();
+    net.chat(0, 1, Duration::from_millis(500), Duration::from_secs(5));
+    assert!(net.nodes[1].tun.is_empty());
 }

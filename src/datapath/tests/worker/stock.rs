@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flatlan_datapath::{Command, DropReason, Owner, Owners, PeerInfo, PeerKeys, Snapshot};
+use flatlan_datapath::{Command, DropReason, Owner, PeerInfo, PeerKeys, Snapshot};
+use flatlan_roster::OwnerTable;
 use flatlan_types::{Endpoint, LaneId, LaneKey, PeerSlot, Prefix, VirtualIp};
 use flatlan_wg::{Engine, PeerSession, Plain, Sessions as _, Stock, sealed_len};
 
@@ -136,10 +137,8 @@ fn a_stock_peer_and_another_node_reach_each_other_through_the_member_that_termin
 
 /// The device's addresses lead to node 0.
 fn as_node_2_sees_it() -> Arc<Snapshot> {
-    let mut owners = Owners::default();
-    for (n, owner) in [(0, Owner::Peer(slot(0))), (1, Owner::Peer(slot(0))), (2, Owner::Me)] {
-        owners.insert(Prefix::host(VirtualIp::new(ip(n).into())), owner);
-    }
+    let owners = [(0, Owner::Peer(slot(0))), (1, Owner::Peer(slot(0))), (2, Owner::Me)];
+    let owners = OwnerTable::new(owners.map(|(n, owner)| (Prefix::host(VirtualIp::new(ip(n).into())), owner)));
     let keys = PeerKeys::Node(secret(0).public());
     let peer = (slot(0), PeerInfo { name: "n0".parse().unwrap(), keys, psk: None });
     Arc::new(Snapshot::new(2, &network(), [peer], owners, vec![VirtualIp::new(ip(2).into())]))

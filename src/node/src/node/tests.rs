@@ -4,8 +4,9 @@ mod net;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use flatlan_datapath::Event;
+use flatlan_datapath::{Event, NewSessions, Owner};
 use flatlan_relay::{Control, Presence, PresenceOrder};
+use flatlan_roster::Expiry;
 use flatlan_types::{BootEpoch, Endpoint, UnixTime};
 
 use self::net::{Disk, LATENCY, Net, UNIX, address, hub_secret, member, seed};
@@ -263,6 +264,50 @@ fn a_revoked_peer_leaves_the_snapshot_and_its_labels_go() {
     net.until(SOON, |net| !net.knows(1, 2));
     assert!(net.nodes[&1].labels.is_empty() && net.nodes[&1].given.is_empty());
     assert_eq!(net.slot(1, 3), slot, "slots do not move");
+}
+
+#[test]
+fn all_members_of_an_ha_group_own_what_they_carry() {
+    let mut net = ready(&[1], &[1, 2, 3]);
+    net.admin.carriers = vec![2, 3];
+    let newer = net.admin.sign(&[1], &[1, 2, 3], net.hubs[&1].roster.as_ref());
+    net.publish(1, &newer);
+    net.until(SOON, |net| [1, 2, 3].iter().all(|n| net.serial(*n) == 2));
+    let shared = "10.200.0.9".parse().unwrap();
+    let owners = |of: u8| {
+        [1, 2, 3].map(|n| {
+            let owner = if n == of { Owner::Me } else { Owner::Peer(net.slot(of, n)) };
+            net.nodes[&of].snapshot.owns(owner, shared)
+        })
+    };
+    assert_eq!([1, 2, 3].map(owners), [[false, true, true]; 3]);
+    assert_eq!(net.nodes[&1].snapshot.owner(shared), Some(Owner::Peer(net.slot(1, 2))));
+    assert_eq!(net.nodes[&3].snapshot.owner(shared), Some(Owner::Me));
+}
+
+#[test]
+fn a_roster_that_expires_where_new_sessions_are_refused_says_so_to_the_workers_until_it_is_renewed() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.admin.expiry = Expiry::RefuseNew;
+    let strict = net.admin.sign(&[1], &[1, 2], net.hubs[&1].roster.as_ref());
+    net.publish(1, &strict);
+    net.until(SOON, |net| net.serial(1) == 2);
+    assert_eq!(net.nodes[&1].snapshot.new_sessions, NewSessions::Allowed);
+    net.unix = UnixTime(strict.head().expires.0 + 1);
+    net.until(Duration::from_secs(61), |net| net.nodes[&1].snapshot.new_sessions == NewSessions::Refused);
+    assert!(net.knows(1, 2), "nobody is lost");
+    // also at a start, before anybody is spoken to
+    net.session(1, 2);
+    net.run(Duration::from_secs(40));
+    let files = net.kill_node(1);
+    net.start_node(1, files);
+    assert_eq!(net.nodes[&1].snapshot.new_sessions, NewSessions::Refused);
+    assert_eq!(net.nodes[&1].connects, []);
+    net.admin.now = net.unix;
+    let renewed = net.admin.sign(&[1], &[1, 2], Some(&strict));
+    net.run(SOON);
+    net.publish(1, &renewed);
+    net.until(SOON, |net| net.nodes[&1].snapshot.new_sessions == NewSessions::Allowed);
 }
 
 #[test]

@@ -33,6 +33,11 @@ pub(super) struct Admin {
     secret: AdminSecret,
     pub(super) authority: Authority,
     pub(super) network: NetworkId,
+    pub(super) expiry: Expiry,
+    /// When it signs.
+    pub(super) now: UnixTime,
+    /// Who carries [`SHARED`] together.
+    pub(super) carriers: Vec<u8>,
 }
 
 impl Admin {
@@ -40,7 +45,7 @@ impl Admin {
         let (secret, recovery) = (AdminSecret::from_bytes(&[201; 32]), AdminSecret::from_bytes(&[202; 32]));
         let authority = Authority::new(secret.public(), RecoveryKey::of(&recovery));
         let network = authority.network();
-        Self { secret, authority, network }
+        Self { secret, authority, network, expiry: Expiry::Warn, now: UNIX, carriers: Vec::new() }
     }
 
     /// A roster of these hubs and members (by number), on top of another.
@@ -49,7 +54,7 @@ impl Admin {
             name: "net".parse().unwrap(),
             range: "10.77.0.0/16".parse().unwrap(),
             mtu: 1400,
-            expiry: Expiry::Warn,
+            expiry: self.expiry,
         };
         let hub = |n: &u8| HubRecord {
             name: format!("hub{n}").parse().unwrap(),
@@ -62,13 +67,15 @@ impl Admin {
         let member = |n: &u8| MemberRecord {
             ips: vec![VirtualIp::new([10, 77, 0, *n].into())],
             keys: Some(seed(*n).derive().public()),
+            routes: self.carriers.contains(n).then(|| SHARED.parse().unwrap()).into_iter().collect(),
+            ha: self.carriers.contains(n).then(|| "gateways".parse().unwrap()),
             ..MemberRecord::new(format!("n{n}").parse().unwrap())
         };
         let records = std::iter::once(Record::Network(network))
             .chain(hubs.iter().map(|n| Record::Hub(hub(n))))
             .chain(members.iter().map(|n| Record::Member(member(n))));
         let records = Records::compile(records.collect(), &self.network).unwrap();
-        let draft = Draft { authority: &self.authority, records: &records, base, now: UNIX, life: DEFAULT_LIFE };
+        let draft = Draft { authority: &self.authority, records: &records, base, now: self.now, life: DEFAULT_LIFE };
         VerifiedRoster::sign(draft, &self.secret).unwrap()
     }
 }
@@ -78,6 +85,8 @@ pub(super) struct Net {
     pub(super) admin: Admin,
     pub(super) now: Instant,
     pub(super) start: Instant,
+    /// What the nodes' clocks show.
+    pub(super) unix: UnixTime,
     pub(super) hubs: BTreeMap<u8, TestHub>,
     pub(super) nodes: BTreeMap<u8, TestNode>,
     queue: BTreeMap<(Instant, u64), Happening>,
@@ -174,6 +183,7 @@ impl Net {
             admin,
             now: start,
             start,
+            unix: UNIX,
             hubs: BTreeMap::new(),
             nodes: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -210,9 +220,9 @@ impl Net {
             peers: files.get(persist::PEERS).cloned(),
         };
         let life = self.nodes.get(&n).map_or(0, |node| node.life + 1);
-        let mut node = Node::new(config, persisted, u64::from(n), self.now, UNIX);
+        let mut node = Node::new(config, persisted, u64::from(n), self.now, self.unix);
         let address = address(n);
-        node.handle_host_candidates(vec![address], self.now, UNIX);
+        node.handle_host_candidates(vec![address], self.now, self.unix);
         self.nodes.insert(
             n,
             TestNode {
@@ -321,7 +331,7 @@ impl Net {
 
     /// A worker's event.
     pub(super) fn event(&mut self, n: u8, event: Event) {
-        self.nodes.get_mut(&n).unwrap().node.handle_event(event, self.now, UNIX);
+        self.nodes.get_mut(&n).unwrap().node.handle_event(event, self.now, self.unix);
         self.drain(n);
     }
 
@@ -406,7 +416,7 @@ impl Net {
             (_, Some((at, n))) if at <= end => {
                 assert!(at > self.now || !self.busy(n), "node {n} asks for the same moment for ever");
                 self.now = self.now.max(at);
-                self.nodes.get_mut(&n).unwrap().node.handle_timeout(self.now, UNIX);
+                self.nodes.get_mut(&n).unwrap().node.handle_timeout(self.now, self.unix);
                 self.drain(n);
             }
             _ => self.now = end,
@@ -415,9 +425,9 @@ impl Net {
 
     /// Whether a timeout changes nothing.
     fn busy(&mut self, n: u8) -> bool {
-        let now = self.now;
+        let (now, unix) = (self.now, self.unix);
         let node = &mut self.nodes.get_mut(&n).unwrap().node;
-        node.handle_timeout(now, UNIX);
+        node.handle_timeout(now, unix);
         let again = node.poll_timeout().is_some_and(|at| at <= now);
         self.drain(n);
         again
@@ -435,7 +445,7 @@ impl Net {
             Happening::ToNode { conn: (n, life, stream), bytes } => {
                 let Some(node) = self.nodes.get_mut(&n).filter(|node| node.life == life) else { return };
                 if node.streams.contains_key(&stream) {
-                    node.node.handle_message(stream, &bytes, self.now, UNIX);
+                    node.node.handle_message(stream, &bytes, self.now, self.unix);
                     self.drain(n);
                 }
             }
@@ -443,7 +453,7 @@ impl Net {
                 let Some(node) = self.nodes.get_mut(&n).filter(|node| node.life == life) else { return };
                 if node.streams.remove(&stream).is_some() {
                     node.data.remove(&stream);
-                    node.node.handle_closed(stream, self.now, UNIX);
+                    node.node.handle_closed(stream, self.now, self.unix);
                     self.drain(n);
                 }
             }
@@ -455,7 +465,7 @@ impl Net {
             Happening::Written { node: n, life, token } => {
                 let Some(node) = self.nodes.get_mut(&n).filter(|node| node.life == life) else { return };
                 let result = if node.disk == Disk::Fails { PersistResult::Failed } else { PersistResult::Written };
-                node.node.handle_persisted(token, result, self.now, UNIX);
+                node.node.handle_persisted(token, result, self.now, self.unix);
                 self.drain(n);
             }
         }
@@ -861,3 +871,5 @@ pub(super) fn address(n: u8) -> Endpoint {
 /// One way.
 pub(super) const LATENCY: Duration = Duration::from_millis(10);
 pub(super) const UNIX: UnixTime = UnixTime(1_800_000_000);
+/// The LAN behind the members of an HA group.
+pub(super) const SHARED: &str = "10.200.0.0/16";
