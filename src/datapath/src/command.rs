@@ -105,7 +105,7 @@ pub enum Event {
         /// To whom.
         peer: PeerSlot,
     },
-    /// Nothing was said to or by the peer for minutes; its lanes are closed and its labels may go.
+    /// Nothing was said to or by the peer for minutes; its sessions are dropped and its labels may go.
     Idle {
         /// Whom.
         peer: PeerSlot,

@@ -59,7 +59,7 @@ pub(crate) struct Lane {
     pub(crate) wanted: bool,
     pub(crate) next_try: Option<Instant>,
     pub(crate) tries: u32,
-    /// The engine has state for this lane.
+    /// The engine has state for this lane: sessions, or at least the memory of the newest initiation.
     pub(crate) open: bool,
 }
 

@@ -15,7 +15,7 @@ use flatlan_wg::{
 use crate::{
     DropReason, Event, Sink,
     batch::{HEADROOM, send_framed},
-    peer::{Peer, Route},
+    peer::{Lane, Peer, Route},
     worker::Worker,
 };
 
@@ -188,9 +188,10 @@ impl<S: Sessions> Worker<S> {
                 PathEvent::Primary { lane, was: _, reason: _ } => self.on_path(slot, lane, now, out),
                 PathEvent::Idle => {
                     self.event(Event::Idle { peer: slot });
-                    self.sessions.close_peer(slot);
+                    // at rest, not closed: a recorded initiation must not be new again
+                    self.sessions.rest_peer(slot);
                     if let Some(peer) = self.peers.get_mut(slot) {
-                        peer.lanes = Default::default();
+                        peer.lanes = peer.lanes.map(|lane| Lane { open: lane.open, ..Default::default() });
                     }
                 }
             }

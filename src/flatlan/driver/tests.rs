@@ -49,6 +49,8 @@ impl Sessions for Broken {
 
     fn close_peer(&mut self, _: PeerSlot) {}
 
+    fn rest_peer(&mut self, _: PeerSlot) {}
+
     fn initiate(&mut self, _: LaneKey, _: Instant, _: &mut [u8]) -> Option<usize> {
         None
     }

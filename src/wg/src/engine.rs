@@ -72,6 +72,14 @@ impl<T: Tunnel> Engine<T> {
     fn lane_mut(&mut self, key: LaneKey) -> Option<&mut Lane<T>> {
         lane_mut(&mut self.peers, key)
     }
+
+    /// A lane at rest has its timers run again.
+    fn wake(&mut self, key: LaneKey, now: Instant) {
+        if let Some(lane) = lane_mut(&mut self.peers, key).filter(|lane| lane.resting) {
+            lane.resting = false;
+            self.wheel.insert(key, Phase::of(lane.index), now);
+        }
+    }
 }
 
 /// Apart from `self`, so that the rest of the engine can be used beside the lane.
@@ -109,7 +117,9 @@ impl<T: Tunnel> Sessions for Engine<T> {
         let Some(Some(peer)) = self.peers.get_mut(lane.peer.0 as usize) else { return };
         let Some(old) = peer.lanes.get_mut(lane.lane.index()).and_then(Option::take) else { return };
         self.indices.remove(old.index);
-        self.wheel.remove(lane, Phase::of(old.index));
+        if !old.resting {
+            self.wheel.remove(lane, Phase::of(old.index));
+        }
         if self.stock.get(&old.key) == Some(&lane) {
             self.stock.remove(&old.key);
         }
@@ -124,7 +134,18 @@ impl<T: Tunnel> Sessions for Engine<T> {
         }
     }
 
+    fn rest_peer(&mut self, peer: PeerSlot) {
+        let Self { identity, peers, wheel, .. } = self;
+        for lane in (0..LaneId::COUNT as u8).filter_map(LaneId::new) {
+            let key = LaneKey { peer, lane };
+            let Some(lane) = lane_mut(peers, key).filter(|lane| !lane.resting) else { continue };
+            wheel.remove(key, Phase::of(lane.index));
+            lane.rest(identity);
+        }
+    }
+
     fn initiate(&mut self, lane: LaneKey, now: Instant, out: &mut [u8]) -> Option<usize> {
+        self.wake(lane, now);
         self.lane_mut(lane)?.initiate(now, out)
     }
 
@@ -180,7 +201,7 @@ impl<T: Tunnel> Sessions for Engine<T> {
         }
         let key = lane;
         let lane = self.lane_mut(key).ok_or(OpenError::UnknownLane)?;
-        match kind {
+        let handled = match kind {
             MessageKind::Data => Err(OpenError::Malformed),
             MessageKind::Initiation => {
                 if !lane.initiations.allow(now) {
@@ -195,7 +216,12 @@ impl<T: Tunnel> Sessions for Engine<T> {
                 }
                 lane.handle_answer(kind, receiver, message, now, out).map_err(|e| refused(e, key))
             }
+        };
+        // what is refused, a replay say, wakes nobody
+        if handled.is_ok() {
+            self.wake(key, now);
         }
+        handled
     }
 
     fn stock_lane(&mut self, message: &[u8], from: Endpoint, now: Instant, out: &mut [u8]) -> Admission {
@@ -261,6 +287,8 @@ struct Lane<T> {
     key: SessionKey,
     retry: Duration,
     keepalive: bool,
+    /// Without sessions and off the wheel, until the next handshake.
+    resting: bool,
     /// The tunnel has a current session: what it would answer, without its clock.
     established: bool,
     /// A session was confirmed by an opened datagram, and nobody has been told.
@@ -292,6 +320,7 @@ impl<T: Tunnel> Lane<T> {
                 Stock::Yes => REKEY_TIMEOUT,
             },
             keepalive: peer.keepalive.is_some_and(|seconds| seconds > 0),
+            resting: false,
             established: false,
             confirmed: false,
             completed: None,
@@ -305,6 +334,15 @@ impl<T: Tunnel> Lane<T> {
             initiated: None,
             initiations: Budget { at: now, credit: Budget::BURST },
         }
+    }
+
+    fn rest(&mut self, identity: &T::Identity) {
+        self.tunnel.drop_sessions(identity);
+        self.resting = true;
+        self.established = false;
+        self.confirmed = false;
+        self.completed = None;
+        self.hold = None;
     }
 
     fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {

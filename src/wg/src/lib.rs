@@ -13,7 +13,9 @@
 //! 4. [`Sessions::seal`] and [`Sessions::open`] move packets. The responder learns from the first packet
 //!    that it opens that its session is confirmed, again by `established`.
 //! 5. [`Sessions::handle_timeout`] rekeys, retries and keeps alive.
-//! 6. A boot epoch rose at either end: `open_lane` again, and from 2.
+//! 6. [`Sessions::rest_peer`] drops the keys of a peer with which nothing was said for long. The lanes stay,
+//!    about 12 KB each, for they alone know which initiations are old.
+//! 7. A boot epoch rose at either end: `open_lane` again, and from 2.
 //!
 //! Two engines stand behind the trait: `Engine<Boringtun>` for the real thing, and `Engine<Plain>`, the
 //! same message order, timers and window without cryptography and without a clock, for the simulator. A

@@ -198,6 +198,10 @@ impl Tunnel for Plain {
         Step::Network(len)
     }
 
+    fn drop_sessions(&mut self, _identity: &PlainIdentity) {
+        self.sessions = Default::default();
+    }
+
     fn has_session(&self) -> bool {
         self.sessions.get(slot(self.current)).is_some_and(Option::is_some)
     }

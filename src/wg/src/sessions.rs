@@ -27,6 +27,11 @@ pub trait Sessions {
     /// Forgets all lanes of a peer.
     fn close_peer(&mut self, peer: PeerSlot);
 
+    /// Puts all lanes of a peer to rest: their sessions and keys are dropped and their timers stand still,
+    /// but each remembers the newest initiation that it has seen. The next handshake, ours or the peer's,
+    /// wakes a lane.
+    fn rest_peer(&mut self, peer: PeerSlot);
+
     /// Writes a handshake initiation (a plain WireGuard type 1) for the lane at `out[0..]`, and revives a
     /// lane whose attempts were given up.
     ///

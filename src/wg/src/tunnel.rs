@@ -39,6 +39,9 @@ pub trait Tunnel: Sized {
     /// Writes an initiation, whether one is under way or not.
     fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Step;
 
+    /// Drops all sessions with their keys, and nothing else: the newest initiation seen stays known.
+    fn drop_sessions(&mut self, identity: &Self::Identity);
+
     /// Whether there is a session to seal with.
     fn has_session(&self) -> bool;
 

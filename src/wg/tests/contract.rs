@@ -33,6 +33,7 @@ contract! {
     a_keepalive_is_an_empty_packet,
     a_lane_without_a_session_keeps_no_packet,
     a_message_for_an_unopened_lane_is_refused,
+    a_recorded_initiation_is_refused_after_a_rest,
     a_recorded_initiation_is_refused_until_the_lane_is_opened_anew,
     a_response_nobody_waits_for_is_refused,
     a_restarted_peer_is_seen_at_the_first_datagram,
@@ -44,6 +45,7 @@ contract! {
     an_index_of_another_session_is_told_from_none,
     an_initiation_from_another_key_is_refused,
     closing_a_peer_forgets_all_its_lanes,
+    a_lane_at_rest_has_no_session_and_no_timer_and_comes_back_from_either_end,
     content_that_is_no_ip_packet_is_refused_and_still_confirms_the_session,
     initiations_are_spaced,
     initiations_per_lane_are_limited,
@@ -437,6 +439,39 @@ fn a_recorded_initiation_is_refused_until_the_lane_is_opened_anew<T: Tunnel>() {
     // A rise of an epoch: the clock of the peer may have been set back.
     p.b.open_lane(TO_A, session(1), p.now);
     assert!(handle(&mut p.b, TO_A, &older, p.now).is_ok());
+}
+
+fn a_recorded_initiation_is_refused_after_a_rest<T: Tunnel>() {
+    let mut p = Pair::<T>::new();
+    let recorded = p.initiation(TO_B);
+    let (_, response) = handle(&mut p.b, TO_A, &recorded, p.now).unwrap();
+    let (_, keepalive) = handle(&mut p.a, TO_B, &response, p.now).unwrap();
+    open(&mut p.b, &keepalive, p.now).unwrap();
+    p.b.rest_peer(TO_A.peer);
+    p.later(Duration::from_secs(1));
+    assert_eq!(handle(&mut p.b, TO_A, &recorded, p.now), Err(OpenError::StaleInitiation));
+    assert_eq!(p.b.poll_timeout(), None, "it wakes nobody");
+}
+
+fn a_lane_at_rest_has_no_session_and_no_timer_and_comes_back_from_either_end<T: Tunnel>() {
+    let mut p = Pair::<T>::established();
+    let late = seal(&mut p.a, TO_B, &packet(100, 1), p.now).unwrap();
+    p.a.rest_peer(TO_B.peer);
+    p.b.rest_peer(TO_A.peer);
+    p.b.rest_peer(TO_A.peer);
+    assert!(!p.b.is_established(TO_A) && p.b.last_handshake(TO_A, p.now).is_none());
+    assert_eq!((p.a.poll_timeout(), p.b.poll_timeout()), (None, None));
+    assert_eq!(seal(&mut p.b, TO_A, &packet(100, 1), p.now), Err(SealError::NoSession));
+    assert_eq!(open(&mut p.b, &late, p.now).unwrap_err(), OpenError::NoSession { lane: TO_A });
+    p.later(Duration::from_secs(1));
+    p.handshake(TO_B, TO_A);
+    assert!(p.a.poll_timeout().is_some() && p.b.poll_timeout().is_some());
+    let now = p.now;
+    carries(&mut p.a, TO_B, &mut p.b, &packet(64, 0), now);
+    carries(&mut p.b, TO_A, &mut p.a, &packet(64, 0), now);
+    p.b.rest_peer(TO_A.peer);
+    p.b.close_peer(TO_A.peer);
+    assert_eq!(p.b.poll_timeout(), None);
 }
 
 fn a_slow_response_to_the_last_but_one_initiation_still_counts<T: Tunnel>() {

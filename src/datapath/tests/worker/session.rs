@@ -349,7 +349,7 @@ fn a_peer_that_is_away_is_asked_less_and_less() {
 }
 
 #[test]
-fn an_idle_pair_closes_its_lanes_and_comes_back_with_the_first_packet() {
+fn an_idle_pair_drops_its_sessions_and_comes_back_with_the_first_packet() {
     let mut net = PlainNet::new(2);
     net.introduce(0, 1);
     net.chat(0, 1, Duration::from_millis(10), Duration::from_millis(300));
@@ -387,6 +387,31 @@ fn a_peer_that_floods_messages_crowds_nobody_out() {
     assert_eq!(of(slot(1)).count(), 64);
     assert_eq!(of(slot(2)).count(), 1);
     assert_eq!(net.drops(0, DropReason::RateLimited), 500 - 64);
+}
+
+#[test]
+fn a_recorded_initiation_is_a_replay_after_an_idle_time_too() {
+    let mut net = PlainNet::new(2);
+    net.introduce(0, 1);
+    net.chat(0, 1, Duration::from_millis(10), Duration::from_millis(300));
+    let sealed = |arrival: &Arrival| matches!(arrival, Arrival::Udp { contents, .. } if contents[0] == 0x11);
+    let recorded: Vec<(usize, Arrival)> = net.tape.iter().filter(|(_, arrival)| sealed(arrival)).cloned().collect();
+    assert!(recorded.len() >= 4, "two lanes, there and back");
+    net.run_for(Duration::from_secs(200));
+    for n in [0, 1] {
+        assert!(net.has(n, |e| matches!(e, Event::Idle { .. })));
+        net.nodes[n].events.clear();
+    }
+    let sends = |net: &PlainNet| net.nodes.iter().map(|node| node.sends.len()).sum::<usize>();
+    let replays = |net: &PlainNet| net.drops(0, DropReason::Replayed) + net.drops(1, DropReason::Replayed);
+    let before = (sends(&net), replays(&net));
+    for (n, arrival) in &recorded {
+        net.arrive(*n, arrival);
+    }
+    net.run_for(Duration::from_secs(10));
+    assert_eq!(sends(&net), before.0, "nothing is answered");
+    assert_eq!(replays(&net), before.1 + 2, "of each lane one initiation");
+    assert!((0..2).all(|n| !net.has(n, |e| matches!(e, Event::SessionUp { .. }))));
 }
 
 #[test]
