@@ -1,4 +1,5 @@
-//! What every benchmark prints: the machine, and the numbers of its runs; also as a file of `tests/results`.
+//! What every benchmark prints: the machine, and the numbers of its runs beside their goals; also as a file of
+//! `tests/results`. A missed goal fails the run, after its numbers are written.
 
 #![allow(dead_code, reason = "every benchmark takes what it needs")]
 
@@ -11,12 +12,22 @@ use std::time::Duration;
 pub(crate) struct Paper {
     name: &'static str,
     text: String,
+    missed: Vec<String>,
+}
+
+/// What is asked of the times of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// The median is at most this.
+    Median(Duration),
+    /// Each is at most this.
+    Each(Duration),
 }
 
 impl Paper {
     /// Begins with the machine.
     pub(crate) fn new(name: &'static str, title: &str) -> Self {
-        let mut paper = Self { name, text: String::new() };
+        let mut paper = Self { name, text: String::new(), missed: Vec::new() };
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
@@ -41,10 +52,14 @@ impl Paper {
         let _ = writeln!(self.text, "{line}");
     }
 
+    /// The head of a table.
+    pub(crate) fn head(&mut self, columns: &[&str]) {
+        self.say(format!("| {} |\n|{}", columns.join(" | "), "---|".repeat(columns.len())));
+    }
+
     /// A row: what, how many runs, median, least and most.
     pub(crate) fn row(&mut self, what: &str, times: &[Duration], extra: &str) {
-        let mut sorted = times.to_vec();
-        sorted.sort_unstable();
+        let sorted = sorted(times);
         let ms = |time: Option<&Duration>| {
             time.map_or_else(|| "-".to_owned(), |time| format!("{:.0}", time.as_secs_f64() * 1e3))
         };
@@ -52,25 +67,60 @@ impl Paper {
         self.say(format!("| {what} | {} | {} | {} | {} | {extra} |", times.len(), ms(median), ms(least), ms(most)));
     }
 
+    /// A row with its goal; no time at all misses it.
+    pub(crate) fn judged_row(&mut self, what: &str, times: &[Duration], goal: Goal) {
+        let sorted = sorted(times);
+        let (judged, limit, word) = match goal {
+            Goal::Median(limit) => (sorted.get(sorted.len() / 2), limit, "median"),
+            Goal::Each(limit) => (sorted.last(), limit, "each"),
+        };
+        self.row(what, times, &format!("{word} at most {limit:?}"));
+        self.must(judged.is_some_and(|time| *time <= limit), &format!("{what}: {judged:?}, not at most {limit:?}"));
+    }
+
+    /// Notes a goal that is missed where it does not hold.
+    pub(crate) fn must(&mut self, held: bool, missed: &str) {
+        if !held {
+            self.missed.push(missed.to_owned());
+        }
+    }
+
     /// Writes the file.
-    pub(crate) fn write(&self) {
+    ///
+    /// # Panics
+    /// Where a goal was missed.
+    pub(crate) fn end(mut self) {
+        let missed = std::mem::take(&mut self.missed);
+        if missed.is_empty() {
+            self.say("\nEvery goal was met.");
+        } else {
+            self.say(format!("\nMissed:\n\n* {}", missed.join("\n* ")));
+        }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/results");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join(format!("{}.md", self.name)), &self.text).unwrap();
+        assert!(missed.is_empty(), "missed: {missed:#?}");
     }
 }
 
-/// The value of `--runs N`, or `otherwise`.
-pub(crate) fn runs(otherwise: usize) -> usize {
-    let mut runs = otherwise;
+/// The number behind the one flag that a benchmark takes, or `otherwise`.
+pub(crate) fn number(flag: &str, otherwise: u32) -> u32 {
+    let mut number = otherwise;
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
-        match word.as_str() {
-            "--runs" => runs = words.next().and_then(|word| word.parse().ok()).expect("--runs N"),
+        if word == flag {
+            let given = words.next().and_then(|word| word.parse().ok()).filter(|given| *given > 0);
+            number = given.unwrap_or_else(|| panic!("{flag} N: a number from 1"));
+        } else {
             // cargo says it
-            "--bench" => {}
-            other => panic!("{other}: only --runs N"),
+            assert!(word == "--bench", "{word}: only {flag} N");
         }
     }
-    runs
+    number
+}
+
+fn sorted(times: &[Duration]) -> Vec<Duration> {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted
 }

@@ -3,10 +3,11 @@
 //!
 //! Pings every 50 ms: device to node, node to device, and another node to the device through the first. WireGuard
 //! makes a new session before the old one ends, so that no rekey may cost a packet. The control is a ping between the
-//! same machines over the underlay.
+//! same machines over the underlay. The table is written to `tests/results/stock.md`.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a program for people")]
 
+mod measure;
 #[path = "../netns/wireguard.rs"]
 #[expect(dead_code, reason = "the tests take more of it")]
 mod wireguard;
@@ -15,19 +16,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use flatlan_lab::Probe;
+use measure::Paper;
 use wireguard::{Initiative, StockLab, wan};
 
 fn main() {
-    let mut minutes = 5;
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--minutes" => minutes = words.next().and_then(|word| word.parse().ok()).expect("--minutes N"),
-            // cargo says it
-            "--bench" => {}
-            other => panic!("{other}: only --minutes N"),
-        }
-    }
+    let minutes = u64::from(measure::number("--minutes", 5));
     flatlan_lab::enter().unwrap();
     let stock = StockLab::bring_up(env!("CARGO_BIN_EXE_flatlan"));
     let lab = &stock.lab;
@@ -56,27 +49,26 @@ fn main() {
         }
         std::thread::sleep(Duration::from_secs(1));
     }
-    println!("{minutes} minutes, {} handshakes, pings each {} ms", handshakes.len(), PACE.as_millis());
-    println!("| what | sent | lost | longest gap ms | median round trip ms |\n|---|---|---|---|---|");
+    let mut paper = Paper::new("stock", "Debian's wireguard-go as a member");
+    let pace = PACE.as_millis();
+    paper.say(format!("{minutes} minutes, {} handshakes, pings each {pace} ms.\n", handshakes.len()));
+    paper.head(&["what", "sent", "lost", "longest gap ms", "median round trip ms"]);
     let mut lost_in_all = 0;
     for (what, probe) in probes {
         // the last ones may be under way
         let report = probe.stop();
         let lost = report.sent().saturating_sub(report.answered() + UNDER_WAY);
         let (gap, median) = (report.longest_gap().length, report.round_trip_quantile(0.5));
-        println!(
-            "| {what} | {} | {lost} | {} | {:.2} |",
-            report.sent(),
-            gap.as_millis(),
-            median.as_secs_f64() * 1000.0
-        );
+        let (sent, gap, median) = (report.sent(), gap.as_millis(), median.as_secs_f64() * 1e3);
+        paper.say(format!("| {what} | {sent} | {lost} | {gap} | {median:.2} |"));
         if !what.starts_with("control") {
             lost_in_all += lost;
         }
     }
     let rekeys = usize::try_from(60 * minutes / REKEY_SECONDS).unwrap();
-    assert!(handshakes.len() > rekeys.saturating_sub(1), "too few handshakes: {handshakes:?}");
-    assert!(lost_in_all <= handshakes.len(), "more was lost than the handshakes may cost");
+    paper.must(handshakes.len() > rekeys.saturating_sub(1), &format!("too few handshakes: {handshakes:?}"));
+    paper.must(lost_in_all <= handshakes.len(), "more was lost than the handshakes may cost");
+    paper.end();
 }
 
 /// The pause between two pings.
