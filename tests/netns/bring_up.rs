@@ -10,15 +10,14 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
+mod hand;
 mod support;
 
-use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
 use std::time::Duration;
 
-use flatlan_lab::{Lab, Namespace, Nat, Probe, TLS_PORT, iperf3, sockets};
+use flatlan_lab::{Lab, Nat, Probe, iperf3};
+use hand::Ssh;
 use serde_json::Value;
 use support::{MIB, PATIENCE, gateway, is_relay, lab, path, ping, wait_path, wait_status};
 
@@ -33,16 +32,7 @@ fn three_nodes_by_token_and_one_by_key_reach_each_other_by_every_address() {
         .site("d", Nat::Cone)
         .build()
         .unwrap();
-    let id = lab.network_create().unwrap();
-    lab.start_hubs().unwrap();
-    lab.publish().unwrap();
-    for site in ["a", "b", "c"] {
-        lab.join(site).unwrap();
-    }
-    join_by_key(&lab, "d", &id);
-    for site in ["a", "b", "c", "d"] {
-        lab.up(site).unwrap();
-    }
+    let id = hand::bring_up(&lab, ["a", "b", "c"], "d");
     every_pair_pings(&lab);
     the_receiver_sees_the_sender_s_own_address_and_port(&lab);
     iperf3_runs_by_every_address(&lab);
@@ -56,19 +46,15 @@ fn ssh_and_scp_work_by_virtual_ipv4_and_ipv6() {
     let lab = lab().hub("h1").site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
     lab.bring_up().unwrap();
     let ssh = Ssh::serve(&lab, "b");
-    let content: Vec<u8> = (0..2 * MIB).map(|number| number.wrapping_mul(31).to_le_bytes()[0]).collect();
-    let (here, there) = (lab.folder().join("state").join("sent"), lab.folder().join("state").join("came"));
-    fs::write(&here, &content).unwrap();
     for address in lab.virtual_ips("b").unwrap() {
         let from = gateway(&lab, "a");
         // sshd tells by which addresses it was reached: client, client's port, own, own port.
-        let seen = ssh.run(from, address, "echo $SSH_CONNECTION");
+        let seen = ssh.run(from, address, "echo $SSH_CONNECTION").unwrap();
         let client = lab.virtual_ips("a").unwrap().into_iter().find(|own| own.is_ipv4() == address.is_ipv4()).unwrap();
         let words: Vec<&str> = seen.split_whitespace().collect();
         assert_eq!((words[0], words[2]), (client.to_string().as_str(), address.to_string().as_str()), "{seen}");
-        ssh.copy(from, &here, address, &there);
-        assert!(fs::read(&there).unwrap() == content, "the copy over {address} differs");
-        fs::remove_file(&there).unwrap();
+        let (sent, came) = ssh.copy(from, address).unwrap();
+        assert_eq!(sent, came, "SHA-256 of the copy over {address}");
     }
 }
 
@@ -96,19 +82,6 @@ fn a_pair_with_no_hub_in_common_is_relayed_over_two_hubs() {
     support::send(&lab, "a", "b", 8 * MIB);
 }
 
-/// `join --request` on the node, `member add --key` and `publish` at the admin's, `join --network` on the node.
-fn join_by_key(lab: &Lab, site: &str, network: &str) {
-    let site = lab.site(site).unwrap();
-    let state = site.state().to_str().unwrap();
-    let request = lab.flatlan(site.gateway(), ["join", "--request", "--state", state]).unwrap().success().unwrap();
-    let (key, ip) = (request.last_line(), site.virtual_ip().to_string());
-    lab.administer(["member", "add", site.name(), "--key", key, "--ip", &ip]).unwrap();
-    lab.publish().unwrap();
-    let hub = format!("{}:{TLS_PORT}", lab.hub("h1").unwrap().host());
-    let join = ["join", "--network", network, "--hub", &hub, "--state", state];
-    lab.flatlan(site.gateway(), join).unwrap().success().unwrap();
-}
-
 fn every_pair_pings(lab: &Lab) {
     let mut probes = Vec::new();
     for to in lab.sites() {
@@ -129,11 +102,7 @@ fn every_pair_pings(lab: &Lab) {
 fn the_receiver_sees_the_sender_s_own_address_and_port(lab: &Lab) {
     for (from, to) in [("a", "b"), ("d", "a")] {
         for address in lab.virtual_ips(to).unwrap() {
-            let (near, far) = (gateway(lab, from), gateway(lab, to));
-            let echo = Probe::tcp_echo(near, far, address, Duration::from_millis(50)).unwrap();
-            echo.wait_answers(1, PATIENCE).unwrap();
-            let local = sockets(near).unwrap().into_iter().find(|socket| socket.peer.ip() == address).unwrap().local;
-            let seen = sockets(far).unwrap().into_iter().find(|socket| socket.local.ip() == address).unwrap().peer;
+            let (local, seen) = hand::both_ends(gateway(lab, from), gateway(lab, to), address).unwrap();
             assert_eq!(seen, local);
             assert!(lab.virtual_ips(from).unwrap().contains(&seen.ip()), "{from} came as {seen}");
         }
@@ -188,64 +157,4 @@ fn the_status_holds_what_the_contract_says(lab: &Lab, site: &str, network: &str)
         assert!(peer["tx_bytes"].as_u64().unwrap() > 0 && peer["rx_bytes"].as_u64().unwrap() > 0, "{peer:#}");
     }
     assert!(status["drops"].as_object().unwrap().values().all(Value::is_u64), "{status:#}");
-}
-
-/// An sshd of Debian's with keys made for one test.
-struct Ssh {
-    folder: std::path::PathBuf,
-    _server: flatlan_lab::Process,
-}
-
-impl Ssh {
-    fn serve(lab: &Lab, site: &str) -> Self {
-        let folder = lab.folder().join("state").join("ssh");
-        fs::DirBuilder::new().mode(0o700).create(&folder).unwrap();
-        // sshd insists on this directory, which Debian makes when it starts the service.
-        fs::DirBuilder::new().recursive(true).mode(0o755).create("/run/sshd").unwrap();
-        let machine = gateway(lab, site);
-        let keys = ["host", "user"].map(|name| folder.join(name));
-        for key in &keys {
-            machine.exec("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", key.to_str().unwrap()]).unwrap();
-        }
-        let allowed = folder.join("authorized_keys");
-        fs::copy(folder.join("user.pub"), &allowed).unwrap();
-        fs::set_permissions(&allowed, fs::Permissions::from_mode(0o600)).unwrap();
-        let mut command = Namespace::command("/usr/sbin/sshd");
-        command.args(["-D", "-e", "-f", "/dev/null", "-p", "22"]);
-        for option in [
-            format!("HostKey={}", keys[0].display()),
-            format!("AuthorizedKeysFile={}", allowed.display()),
-            "PidFile=none".to_owned(),
-            "StrictModes=no".to_owned(),
-            "UsePAM=no".to_owned(),
-            "Subsystem=sftp internal-sftp".to_owned(),
-        ] {
-            command.args(["-o", &option]);
-        }
-        let server = machine.spawn("sshd", command, &lab.folder().join("log").join("sshd.log")).unwrap();
-        server.wait_line("listening on :: port 22", PATIENCE).unwrap();
-        Self { folder, _server: server }
-    }
-
-    fn run(&self, from: &Namespace, to: IpAddr, command: &str) -> String {
-        let mut words = self.options();
-        words.extend(["-n".to_owned(), format!("root@{to}"), command.to_owned()]);
-        from.exec("ssh", words).unwrap()
-    }
-
-    fn copy(&self, from: &Namespace, file: &Path, to: IpAddr, there: &Path) {
-        let host = if to.is_ipv6() { format!("[{to}]") } else { to.to_string() };
-        let mut words = self.options();
-        words.extend(["-q".to_owned(), file.display().to_string(), format!("root@{host}:{}", there.display())]);
-        from.exec("scp", words).unwrap();
-    }
-
-    fn options(&self) -> Vec<String> {
-        let key = self.folder.join("user");
-        let fixed = ["-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"];
-        let mut words = fixed.map(str::to_owned).to_vec();
-        words.extend(["-o".to_owned(), "UserKnownHostsFile=/dev/null".to_owned(), "-o".to_owned()]);
-        words.extend(["LogLevel=ERROR".to_owned(), "-i".to_owned(), key.display().to_string()]);
-        words
-    }
 }

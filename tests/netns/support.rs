@@ -66,6 +66,15 @@ pub(crate) fn send(lab: &Lab, from: &str, to: &str, bytes: u64) -> TransferRepor
     send_to(gateway(lab, from), gateway(lab, to), address.into(), bytes)
 }
 
+/// The same to each of its virtual addresses, one after the other.
+pub(crate) fn send_by_every_address(lab: &Lab, from: &str, to: &str, bytes: u64) {
+    let addresses = lab.virtual_ips(to).unwrap();
+    assert!(addresses.iter().any(IpAddr::is_ipv4) && addresses.iter().any(IpAddr::is_ipv6), "{addresses:?}");
+    for address in addresses {
+        send_to(gateway(lab, from), gateway(lab, to), address, bytes);
+    }
+}
+
 /// Sends so many bytes from one machine to an address of another, and insists that every one arrived as it was.
 pub(crate) fn send_to(from: &Namespace, to: &Namespace, address: IpAddr, bytes: u64) -> TransferReport {
     let transfer = Transfer::start(from, to, address, Payload::Random, Some(bytes)).unwrap();

@@ -14,7 +14,9 @@ mod support;
 
 use flatlan_lab::{Lab, Nat, Payload, ProxySpec, SiteSpec, Transfer};
 use serde_json::Value;
-use support::{MIB, PATIENCE, gateway, is_direct, is_relay, lab, path, ping, send, wait_path, wait_status};
+use support::{
+    MIB, PATIENCE, gateway, is_direct, is_relay, lab, path, ping, send, send_by_every_address, wait_path, wait_status,
+};
 
 const MUCH: u64 = 64 * MIB;
 
@@ -26,7 +28,7 @@ fn nodes_behind_cones_punch_holes_and_64_mib_arrive_directly() {
     wait_path(&lab, "a", "b", "a direct path", is_direct);
     wait_path(&lab, "b", "a", "a direct path", is_direct);
     let before = lab.traffic();
-    send(&lab, "a", "b", MUCH);
+    send_by_every_address(&lab, "a", "b", MUCH);
     let by_hub = lab.traffic().since(&before).of("h1").received_bytes;
     assert!(by_hub < MIB, "{by_hub} bytes crossed the hub");
     assert!(is_direct(&path(&lab.status("a").unwrap(), "b").unwrap()));
@@ -46,7 +48,7 @@ fn symmetric_nats_stay_relayed_and_64_mib_arrive_by_the_hub_over_udp() {
     let lab = lab().hub("h1").hub("h2").site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
     lab.bring_up().unwrap();
     let talk = ping(&lab, "a", "b");
-    send(&lab, "a", "b", MUCH);
+    send_by_every_address(&lab, "a", "b", MUCH);
     // Long enough for every attempt at a direct path.
     talk.wait_answers(500, PATIENCE).unwrap();
     for (from, to) in [("a", "b"), ("b", "a")] {
@@ -64,7 +66,7 @@ fn where_udp_is_blocked_64_mib_arrive_over_tls_and_the_status_says_so() {
         wait_status(&lab, from, "a hub over TCP", |status| (status["hubs"][0]["transport"] == "tcp").then_some(()));
         wait_path(&lab, from, to, "a path over TCP", |path| is_relay(path, "tcp"));
     }
-    send(&lab, "a", "b", MUCH);
+    send_by_every_address(&lab, "a", "b", MUCH);
 }
 
 #[test]
@@ -76,7 +78,7 @@ fn only_a_proxy_leads_out_and_64_mib_arrive_through_it() {
     let _talk = ping(&lab, "a", "b");
     let path = wait_path(&lab, "a", "b", "a path over TCP", |path| is_relay(path, "tcp"));
     assert_eq!(path["via"], serde_json::json!(["h1"]));
-    send(&lab, "a", "b", MUCH);
+    send_by_every_address(&lab, "a", "b", MUCH);
     send(&lab, "b", "a", MIB);
     let asked = lab.site("a").unwrap().proxy().unwrap().targets();
     let hub = format!("{}:443", lab.hub("h1").unwrap().host());
