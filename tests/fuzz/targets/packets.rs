@@ -66,7 +66,7 @@ fn segments() {
 #[test]
 fn fragments() {
     Fuzz::new("fragments").seeds(packets()).run(|input| {
-        let Some(mut fragments) = Fragments::new(input, 576) else { return 0 };
+        let Some(mut fragments) = Fragments::new(input, 576, 1) else { return 0 };
         let mut out = vec![0; MAX_PACKET];
         let mut count = 0_u32;
         while let Some(len) = fragments.write_next(&mut out) {
