@@ -55,7 +55,7 @@ impl Attachment {
     }
 
     pub(super) fn add_place(&mut self, endpoint: Endpoint) {
-        if self.places.contains(&endpoint) || self.places.len() >= MAX_PLACES {
+        if self.places.contains(&endpoint) || self.places.len() >= MAX_PLACES || !may_be_at(endpoint, self.remote) {
             return;
         }
         // the address that the stream reached is the likeliest to work
@@ -75,6 +75,36 @@ impl Attachment {
     pub(super) fn ask_at(&self) -> Instant {
         self.asked.unwrap_or(self.heard).max(self.heard) + QUIET
     }
+}
+
+/// Whether a hub that was reached at `remote` may be there: no hub sends our BINDs into a LAN that it is not in
+/// itself.
+fn may_be_at(endpoint: Endpoint, remote: Option<IpAddr>) -> bool {
+    let ip = endpoint.socket_addr().ip();
+    match reach(ip) {
+        Reach::Everywhere => true,
+        Reach::Site => remote.is_some_and(|remote| reach(remote) != Reach::Everywhere),
+        Reach::Machine => remote == Some(ip),
+    }
+}
+
+/// From where an address means the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Machine,
+    Site,
+    Everywhere,
+}
+
+fn reach(ip: IpAddr) -> Reach {
+    let (machine, site) = match ip {
+        IpAddr::V4(v4) => (v4.is_link_local() || v4.is_broadcast(), v4.is_private()),
+        IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.is_unique_local()),
+    };
+    if machine || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+        return Reach::Machine;
+    }
+    if site { Reach::Site } else { Reach::Everywhere }
 }
 
 impl Hubs {
@@ -121,3 +151,25 @@ pub(super) const QUIET: Duration = Duration::from_secs(1);
 pub(super) const SILENT: Duration = Duration::from_secs(3);
 /// A UDP address of a hub with several is tried for so long.
 const TRY_PLACE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_names_no_place_in_a_network_that_it_is_not_in() {
+        let at = |place: &str, remote: Option<&str>| {
+            may_be_at(Endpoint::new(place.parse().unwrap()), remote.map(|remote| remote.parse().unwrap()))
+        };
+        let public = Some("203.0.113.1");
+        assert!(at("198.51.100.1:51820", public) && at("[2001:db8::1]:51820", None));
+        for inside in
+            ["127.0.0.1:53", "192.168.1.1:53", "10.0.0.1:53", "[fd00::1]:53", "[::1]:53", "169.254.169.254:80"]
+        {
+            assert!(!at(inside, public) && !at(inside, None), "{inside}");
+        }
+        assert!(at("192.168.1.1:53", Some("192.168.1.9")) && at("[fd00::1]:53", Some("10.0.0.1")));
+        assert!(at("127.0.0.1:53", Some("127.0.0.1")) && !at("127.0.0.1:53", Some("192.168.1.9")));
+        assert!(!at("224.0.0.1:53", Some("192.168.1.9")));
+    }
+}
