@@ -439,6 +439,14 @@ impl Driver {
         if first {
             self.start_packets(&interface).await?;
         }
+        let mtu = self.interface.as_ref().map(|now| now.mtu).filter(|now| *now != interface.mtu);
+        if let Some(now) = mtu {
+            tracing::warn!(
+                mtu = interface.mtu,
+                was = now,
+                "the network's MTU changed: it holds from this node's next start"
+            );
+        }
         match self.configure(&interface).await {
             Ok(()) => self.interface = Some(interface),
             Err(error) if first => return Err(NodeError::Route(error)),
@@ -490,8 +498,8 @@ impl Driver {
                 continue;
             }
             if let Some(lan) = connected.iter().find(|lan| prefix.lies_in(lan.prefix)) {
-                let (lan, device) = (lan.prefix, &lan.device);
-                tracing::warn!(%prefix, %lan, device, "no route into the overlay: this machine's own LAN is there");
+                let reason = format_args!("{} is the LAN of {}", lan.prefix, lan.device);
+                tracing::warn!(vip = %prefix, %reason, "no route into the overlay over an own LAN");
                 continue;
             }
             let source = interface.ips.iter().map(|ip| ip.ip()).find(|ip| ip.is_ipv4() == prefix.ip().is_ipv4());

@@ -20,7 +20,7 @@ use flatlan_wg::{
 use crate::{
     DropReason, Owner, Sink, Snapshot,
     handshake::drop_reason,
-    outbound::{is_never_carried, is_syn},
+    outbound::{is_never_carried, is_syn, packets_in},
     peer::Link,
     transit::{Toward, Transit, toward},
     worker::{WIREGUARD_DATA, Worker},
@@ -87,7 +87,7 @@ impl<S: Sessions> Worker<S> {
         let drops = &mut self.stats.drops;
         self.coalescer.flush(&mut |_, packet| {
             if let Err(reason) = out.write_tun(packet) {
-                drops.add(reason, 1);
+                drops.add(reason, packets_in(packet));
             }
         });
         self.tell_evidence(now, out);
@@ -170,7 +170,7 @@ impl<S: Sessions> Worker<S> {
             Some(Ok(Judged::Ours(len))) => {
                 coalescer.commit(*len, &mut |_, packet| {
                     if let Err(reason) = out.write_tun(packet) {
-                        stats.drops.add(reason, 1);
+                        stats.drops.add(reason, packets_in(packet));
                     }
                 });
                 stats.rx_packets += 1;

@@ -29,7 +29,7 @@ impl<S: Sessions> Worker<S> {
     /// used up.
     pub fn handle_tun(&mut self, header_and_packet: &mut [u8], now: Instant, out: &mut impl Sink) {
         if let Err(reason) = self.outbound(header_and_packet, now, out) {
-            self.stats.drops.add(reason, 1);
+            self.stats.drops.add(reason, packets_in(header_and_packet));
         }
     }
 
@@ -256,7 +256,7 @@ impl<S: Sessions> Worker<S> {
                 self.seal(peer_lane(slot, lane), &header, packet, &view, now, out)
             });
             if let Err(reason) = sealed {
-                self.stats.drops.add(reason, 1);
+                self.stats.drops.add(reason, packets_in(&kept));
             }
         }
         self.flush_outbound(out);
@@ -372,6 +372,12 @@ fn split(header_and_packet: &mut [u8]) -> Result<(VnetHeader, &mut [u8]), DropRe
     let header = VnetHeader::parse(header_and_packet).map_err(|_| DropReason::Malformed)?;
     let packet = header_and_packet.get_mut(VNET_LEN..).ok_or(DropReason::Malformed)?;
     Ok((header, packet))
+}
+
+/// How many packets a super-packet is, for the counters.
+pub(crate) fn packets_in(header_and_packet: &[u8]) -> u64 {
+    let packet = header_and_packet.get(VNET_LEN..).unwrap_or_default();
+    VnetHeader::parse(header_and_packet).map_or(1, |header| header.packets(packet))
 }
 
 fn peer_lane(peer: PeerSlot, lane: LaneId) -> LaneKey {

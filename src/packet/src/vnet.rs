@@ -46,6 +46,15 @@ impl VnetHeader {
         })
     }
 
+    /// How many packets stand behind this header in `packet`; an estimate where the headers' length is wrong.
+    pub fn packets(&self, packet: &[u8]) -> u64 {
+        let data = packet.len().saturating_sub(usize::from(self.hdr_len));
+        match (self.gso_type, self.gso_size) {
+            (GsoType::None, _) | (_, 0) => 1,
+            (_, size) => data.div_ceil(usize::from(size)).max(1) as u64,
+        }
+    }
+
     /// The header as the kernel reads it.
     #[inline]
     pub fn to_bytes(&self) -> [u8; VNET_LEN] {
