@@ -47,6 +47,6 @@ fn an_idle_node_and_an_idle_hub_hold_little_sleep_and_say_nothing() {
 /// How long is looked at a time.
 const SPAN: Duration = Duration::from_secs(3);
 /// Wake-ups a second of all threads together: a loop that turns without need has thousands.
-const MOST_WAKES: u64 = 200;
+const MOST_WAKES: u64 = 100;
 /// 20 MiB.
 const MOST_KIB: u64 = 20 << 10;
