@@ -64,10 +64,14 @@ pub struct PeerHub {
 /// How much a hub gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What one node may send.
+    /// What one node may send. Without a limit by default: a good link must not be slowed unasked.
     pub node: Quota,
     /// Labels that one node's frames may come with.
     pub labels_per_node: usize,
+    /// Labels of one network, or of one neighbouring hub's frames: a part of all that there are.
+    pub labels_per_network: usize,
+    /// Members of one network that are attached here.
+    pub attachments_per_network: usize,
     /// Path requests of one attachment that wait for an answer.
     pub requests: usize,
     /// Members that one node watches.
@@ -78,6 +82,10 @@ pub struct Limits {
     pub transfers: usize,
     /// Bytes of rosters that admins, who may be anyone, have uploaded in part, over all streams.
     pub uploads: usize,
+    /// Networks that are served although nobody allowed them by name.
+    pub networks: usize,
+    /// Bytes of their rosters.
+    pub rosters: usize,
 }
 
 impl Default for Limits {
@@ -85,11 +93,15 @@ impl Default for Limits {
         Self {
             node: Quota::default(),
             labels_per_node: 16_384,
+            labels_per_network: 1 << 18,
+            attachments_per_network: 1 << 16,
             requests: 256,
             watches: 16_384,
             redeeming: 1_000,
             transfers: 64 << 20,
             uploads: 64 << 20,
+            networks: 1_024,
+            rosters: 256 << 20,
         }
     }
 }

@@ -241,6 +241,9 @@ impl Hub {
             return Err(Refusal::new(RefusedCode::Quota, "attached too often: try later"));
         }
         let before = state.attached.get(&member).copied();
+        if before.is_none() && state.attached.len() >= self.config.limits.attachments_per_network {
+            return Err(Refusal::new(RefusedCode::Quota, "as many members of this network are attached as may be"));
+        }
         let owner = Owner::Node { network, member };
         let full = || Refusal::new(RefusedCode::Quota, "this hub is full");
         let (attachment, bind) = self.add_attachment(owner, stream).ok_or_else(full)?;

@@ -36,6 +36,7 @@ pub(super) struct Neighbour {
     pub(super) attachment: AttachmentId,
     /// Who dialled.
     dialler: HubKey,
+    since: Instant,
     heard: Instant,
     leg: LegState,
     /// Its last hello, and when it came.
@@ -412,9 +413,7 @@ impl Hub {
     pub(super) fn neighbours_changed(&mut self, now: Instant) {
         let hubs: Vec<_> = self.neighbours.iter().map(|(hub, neighbour)| (*hub, neighbour.control)).collect();
         for (hub, control) in hubs {
-            let listed = self.networks.values().any(|network| network.lists_hub(&hub));
-            let known = self.config.peers.iter().any(|peer| peer.key == hub);
-            if !listed && !known && self.networks.values().all(|network| network.roster.is_some()) {
+            if self.is_newcomer(&hub) && self.networks.values().all(|network| network.roster.is_some()) {
                 self.refuse(control, RefusedCode::NotMember, "this hub shares no network with yours", now);
                 continue;
             }
@@ -490,14 +489,39 @@ impl Hub {
     }
 
     fn may_neighbour(&self, hub: &HubKey, network: &NetworkId) -> bool {
-        if self.neighbours.len() >= MAX_NEIGHBOURS && !self.neighbours.contains_key(hub) {
-            return false;
+        if self.is_peer(hub) || self.neighbours.contains_key(hub) {
+            return true;
         }
-        let listed = self.networks.values().any(|network| network.lists_hub(hub));
-        let known = self.config.peers.iter().any(|peer| peer.key == *hub);
-        // It may bring the roster that lists it.
+        if self.is_listed(hub) {
+            let listed = self.neighbours.keys().filter(|hub| self.is_listed(hub) && !self.is_peer(hub));
+            return listed.count() < MAX_NEIGHBOURS;
+        }
+        // It may bring the roster that lists it. Anyone may say so: such hubs take no room from others.
         let new = self.allows(network) && self.networks.get(network).is_none_or(|n| n.roster.is_none());
-        listed || known || new
+        new && self.neighbours.keys().filter(|hub| self.is_newcomer(hub)).count() < MAX_NEWCOMERS
+    }
+
+    fn is_listed(&self, hub: &HubKey) -> bool {
+        self.networks.values().any(|network| network.lists_hub(hub))
+    }
+
+    /// Whether it was configured.
+    fn is_peer(&self, hub: &HubKey) -> bool {
+        self.config.peers.iter().any(|peer| peer.key == *hub)
+    }
+
+    fn is_newcomer(&self, hub: &HubKey) -> bool {
+        !self.is_listed(hub) && !self.is_peer(hub)
+    }
+
+    /// Lets go of hubs that did not bring a roster which lists them.
+    pub(super) fn refuse_newcomers(&mut self, now: Instant) {
+        let late = |neighbour: &Neighbour| now.saturating_duration_since(neighbour.since) >= NEWCOMER_LIFE;
+        let late = self.neighbours.iter().filter(|(hub, neighbour)| late(neighbour) && self.is_newcomer(hub));
+        let late: Vec<_> = late.map(|(_, neighbour)| neighbour.control).collect();
+        for stream in late {
+            self.refuse(stream, RefusedCode::NotMember, "this hub shares no network with yours", now);
+        }
     }
 
     /// Whether the stream that there is to `hub` is to be kept over one dialled by `dialler`.
@@ -526,6 +550,7 @@ impl Hub {
             control: stream,
             attachment,
             dialler,
+            since: now,
             heard: now,
             leg: LegState::Down,
             theirs: None,
@@ -733,7 +758,11 @@ const HELLO: Duration = Duration::from_millis(200);
 const MISSES: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Neighbours that a roster lists; those that are configured do not count.
 const MAX_NEIGHBOURS: usize = 256;
+/// Neighbours that no roster lists yet, and how long they may stay so.
+const MAX_NEWCOMERS: usize = 16;
+const NEWCOMER_LIFE: Duration = Duration::from_secs(60);
 /// Networks in one `Serves`.
 const MAX_SERVED: usize = 1_800;
 /// Lines in one digest.

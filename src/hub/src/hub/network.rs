@@ -49,6 +49,10 @@ pub(super) struct Network {
     pub(super) attached: BTreeMap<MemberId, AttachmentId>,
     /// When members attached lately: the first of a span, and how often since.
     attaching: BTreeMap<MemberId, (Instant, u32)>,
+    /// Labels of its paths.
+    pub(super) labels: usize,
+    /// Bytes of its roster, as it came.
+    size: usize,
     pub(super) presence: PresenceTable,
     pub(super) watchers: BTreeMap<MemberId, BTreeSet<AttachmentId>>,
     /// Computed from the link states of this generation.
@@ -91,6 +95,8 @@ impl Network {
             disk: Disk::Good,
             attached: BTreeMap::new(),
             attaching: BTreeMap::new(),
+            labels: 0,
+            size: 0,
             presence: PresenceTable::default(),
             watchers: BTreeMap::new(),
             routes: None,
@@ -108,7 +114,8 @@ impl Network {
             Ok(roster) => (Some(roster), Ok(())),
             Err(error) => (None, Err(RestoreError::Roster(error))),
         };
-        (Self { roster, ratchet, ..network }, restored)
+        let size = stored.bundle.len();
+        (Self { roster, ratchet, size, ..network }, restored)
     }
 
     pub(super) fn status(&self) -> NetworkStatus {
@@ -320,6 +327,7 @@ impl Hub {
         uploader: Option<StreamId>,
         now: Instant,
     ) -> Result<(), Refusal> {
+        self.may_keep(network, bundle.len())?;
         let mut fresh = None;
         let state = match self.networks.get_mut(&network) {
             Some(state) => state,
@@ -363,6 +371,7 @@ impl Hub {
         }
         let held: Vec<_> = state.roster.iter().flat_map(|roster| roster.claims().iter().cloned()).collect();
         state.roster = Some(verified.with_claims(held).unwrap_or(verified));
+        state.size = bundle.len();
         state.bundle = None;
         state.routes = None;
         state.unstored.get_or_insert_default().extend(uploader);
@@ -372,6 +381,20 @@ impl Hub {
         self.event(HubEvent::RosterAdopted { network, version });
         self.roster_changed(network, now);
         self.store_next(network);
+        Ok(())
+    }
+
+    /// Whether there is room for a roster of this size. Anyone can sign rosters of their own networks: those
+    /// that nobody allowed by name have a share.
+    fn may_keep(&self, network: NetworkId, size: usize) -> Result<(), Refusal> {
+        if self.config.allow.names(&network) {
+            return Ok(());
+        }
+        let others = self.networks.values().filter(|other| other.id != network && !self.config.allow.names(&other.id));
+        let (count, bytes) = others.fold((0, 0), |(count, bytes), other| (count + 1, bytes + other.size));
+        if count >= self.config.limits.networks || bytes + size > self.config.limits.rosters {
+            return Err(Refusal::new(RefusedCode::Quota, "this hub keeps as many networks as it may: use another one"));
+        }
         Ok(())
     }
 

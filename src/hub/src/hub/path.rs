@@ -312,11 +312,12 @@ impl Hub {
         let state = self.attachments.get(upstream.0).ok_or(PathReason::Refused)?;
         let limits = &self.config.limits;
         // A neighbour asks for many nodes, each of which its own hub holds to the limit.
-        let share = match state.owner {
-            Owner::Hub(_) => HUB_SHARE,
-            Owner::Node { .. } => 1,
+        let (requests, labels) = match state.owner {
+            Owner::Hub(_) => (limits.requests * HUB_SHARE, limits.labels_per_network),
+            Owner::Node { .. } => (limits.requests, limits.labels_per_node),
         };
-        if state.requests >= limits.requests * share || state.upstream.len() >= limits.labels_per_node * share {
+        let many = state.requests >= requests || state.upstream.len() >= labels;
+        if many || network.labels >= limits.labels_per_network {
             return Err(PathReason::Quota);
         }
         Ok(())
@@ -425,7 +426,15 @@ impl Hub {
         let PathOpen { network, from, to, via: before, avoid, .. } = open;
         let state = LabelState { network, from, to, upstream, downstream, out, via: before, avoid, repair: Repair::No };
         let generation = self.random.generation();
-        let Some(label) = self.labels.insert(generation, state).map(Label) else {
+        // Many requests may have waited at once.
+        let limit = self.config.limits.labels_per_network;
+        let tenant = self.networks.get_mut(&network).filter(|tenant| tenant.labels < limit);
+        let given = tenant.and_then(|tenant| {
+            let label = self.labels.insert(generation, state).map(Label)?;
+            tenant.labels += 1;
+            Some(label)
+        });
+        let Some(label) = given else {
             self.close_downstream(downstream, out);
             return self.tell(upstream, Control::PathFailed { request, reason: PathReason::Quota });
         };
@@ -520,6 +529,9 @@ impl Hub {
     /// Frees a label here; tells nobody.
     fn unhook(&mut self, label: Label) -> Option<LabelState> {
         let state = self.labels.remove(label.0)?;
+        if let Some(tenant) = self.networks.get_mut(&state.network) {
+            tenant.labels = tenant.labels.saturating_sub(1);
+        }
         self.forward(ForwardCommand::RemoveLabel { label });
         if let Some(attachment) = self.attachments.get_mut(state.upstream.0) {
             attachment.upstream.remove(&label);

@@ -349,6 +349,34 @@ fn a_replayed_link_state_of_an_earlier_life_does_not_silence_its_hub() {
 }
 
 #[test]
+fn hubs_that_no_roster_lists_take_no_room_from_others_and_are_let_go() {
+    let mut admin = lan(&[0, 1], 1);
+    let mut world = World::new(1, Allow::Any);
+    world.node(1);
+    world.publish(0, &mut admin);
+    let attach = |world: &mut World, hub: usize, network: NetworkId| {
+        let exporter = world.next_exporter();
+        let (key, role) = (hub_key(0), Role::HubControl);
+        let scope = flatlan_relay::auth::AttachScope { exporter: &exporter, hub: &key, network: &network, role };
+        let proof = Proof::Hub { key: hub_key(hub), signature: scope.sign_hub(&hub_secret(hub)) };
+        world.attach_with(0, 0, network, role, proof)
+    };
+    let unknown = NetworkId::from_bytes([3; 32]);
+    let strangers: Vec<_> = (2..40).map(|hub| attach(&mut world, hub, unknown)).collect();
+    assert!(world.hubs[0].hub.neighbours().count() < 20);
+    let listed = attach(&mut world, 1, admin.id);
+    assert_eq!(world.refusal(0, listed), None);
+    for _ in 0..31 {
+        world.run(Duration::from_secs(2));
+        let still: Vec<_> = strangers.iter().filter(|stream| world.refusal(0, **stream).is_none()).collect();
+        still.into_iter().for_each(|stream| world.say(*stream, Control::Ping { time: 1 }));
+        world.say(listed, Control::Ping { time: 1 });
+    }
+    let left: Vec<_> = world.hubs[0].hub.neighbours().map(|neighbour| neighbour.hub).collect();
+    assert_eq!(left, [hub_key(1)]);
+}
+
+#[test]
 fn an_unknown_network_costs_a_hub_nothing() {
     let mut world = World::new(1, Allow::Any);
     world.node(1);

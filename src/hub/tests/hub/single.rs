@@ -478,6 +478,63 @@ fn too_many_labels_requests_and_attachments_are_refused() {
 }
 
 #[test]
+fn one_tenant_takes_its_share_of_the_labels_and_no_more() {
+    let (mut red, mut blue) = (lan(&[0], 3), tenant(10, &[0], 3));
+    let limits = Limits { labels_per_network: 3, attachments_per_network: 3, ..Limits::default() };
+    let mut world = World::with_limits(1, allow(&[red.id, blue.id]), limits);
+    for seed in [1, 2, 1, 2] {
+        world.node(seed);
+    }
+    world.publish(0, &mut red);
+    world.publish(0, &mut blue);
+    let (a, b) = (world.join(0, 0, red.id), world.join(1, 0, red.id));
+    let c = world.join(2, 0, blue.id);
+    world.join(3, 0, blue.id);
+    let first = world.open(0, a, red.id, world.id(1)).unwrap();
+    world.open(0, a, red.id, world.id(1)).unwrap();
+    world.open(1, b, red.id, world.id(0)).unwrap();
+    assert_eq!(world.open(0, a, red.id, world.id(1)), Err(PathReason::Quota));
+    assert_eq!(world.open(1, b, red.id, world.id(0)), Err(PathReason::Quota));
+    assert!(world.open(2, c, blue.id, world.id(3)).is_ok());
+    world.say(a, Control::PathClose { label: first });
+    world.run(DELAY * 3);
+    assert!(world.open(1, b, red.id, world.id(0)).is_ok());
+}
+
+#[test]
+fn no_more_members_of_a_network_attach_than_may() {
+    let mut admin = lan(&[0], 3);
+    let limits = Limits { attachments_per_network: 2, ..Limits::default() };
+    let mut world = World::with_limits(1, allow(&[admin.id]), limits);
+    (1..=3).for_each(|seed| {
+        world.node(seed);
+    });
+    world.publish(0, &mut admin);
+    let streams = [0, 1, 2].map(|node| world.attach(node, 0, admin.id));
+    assert_eq!(world.refusal(2, streams[2]), Some(RefusedCode::Quota));
+    // Whoever is attached may attach again.
+    let again = world.attach(0, 0, admin.id);
+    assert_eq!(world.refusal(0, again), None);
+}
+
+#[test]
+fn a_hub_that_serves_any_network_keeps_a_bounded_number_and_size_of_them() {
+    let size = tenant(9, &[0], 1).sign().len();
+    let few = Limits { networks: 2, ..Limits::default() };
+    let small = Limits { rosters: size * 5 / 2, ..Limits::default() };
+    for limits in [few, small] {
+        let mut world = World::with_limits(1, Allow::Any, limits);
+        let mut admins = [9, 10, 11, 12].map(|seed| tenant(seed, &[0], 1));
+        let stored = |heard: &[Control]| matches!(heard, [Control::Stored { .. }]);
+        let kept = admins.each_mut().map(|admin| stored(&world.publish(0, admin)));
+        assert_eq!(kept, [true, true, false, false]);
+        assert_eq!(world.hubs[0].hub.networks().count(), 2);
+        // A network that is here goes on.
+        assert!(stored(&world.publish(0, &mut admins[0])));
+    }
+}
+
+#[test]
 fn a_stream_that_says_nothing_is_closed() {
     let (mut world, _, [a, ..]) = three();
     let silent = world.dial(0, 0, Role::Control);
