@@ -208,6 +208,20 @@ impl Forwarder {
         }
     }
 
+    /// The hub's own addresses, where they have changed: nothing is sent there any more.
+    pub fn set_own(&mut self, own: Vec<Endpoint>, now: Instant) {
+        self.config.own = own;
+        let bound = self.by_endpoint.iter().filter(|(endpoint, _)| self.config.own.contains(endpoint));
+        let bound: Vec<_> = bound.map(|(_, attachment)| *attachment).collect();
+        for attachment in bound {
+            self.set_endpoint(attachment, None, now);
+            self.tell(ForwardEvent::Unbound { attachment });
+        }
+        for leg in &mut self.legs {
+            leg.leave(&self.config.own);
+        }
+    }
+
     /// What happened; drain after every input or command.
     pub fn poll_event(&mut self) -> Option<ForwardEvent> {
         self.events.pop_front()

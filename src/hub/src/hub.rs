@@ -65,6 +65,7 @@ pub struct Hub {
     unreachable: BTreeMap<(NetworkId, HubKey), Instant>,
     held: Held,
     claims_checked: u64,
+    refused: u64,
     outputs: VecDeque<Output>,
     next_id: u64,
     draining: Draining,
@@ -112,6 +113,7 @@ impl Hub {
             unreachable: BTreeMap::new(),
             held: Held::default(),
             claims_checked: 0,
+            refused: 0,
             outputs: VecDeque::new(),
             next_id: 0,
             draining: Draining::No,
@@ -298,6 +300,7 @@ impl Hub {
             neighbours: self.neighbours.values().filter(|neighbour| neighbour.is_up()).count(),
             hubs: self.lsdb.iter().count(),
             claims_checked: self.claims_checked,
+            refused: self.refused,
         }
     }
 
@@ -347,6 +350,7 @@ impl Hub {
         let endpoint = at.remote;
         self.send(stream, Control::Refused { code, text: text.to_owned(), presence });
         self.outputs.push_back(Output::Close { stream });
+        self.refused += 1;
         self.event(HubEvent::Refused { endpoint, code });
         self.forget_stream(stream, DetachReason::Refused(code), now);
     }
@@ -522,6 +526,8 @@ pub struct HubStats {
     pub hubs: usize,
     /// Claims of others whose signatures were checked.
     pub claims_checked: u64,
+    /// Streams refused.
+    pub refused: u64,
 }
 
 /// One network, for a status page.

@@ -83,6 +83,12 @@ impl HubLeg {
         self.attachment
     }
 
+    /// Tries these no more.
+    pub(crate) fn leave(&mut self, places: &[Endpoint]) {
+        self.endpoints.retain(|endpoint| !places.contains(endpoint));
+        self.up = self.up.filter(|up| !places.contains(up));
+    }
+
     pub(crate) fn poll_timeout(&self) -> Instant {
         self.next
     }

@@ -102,6 +102,20 @@ fn one_bind_after_a_nat_change_moves_all_labels_once_the_new_address_has_answere
 }
 
 #[test]
+fn an_address_that_turns_out_to_be_the_hubs_own_gets_nothing_more() {
+    let mut net = Net::new();
+    let (a, b) = (net.bound_node(1, "192.0.2.1:1000"), net.bound_node(2, "192.0.2.2:2000"));
+    net.label(Label::new(1, 1), a, b, Label::new(7, 7));
+    net.forwarder.set_own(vec![at("192.0.2.2:2000")], net.now);
+    assert_eq!(net.events(), [ForwardEvent::Unbound { attachment: b }]);
+    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
+    let bind = Bind { id: b.0, counter: 90, time: 0, nonce: 0 }.encode(&key(b));
+    net.udp("192.0.2.2:2000", bind.to_vec(), 0, Ecn(0));
+    assert!(net.sent().is_empty());
+    assert_eq!((net.dropped(ForwardDrop::NoLeg), net.dropped(ForwardDrop::BindAddress)), (1, 1));
+}
+
+#[test]
 fn a_replayed_bind_from_another_address_moves_nothing() {
     let mut net = Net::new();
     let a = net.bound_node(1, "192.0.2.1:1000");

@@ -252,16 +252,32 @@ impl Hub {
                 let new: Vec<_> = redeemed.iter().map(|redeeming| redeeming.claim.clone()).collect();
                 self.fold_claims(network, new, None, now);
                 for Redeeming { claim, waiting } in redeemed {
-                    let roster = self.networks.get(&network).and_then(|network| network.roster.as_ref());
-                    let member = roster.and_then(|roster| Some(roster.invite(claim.invite())?.0.name.clone()));
-                    self.event(HubEvent::ClaimRedeemed { network, member });
-                    for stream in waiting {
-                        self.send(stream, Control::Redeemed { network, claim: claim.encode() });
-                    }
+                    self.answer_redeemed(network, &claim, waiting);
                 }
             }
         }
         self.store_next(network);
+    }
+
+    /// The claim is on disk; a roster may have retired its invite, or given its keys away, meanwhile.
+    fn answer_redeemed(&mut self, network: NetworkId, claim: &CountersignedClaim, waiting: Vec<StreamId>) {
+        let roster = self.networks.get(&network).and_then(|network| network.roster.as_ref());
+        let counts = roster.is_some_and(|roster| {
+            matches!(roster.claims().of(claim.invite()), [held] if held == claim)
+                && roster.by_id(&claim.keys().id).is_some()
+        });
+        if !counts {
+            let text = "the invite was cancelled or used while it was redeemed: ask for another token";
+            for stream in waiting {
+                self.refuse_request(stream, Refusal::new(RefusedCode::BadClaim, text));
+            }
+            return;
+        }
+        let member = roster.and_then(|roster| Some(roster.invite(claim.invite())?.0.name.clone()));
+        self.event(HubEvent::ClaimRedeemed { network, member });
+        for stream in waiting {
+            self.send(stream, Control::Redeemed { network, claim: claim.encode() });
+        }
     }
 
     /// Tells a neighbour the heads of all networks that we share.

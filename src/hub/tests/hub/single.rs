@@ -342,6 +342,27 @@ fn a_claim_is_answered_only_after_it_is_on_disk() {
 }
 
 #[test]
+fn a_claim_whose_invite_is_cancelled_while_it_is_written_is_not_said_to_count() {
+    let mut admin = lan(&[0], 1);
+    let invite = InviteSecret::from_bytes(&[42; 32]);
+    admin.invite("new", "10.77.0.9", &invite, 0);
+    let mut world = World::new(1, allow(&[admin.id]));
+    let new = world.node(50);
+    world.publish(0, &mut admin);
+    world.hubs[0].disk_slow = true;
+    let stream = world.begin_redeem(new, 0, admin.id, &invite);
+    world.run(DELAY * 3);
+    let token = world.hubs[0].writes.pop().unwrap();
+    admin.revoke("new");
+    world.publish(0, &mut admin);
+    let now = world.now;
+    world.hubs[0].hub.handle_stored(token, flatlan_hub::StoreOutcome::Stored, now);
+    world.run(DELAY * 3);
+    assert_eq!(world.refusal(new, stream), Some(RefusedCode::BadClaim));
+    assert!(!world.hubs[0].events.iter().any(|event| matches!(event, HubEvent::ClaimRedeemed { .. })));
+}
+
+#[test]
 fn a_crash_before_the_claim_is_on_disk_forgets_it_and_nobody_was_told() {
     let mut admin = lan(&[0], 1);
     let invite = InviteSecret::from_bytes(&[42; 32]);
