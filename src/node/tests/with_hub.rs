@@ -436,7 +436,7 @@ impl Net {
                     at.stored.insert(network, StoredNetwork { network, bundle: bundle.to_vec(), ratchet });
                     at.hub.handle_stored(token, StoreOutcome::Stored, now);
                 }
-                HubOutput::Data { .. } | HubOutput::Event(_) => {}
+                HubOutput::Data { .. } | HubOutput::Event(_) | HubOutput::SetAside { .. } => {}
             }
         }
     }

@@ -113,7 +113,7 @@ impl<'a> Net<'a> {
                 Output::Close { .. } => 1,
                 Output::Data { .. } => 2,
                 Output::Dial { .. } => 4,
-                Output::Event(_) => 8,
+                Output::Event(_) | Output::SetAside { .. } => 8,
                 Output::Forward(_) => 16,
                 Output::Send { message, .. } => {
                     let bytes = message.encode();
