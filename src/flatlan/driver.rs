@@ -142,12 +142,10 @@ impl RunningNode {
 
     /// How things are; `None` once the node has ended.
     pub async fn status(&self) -> Option<Status> {
-        let (reply, status) = oneshot::channel();
-        self.requests.send(Request::Status(reply)).await.ok()?;
-        status.await.ok().map(|status| *status)
+        self.handle().status().await
     }
 
-    /// A handle by which the node is told to stop or to look around again.
+    /// A handle by which the node is asked, and told to stop or to look around again.
     pub fn handle(&self) -> NodeHandle {
         NodeHandle { requests: self.requests.clone() }
     }
@@ -171,6 +169,13 @@ pub struct NodeHandle {
 }
 
 impl NodeHandle {
+    /// How things are; `None` once the node has ended.
+    pub async fn status(&self) -> Option<Status> {
+        let (reply, status) = oneshot::channel();
+        self.requests.send(Request::Status(reply)).await.ok()?;
+        status.await.ok().map(|status| *status)
+    }
+
     /// Ends the node: what is to be remembered is written, the TUN goes.
     pub async fn stop(&self) {
         let _ = self.requests.send(Request::Stop).await;

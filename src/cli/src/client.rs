@@ -1,5 +1,5 @@
 //! Commands that ask a running node, over the control socket in its state directory; and what both daemons
-//! share: signals and the watchdog.
+//! share: signals.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,7 +13,6 @@ use flatlan::state::SOCKET;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::Method;
 use hyper_util::rt::TokioIo;
-use sd_notify::NotifyState;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -159,15 +158,6 @@ where
             _ = hup.recv() => Signal::Reload,
         };
         on(signal).await;
-    }
-}
-
-/// Tells systemd that the control loop turns, where it asks for that.
-pub(crate) async fn watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else { return };
-    loop {
-        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        tokio::time::sleep(period / 2).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! `flatlan hub ...`: the same code as the `flatlan-hub` binary.
 
-use crate::{args::HubCommand, failure::Failure, log, output};
+use crate::{args::HubCommand, failure::Failure, output};
 
 /// `flatlan hub`.
 pub(crate) fn run(command: HubCommand) -> Result<(), Failure> {
@@ -11,7 +11,7 @@ pub(crate) fn run(command: HubCommand) -> Result<(), Failure> {
             Ok(())
         }
         HubCommand::Run(args) => {
-            log::start(args.log.as_deref(), log::LogFormat::Text)?;
+            flatlan_hubd::start_log(&args)?;
             Ok(flatlan_hubd::run(args)?)
         }
     }

@@ -3,7 +3,7 @@
 use std::{io::Read as _, path::Path};
 
 use flatlan::{NodeConfig, NodeFile, Notice, RunningNode, join, state::NodeState};
-use flatlan_os::{Why, located, stream::Proxy};
+use flatlan_os::{Why, located, stream::Proxy, watchdog};
 use flatlan_roster::Token;
 use sd_notify::NotifyState;
 use zeroize::Zeroizing;
@@ -73,7 +73,12 @@ pub(crate) fn leave(args: StateArgs) -> Result<(), Failure> {
 async fn run(config: NodeConfig) -> Result<(), Failure> {
     let mut node = RunningNode::start(config).await?;
     let handle = node.handle();
-    let watchdog = tokio::spawn(client::watchdog());
+    let asked = node.handle();
+    // the control loop asks the packet thread for its part of the status
+    let watchdog = tokio::spawn(watchdog::watch(move || {
+        let asked = asked.clone();
+        async move { asked.status().await.is_some() }
+    }));
     let signals = tokio::spawn(client::signals(move |signal| {
         let handle = handle.clone();
         async move {

@@ -2,7 +2,13 @@
 
 use std::fmt::Write as _;
 
-use axum::{Router, extract::State, http::StatusCode, response::Html, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{Html, IntoResponse},
+    routing::get,
+};
 use flatlan_hub::{HubStats, NeighbourStatus, NetworkStatus};
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,7 +37,7 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, questions: Question
     }
 }
 
-async fn view(questions: &Questions) -> Option<View> {
+pub(crate) async fn view(questions: &Questions) -> Option<View> {
     let (reply, view) = oneshot::channel();
     questions.send(reply).await.ok()?;
     view.await.ok()
@@ -44,30 +50,44 @@ async fn healthz(State(questions): State<Questions>) -> (StatusCode, &'static st
     }
 }
 
-async fn metrics(State(questions): State<Questions>) -> Result<String, StatusCode> {
+async fn metrics(State(questions): State<Questions>) -> Result<impl IntoResponse, StatusCode> {
     let view = view(&questions).await.ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], exposition(&view)))
+}
+
+/// OpenMetrics text: each family once, with its type; counters end in `_total`.
+fn exposition(view: &View) -> String {
+    let (stats, report) = (&view.stats, &view.report);
     let mut text = String::new();
-    let forwarded = view.report.stats.forwarded;
     for (name, value) in [
-        ("flatlan_hub_streams", view.stats.streams as u64),
-        ("flatlan_hub_attachments", view.stats.attachments as u64),
-        ("flatlan_hub_labels", view.report.labels as u64),
-        ("flatlan_hub_neighbours_up", view.stats.neighbours as u64),
-        ("flatlan_hub_received_datagrams_total", view.report.stats.received),
-        ("flatlan_hub_forwarded_datagrams_total", forwarded.packets),
-        ("flatlan_hub_forwarded_bytes_total", forwarded.bytes),
-        ("flatlan_hub_dropped_datagrams_total{reason=\"stream_full\"}", view.report.stream_drops),
-        ("flatlan_hub_dropped_datagrams_total{reason=\"socket_full\"}", view.report.udp_drops),
+        ("streams", stats.streams),
+        ("attachments", stats.attachments),
+        ("labels", report.labels),
+        ("neighbours_up", stats.neighbours),
     ] {
-        let _ = writeln!(text, "{name} {value}");
+        let _ = writeln!(text, "# TYPE flatlan_hub_{name} gauge\nflatlan_hub_{name} {value}");
     }
-    for (reason, count) in view.report.stats.dropped.iter() {
-        let _ = writeln!(text, "flatlan_hub_dropped_datagrams_total{{reason=\"{}\"}} {count}", reason.label());
+    for (name, value) in [
+        ("refused_streams", stats.refused),
+        ("checked_claims", stats.claims_checked),
+        ("received_datagrams", report.stats.received),
+        ("forwarded_datagrams", report.stats.forwarded.packets),
+        ("forwarded_bytes", report.stats.forwarded.bytes),
+    ] {
+        let _ = writeln!(text, "# TYPE flatlan_hub_{name} counter\nflatlan_hub_{name}_total {value}");
     }
-    for (network, carried) in &view.report.networks {
+    text.push_str("# TYPE flatlan_hub_dropped_datagrams counter\n");
+    let queues = [("stream_full", report.stream_drops), ("socket_full", report.udp_drops)];
+    let dropped = report.stats.dropped.iter().map(|(reason, count)| (reason.label(), count));
+    for (reason, count) in queues.into_iter().chain(dropped) {
+        let _ = writeln!(text, "flatlan_hub_dropped_datagrams_total{{reason=\"{reason}\"}} {count}");
+    }
+    text.push_str("# TYPE flatlan_hub_network_bytes counter\n");
+    for (network, carried) in &report.networks {
         let _ = writeln!(text, "flatlan_hub_network_bytes_total{{network=\"{network}\"}} {}", carried.bytes);
     }
-    Ok(text)
+    text.push_str("# EOF\n");
+    text
 }
 
 async fn page(State(questions): State<Questions>) -> Result<Html<String>, StatusCode> {
@@ -92,4 +112,33 @@ async fn page(State(questions): State<Questions>) -> Result<Html<String>, Status
     }
     text.push_str("</table>");
     Ok(Html(text))
+}
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_stands_below_the_type_of_its_family_and_the_end_is_marked() {
+        let network = (flatlan_types::NetworkId::from_bytes([1; 32]), flatlan_hub::Carried { packets: 1, bytes: 9 });
+        let report = Report { networks: vec![network], ..Report::default() };
+        let (key, stats) = (String::new(), HubStats::default());
+        let text = exposition(&View { key, stats, networks: Vec::new(), neighbours: Vec::new(), report });
+        let mut family = String::new();
+        let mut seen = Vec::new();
+        for line in text.strip_suffix("# EOF\n").unwrap().lines() {
+            if let Some(named) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = named.split_once(' ').unwrap();
+                assert!(!seen.contains(&name), "{name} is there twice");
+                seen.push(name);
+                family = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+            } else {
+                let name = line.split(['{', ' ']).next().unwrap();
+                assert_eq!(name, family);
+            }
+        }
+        assert!(seen.contains(&"flatlan_hub_dropped_datagrams"));
+    }
 }

@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::Args;
-use flatlan_hub::PeerHub;
+use clap::{Args, ValueEnum};
+use flatlan_hub::{Limits, PeerHub, Quota};
 use flatlan_os::{Why, located};
 use flatlan_types::{HostPort, NetworkId};
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,19 @@ pub struct RunArgs {
     /// What to log: a level, or directives
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// The file of `flatlan hub run --config`. Flags override it.
@@ -74,6 +87,18 @@ pub struct HubFile {
     /// Where to serve /metrics, /healthz and the web page; absent: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin: Option<SocketAddr>,
+    /// What one node may send through this hub, packets a second; 0: no limit.
+    pub node_packets: u64,
+    /// The same in bytes a second.
+    pub node_bytes: u64,
+    /// What all nodes of one network may send together, packets a second; 0: no limit.
+    pub network_packets: u64,
+    /// The same in bytes a second.
+    pub network_bytes: u64,
+    /// Networks served that `allow` does not name: with `allow_any`.
+    pub max_networks: usize,
+    /// Bytes of their rosters, in memory and on disk.
+    pub max_roster_bytes: usize,
     /// Certificate chain (PEM); empty: a self-signed one, made at each start. Nodes trust the hub's key, not this.
     pub certificate: PathBuf,
     /// Its private key (PEM).
@@ -90,6 +115,12 @@ impl Default for HubFile {
             allow_any: false,
             peers: Vec::new(),
             admin: None,
+            node_packets: 0,
+            node_bytes: 0,
+            network_packets: 0,
+            network_bytes: 0,
+            max_networks: Limits::default().networks,
+            max_roster_bytes: Limits::default().rosters,
             certificate: PathBuf::new(),
             certificate_key: PathBuf::new(),
         }
@@ -105,6 +136,8 @@ pub(crate) struct Config {
     pub(crate) allow: flatlan_hub::Allow,
     pub(crate) peers: Vec<PeerHub>,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) limits: Limits,
+    pub(crate) network_quota: Quota,
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
 }
 
@@ -133,10 +166,15 @@ impl RunArgs {
         if let Some(tls) = self.tls {
             file.tls = tls;
         }
-        if !self.allow.is_empty() {
-            file.allow = self.allow;
+        if file.allow_any && !file.allow.is_empty() {
+            return Err(HubError::AllowTwice);
         }
-        file.allow_any |= self.allow_any;
+        // each of the two takes the place of whichever the file has
+        if !self.allow.is_empty() {
+            (file.allow, file.allow_any) = (self.allow, false);
+        } else if self.allow_any {
+            (file.allow, file.allow_any) = (Vec::new(), true);
+        }
         file.peers.extend(self.peers);
         let allow = if file.allow_any {
             flatlan_hub::Allow::Any
@@ -158,6 +196,13 @@ impl RunArgs {
             allow,
             peers,
             admin: self.admin.or(file.admin),
+            limits: Limits {
+                node: Quota { packets: file.node_packets, bytes: file.node_bytes },
+                networks: file.max_networks,
+                rosters: file.max_roster_bytes,
+                ..Limits::default()
+            },
+            network_quota: Quota { packets: file.network_packets, bytes: file.network_bytes },
             certificate,
         })
     }
@@ -174,3 +219,51 @@ fn parse_peer(text: &str) -> Result<PeerHub, HubError> {
 pub(crate) const DEFAULT_STATE: &str = "/var/lib/flatlan-hub";
 /// The UDP port unless told otherwise.
 const DEFAULT_UDP: u16 = 51820;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn args(file: &str, flags: &[&str]) -> (tempfile::TempDir, RunArgs) {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("hub.toml");
+        std::fs::write(&path, file).unwrap();
+        let path = path.display().to_string();
+        let words = ["hub", "--config", &path].into_iter().chain(flags.iter().copied());
+        (temp, Cli::try_parse_from(words).unwrap().run)
+    }
+
+    fn resolve(file: &str, flags: &[&str]) -> Result<Config, HubError> {
+        let (_temp, args) = args(file, flags);
+        args.resolve()
+    }
+
+    #[test]
+    fn the_networks_of_a_flag_take_the_place_of_any_network_in_the_file_and_the_reverse() {
+        let id = NetworkId::from_bytes([1; 32]);
+        let config = resolve("allow_any = true", &["--allow", &id.full()]).unwrap();
+        assert_eq!(config.allow, flatlan_hub::Allow::Networks([id].into()));
+        let config = resolve(&format!("allow = [\"{}\"]", id.full()), &["--allow-any"]).unwrap();
+        assert_eq!(config.allow, flatlan_hub::Allow::Any);
+        let both = resolve(&format!("allow_any = true\nallow = [\"{}\"]", id.full()), &[]);
+        assert!(matches!(both, Err(HubError::AllowTwice)));
+    }
+
+    #[test]
+    fn rates_of_the_file_become_quotas_and_without_them_there_are_none() {
+        let config = resolve("allow_any = true\nnode_packets = 5\nnetwork_bytes = 7\nmax_networks = 3", &[]).unwrap();
+        assert_eq!(config.limits.node, Quota { packets: 5, bytes: 0 });
+        assert_eq!(config.network_quota, Quota { packets: 0, bytes: 7 });
+        assert_eq!(config.limits.networks, 3);
+        let config = resolve("allow_any = true", &[]).unwrap();
+        assert_eq!((config.limits, config.network_quota), (Limits::default(), Quota::default()));
+    }
+}

@@ -1,18 +1,23 @@
 //! The control loop of a running hub: streams, files and the admin port around one [`flatlan_hub::Hub`],
 //! and no decision in it.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
 
 use flatlan_hub::{
-    ForwardConfig, ForwardEvent, Forwarder, Hub, HubConfig, HubEvent, Limits, Loopback, Opened, Output, Quota,
-    StoreOutcome, StreamId, StreamOrigin,
+    ForwardConfig, ForwardEvent, Forwarder, Hub, HubConfig, HubEvent, Loopback, Opened, Output, StoreOutcome, StreamId,
+    StreamOrigin,
 };
 use flatlan_os::{
     ExitClass, Why, clock, entropy,
     file::FileError,
     harden,
+    route::{Changes, Netlink, RouteError},
     stream::{Acceptor, IdentityError, ListenError, Listener, TlsIdentity},
     udp::{UdpError, UdpOptions, UdpSocket},
+    watchdog,
 };
 use flatlan_relay::auth::Exporter;
 use flatlan_types::{Endpoint, HostPort, NetworkId};
@@ -38,10 +43,13 @@ pub enum HubError {
     #[error("cannot serve the admin port {at}: {why}: choose another address with --admin")]
     Admin {
         /// Where.
-        at: std::net::SocketAddr,
+        at: SocketAddr,
         /// Why.
         why: Why,
     },
+    /// Some networks and any network at once.
+    #[error("config file: allow and allow_any exclude each other: remove one of them")]
+    AllowTwice,
     /// The config file is wrong.
     #[error("config file {path}: {why}: `flatlan check {path}`")]
     Config {
@@ -67,9 +75,27 @@ pub enum HubError {
     /// The certificate cannot be used.
     #[error("{0}")]
     Identity(IdentityError),
+    /// Another process has the state directory.
+    #[error(
+        "state directory {path} is in use by another hub (process {pid}): stop it (`systemctl stop flatlan-hub`, or `kill {pid}`), or give this one another --state DIR"
+    )]
+    InUse {
+        /// The state directory.
+        path: String,
+        /// The process; zero where it is not known.
+        pid: u32,
+    },
     /// The TCP port cannot be opened.
     #[error("{0}")]
     Listen(ListenError),
+    /// What to log cannot be read.
+    #[error("--log {filter}: {why}: use a level such as info or debug")]
+    LogFilter {
+        /// As given.
+        filter: String,
+        /// Why.
+        why: String,
+    },
     /// There is no such directory.
     #[error(
         "state directory {path} does not exist: run `flatlan hub init --state {path}`, or name the right one with --state DIR"
@@ -108,10 +134,12 @@ impl HubError {
     /// What it means to whoever started the program.
     pub fn exit_class(&self) -> ExitClass {
         match self {
-            Self::Admin { .. } | Self::Packets(_) | Self::Runtime(_) => ExitClass::Failed,
-            Self::Config { .. }
+            Self::Admin { .. } | Self::InUse { .. } | Self::Packets(_) | Self::Runtime(_) => ExitClass::Failed,
+            Self::AllowTwice
+            | Self::Config { .. }
             | Self::DamagedKey { .. }
             | Self::HalfCertificate
+            | Self::LogFilter { .. }
             | Self::Missing { .. }
             | Self::NoKey { .. }
             | Self::NothingAllowed
@@ -134,6 +162,8 @@ pub struct RunningHub {
     forward_events: mpsc::Receiver<ForwardEvent>,
     packets_ended: oneshot::Receiver<std::io::Result<()>>,
     questions: mpsc::Receiver<oneshot::Sender<View>>,
+    asking: admin::Questions,
+    own: Option<OwnAddresses>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -152,7 +182,12 @@ pub(crate) async fn serve(config: Config) -> Result<(), HubError> {
     let (mut term, mut int, mut hup) =
         (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    let watchdog = tokio::spawn(watchdog());
+    let asking = hub.asking.clone();
+    // the control loop asks the packet thread for its part of the answer
+    let watchdog = tokio::spawn(watchdog::watch(move || {
+        let asking = asking.clone();
+        async move { admin::view(&asking).await.is_some() }
+    }));
     let ended = hub
         .run(async {
             loop {
@@ -183,11 +218,16 @@ impl RunningHub {
             None => TlsIdentity::self_signed(vec!["flatlan-hub".to_owned()]),
         };
         let acceptor = identity.and_then(Acceptor::new).map_err(HubError::Identity)?;
-        let own = Endpoint::new(udp.local());
+        let local = udp.local();
+        let mut own = OwnAddresses::open(local);
+        let addresses = match &mut own {
+            Some(own) => own.read().await,
+            None => vec![Endpoint::new(local)],
+        };
         let now = clock::now();
         let loopback = if config.tls.ip().is_loopback() { Loopback::Allowed } else { Loopback::Refused };
         let forwarder = Forwarder::new(
-            ForwardConfig { own: vec![own], loopback, network_quota: Quota::default(), seed: entropy::bytes() },
+            ForwardConfig { own: addresses, loopback, network_quota: config.network_quota, seed: entropy::bytes() },
             now,
         );
         let unix = clock::unix();
@@ -196,8 +236,8 @@ impl RunningHub {
             secret,
             allow: config.allow,
             peers: config.peers,
-            udp: vec![HostPort::from(own)],
-            limits: Limits::default(),
+            udp: vec![HostPort::from(Endpoint::new(local))],
+            limits: config.limits,
             incarnation: unix.0.saturating_mul(1_000_000),
             seed: entropy::bytes(),
         };
@@ -217,14 +257,26 @@ impl RunningHub {
         let (packets, forward_events) =
             PacketThread::spawn(forwarder, udp, ended).map_err(|error| HubError::Packets(error.to_string()))?;
         let mut tasks = vec![streams.listen(listener, acceptor)];
-        let (questions_tx, questions) = mpsc::channel(16);
+        let (asking, questions) = mpsc::channel(16);
         if let Some(at) = config.admin {
             let listener =
                 tokio::net::TcpListener::bind(at).await.map_err(|why| HubError::Admin { at, why: why.into() })?;
-            tasks.push(tokio::spawn(admin::serve(listener, questions_tx)));
+            tasks.push(tokio::spawn(admin::serve(listener, asking.clone())));
         }
         tracing::info!(hub = %key, endpoint = %config.tls, "hub serves");
-        Ok(Self { hub, state, streams, stream_events, packets, forward_events, packets_ended, questions, tasks })
+        Ok(Self {
+            hub,
+            state,
+            streams,
+            stream_events,
+            packets,
+            forward_events,
+            packets_ended,
+            questions,
+            asking,
+            own,
+            tasks,
+        })
     }
 
     /// Serves until `stop` is done; then tells the nodes to leave and gives them a moment.
@@ -260,6 +312,7 @@ impl RunningHub {
                 Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
                 Some(event) = self.forward_events.recv() => self.hub.handle_forward(event, clock::now()),
                 Some(question) = self.questions.recv() => { let _ = question.send(self.view().await); }
+                addresses = changed(&mut self.own) => self.packets.order(Order::SetOwn(addresses)).await,
                 () = tokio::time::sleep(clock::until(deadline)) => {}
             }
         }
@@ -350,6 +403,50 @@ impl RunningHub {
     }
 }
 
+/// The machine's addresses with the hub's UDP port, and when they change.
+struct OwnAddresses {
+    local: SocketAddr,
+    netlink: Netlink,
+    changes: Changes,
+    /// They changed since they were read.
+    stale: bool,
+}
+
+impl OwnAddresses {
+    /// `None` where the socket has one address, or the kernel does not tell.
+    fn open(local: SocketAddr) -> Option<Self> {
+        if !local.ip().is_unspecified() {
+            return None;
+        }
+        let told = |error: &RouteError| tracing::warn!(reason = %error, "the machine's own addresses are not known");
+        let netlink = Netlink::open().inspect_err(told).ok()?;
+        let changes = Changes::watch(&[]).inspect_err(told).ok()?;
+        Some(Self { local, netlink, changes, stale: false })
+    }
+
+    async fn read(&self) -> Vec<Endpoint> {
+        let hosts = self.netlink.host_addresses().await.unwrap_or_else(|error| {
+            tracing::warn!(reason = %error, "the machine's own addresses are not known");
+            Vec::new()
+        });
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let all = hosts.into_iter().map(|host| host.ip).chain(loopback).chain([self.local.ip()]);
+        all.map(|ip| Endpoint::new(SocketAddr::new(ip, self.local.port()))).collect()
+    }
+}
+
+/// Returns with the machine's addresses once they may have changed. Safe to cancel.
+async fn changed(own: &mut Option<OwnAddresses>) -> Vec<Endpoint> {
+    let Some(own) = own else { return std::future::pending().await };
+    if !own.stale {
+        own.changes.changed().await;
+        own.stale = true;
+    }
+    let addresses = own.read().await;
+    own.stale = false;
+    addresses
+}
+
 /// What is damaged is kept, and a copy of it may be of use; the network's roster comes again from an admin, a
 /// hub or a node.
 fn set_aside(state: &HubState, hub: &mut Hub, network: NetworkId, reason: &str) {
@@ -386,7 +483,8 @@ fn log(event: &HubEvent) {
         HubEvent::NodeDetached { network, member, reason } => {
             tracing::info!(%network, peer = %member, ?reason, "node detached");
         }
-        HubEvent::Refused { endpoint, code } => tracing::info!(%endpoint, reason = ?code, "stream refused"),
+        // anyone may be refused as often as they like: counted, and told to whoever looks for it
+        HubEvent::Refused { endpoint, code } => tracing::debug!(%endpoint, reason = ?code, "stream refused"),
         HubEvent::RosterAdopted { network, version } => tracing::info!(%network, %version, "roster adopted"),
         HubEvent::Withheld { network, reason } => {
             tracing::error!(%network, reason, "a network is not served: what is stored of it is of a later version: upgrade");
@@ -394,14 +492,6 @@ fn log(event: &HubEvent) {
         HubEvent::StoreFailed { network } => {
             tracing::error!(%network, "the roster is in force, but would not survive a restart");
         }
-    }
-}
-
-async fn watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else { return };
-    loop {
-        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-        tokio::time::sleep(period / 2).await;
     }
 }
 

@@ -8,12 +8,14 @@
 mod admin;
 mod args;
 mod driver;
+mod log;
 mod packet_loop;
 mod state;
 mod streams;
 
-pub use args::{HubFile, InitArgs, RunArgs};
+pub use args::{HubFile, InitArgs, LogFormat, RunArgs};
 pub use driver::{HubError, RunningHub};
+pub use log::start_log;
 
 use flatlan_types::HubKey;
 

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use flatlan_hubd::{HubError, InitArgs, RunArgs};
 use flatlan_os::ExitClass;
-use tracing_subscriber::EnvFilter;
 
 /// A hub of a flatlan overlay: relays what it cannot read.
 #[derive(Debug, Parser)]
 #[command(name = "flatlan-hub", version, disable_help_subcommand = true)]
+#[command(after_help = "Example:\n  flatlan-hub init && flatlan-hub run --allow flnet1...")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,8 +20,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make the hub's key; prints it
+    #[command(after_help = "Example:\n  flatlan-hub init --state /var/lib/flatlan-hub")]
     Init(InitArgs),
     /// Run the hub (in the foreground)
+    #[command(
+        after_help = "Examples:\n  flatlan-hub run --config /etc/flatlan/hub.toml\n  flatlan-hub run --state /var/lib/flatlan-hub --tls 0.0.0.0:443 --allow flnet1..."
+    )]
     Run(RunArgs),
 }
 
@@ -47,12 +51,7 @@ fn run(command: Command) -> Result<(), HubError> {
             Ok(())
         }
         Command::Run(args) => {
-            let filter = args.log.as_deref().and_then(|filter| EnvFilter::try_new(filter).ok());
-            tracing_subscriber::fmt()
-                .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new("info")))
-                .with_writer(std::io::stderr)
-                .with_target(false)
-                .init();
+            flatlan_hubd::start_log(&args)?;
             flatlan_hubd::run(args)
         }
     }

@@ -27,6 +27,8 @@ pub(crate) enum Order {
     OpenStream(StreamId, SendQueue),
     /// The stream is gone.
     CloseStream(StreamId),
+    /// The machine's addresses, with the hub's port.
+    SetOwn(Vec<Endpoint>),
     /// Tell how things are.
     Report(oneshot::Sender<Report>),
     /// End.
@@ -152,6 +154,7 @@ impl PacketLoop {
                     Order::CloseStream(stream) => {
                         self.io.streams.remove(&stream);
                     }
+                    Order::SetOwn(own) => self.forwarder.set_own(own, now),
                     Order::Report(reply) => {
                         let _ = reply.send(self.report());
                     }

@@ -42,7 +42,10 @@ impl HubState {
     }
 
     fn locked(dir: StateDir) -> Result<Self, HubError> {
-        let lock = dir.lock().map_err(HubError::File)?;
+        let lock = dir.lock().map_err(|error| match error {
+            FileError::InUse { path, pid } => HubError::InUse { path: path.display().to_string(), pid },
+            error => HubError::File(error),
+        })?;
         if dir.check_version(VERSION).map_err(HubError::File)? == 0 {
             dir.set_version(VERSION).map_err(HubError::File)?;
         }
@@ -120,6 +123,15 @@ const VERSION: u32 = 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_comes_second_is_told_how_to_stop_the_hub_that_runs() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("hub");
+        let _first = HubState::create(&path).unwrap();
+        let told = HubState::create(&path).map(|_| ()).unwrap_err().to_string();
+        assert!(told.contains(&format!("kill {}", std::process::id())) && !told.contains("flatlan down"), "{told}");
+    }
 
     #[test]
     fn a_file_that_was_cut_off_is_set_aside_and_the_others_are_read() {

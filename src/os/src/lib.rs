@@ -12,6 +12,7 @@
 //! * [`mod@file`]: the state directory.
 //! * [`mod@panic`]: a bug in one task or thread ends that one, and is told.
 //! * [`resolve`], [`clock`], [`entropy`], [`harden`]: names, time, chance, and what a process gives up.
+//! * [`watchdog`]: telling the service manager that the loops turn.
 //!
 //! Every error is a sentence for an operator, `what failed: why: what to do`, and knows its [`ExitClass`].
 //! No protocol of ours is here, and no decision.
@@ -31,6 +32,7 @@ pub mod route;
 pub mod stream;
 pub mod tun;
 pub mod udp;
+pub mod watchdog;
 
 #[cfg(test)]
 mod testing;

@@ -61,6 +61,12 @@ fn hub(path: &Path, text: &str) -> Result<String, Failure> {
             path.display()
         )));
     }
+    if file.allow_any && !file.allow.is_empty() {
+        return Err(Failure::wrong(format!(
+            "{}: `allow` and `allow_any` exclude each other: remove one of them",
+            path.display()
+        )));
+    }
     if file.certificate.as_os_str().is_empty() != file.certificate_key.as_os_str().is_empty() {
         return Err(Failure::wrong(format!(
             "{}: `certificate` and `certificate_key` go together: give both, or none",
