@@ -186,10 +186,10 @@ async fn send(mut sender: StreamSender, mut outgoing: SendQueueEnd) {
 const GREETING: usize = 2;
 /// Events that may wait.
 const EVENTS: usize = 4096;
-/// Messages that may wait on one stream.
-const MESSAGES: usize = 512;
+/// Messages that may wait on one stream: a node that asks for all its peers gets three for each.
+const MESSAGES: usize = 65_536;
 /// Bytes of control messages that may wait on one stream.
-const CONTROL_BYTES: usize = 4 << 20;
+const CONTROL_BYTES: usize = 16 << 20;
 /// Bytes of frames that may wait on one stream: some milliseconds' worth.
 const DATA_BYTES: usize = 256 << 10;
 /// TLS handshakes at a time: what a flood of half-open connections may cost.
@@ -200,6 +200,22 @@ const CLOSE: std::time::Duration = std::time::Duration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn many_short_messages_may_wait_on_a_stream_and_a_bounded_number_of_bytes() {
+        let (mut streams, _events) = Streams::new();
+        let (queue, _outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
+        let handle = Handle { queue, data: Arc::default(), receiving: tokio::spawn(async {}) };
+        streams.streams.insert(StreamId(1), handle);
+        let (short, long) = (49_152 * 200, 65_536);
+        for _ in 0..49_152 {
+            assert!(streams.send(StreamId(1), vec![0; 200]));
+        }
+        for _ in 0..(CONTROL_BYTES - short).div_ceil(long) {
+            assert!(streams.send(StreamId(1), vec![0; long]));
+        }
+        assert!(!streams.send(StreamId(1), vec![0; 1]));
+    }
 
     #[tokio::test]
     async fn a_stream_whose_code_panics_ends_and_the_others_go_on() {
