@@ -3,6 +3,8 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,7 +26,7 @@ use flatlan_types::{Endpoint, HostPort, NetworkId};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
@@ -164,6 +166,7 @@ pub struct RunningHub {
     questions: mpsc::Receiver<oneshot::Sender<View>>,
     asking: admin::Questions,
     own: Option<OwnAddresses>,
+    certificate: Certificate,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -182,6 +185,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), HubError> {
     let (mut term, mut int, mut hup) =
         (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
+    let certificate = hub.certificate.clone();
     let asking = hub.asking.clone();
     // the control loop asks the packet thread for its part of the answer
     let watchdog = tokio::spawn(watchdog::watch(move || {
@@ -194,8 +198,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), HubError> {
                 tokio::select! {
                     _ = term.recv() => return,
                     _ = int.recv() => return,
-                    // rosters come from their admins, and nothing else changes while a hub runs
-                    _ = hup.recv() => tracing::info!("nothing to load again: flags and config are read at the start"),
+                    // rosters come from their admins; flags and config are read at the start
+                    _ = hup.recv() => certificate.reload(),
                 }
             }
         })
@@ -213,11 +217,7 @@ impl RunningHub {
         let key = secret.public();
         let udp = UdpSocket::bind(config.udp, UdpOptions::default()).map_err(HubError::Udp)?;
         let listener = Listener::bind(config.tls).map_err(HubError::Listen)?;
-        let identity = match &config.certificate {
-            Some((chain, key)) => TlsIdentity::from_pem_files(chain, key),
-            None => TlsIdentity::self_signed(vec!["flatlan-hub".to_owned()]),
-        };
-        let acceptor = identity.and_then(Acceptor::new).map_err(HubError::Identity)?;
+        let certificate = Certificate::open(config.certificate)?;
         let local = udp.local();
         let mut own = OwnAddresses::open(local);
         let addresses = match &mut own {
@@ -256,7 +256,7 @@ impl RunningHub {
         let (ended, packets_ended) = oneshot::channel();
         let (packets, forward_events) =
             PacketThread::spawn(forwarder, udp, ended).map_err(|error| HubError::Packets(error.to_string()))?;
-        let mut tasks = vec![streams.listen(listener, acceptor)];
+        let mut tasks = vec![streams.listen(listener, certificate.acceptor.subscribe())];
         let (asking, questions) = mpsc::channel(16);
         if let Some(at) = config.admin {
             let listener =
@@ -275,6 +275,7 @@ impl RunningHub {
             questions,
             asking,
             own,
+            certificate,
             tasks,
         })
     }
@@ -403,6 +404,38 @@ impl RunningHub {
     }
 }
 
+/// What streams are accepted with.
+#[derive(Clone)]
+struct Certificate {
+    files: Option<(PathBuf, PathBuf)>,
+    acceptor: watch::Sender<Arc<Acceptor>>,
+}
+
+impl Certificate {
+    fn open(files: Option<(PathBuf, PathBuf)>) -> Result<Self, HubError> {
+        let identity = match &files {
+            Some((chain, key)) => TlsIdentity::from_pem_files(chain, key),
+            None => TlsIdentity::self_signed(vec!["flatlan-hub".to_owned()]),
+        };
+        let acceptor = identity.and_then(Acceptor::new).map_err(HubError::Identity)?;
+        Ok(Self { files, acceptor: watch::Sender::new(Arc::new(acceptor)) })
+    }
+
+    /// Reads the files again: streams that are there stay, the next ones see what was read.
+    fn reload(&self) {
+        let Some((chain, key)) = &self.files else {
+            return tracing::info!("nothing to load again: flags and config are read at the start");
+        };
+        match TlsIdentity::from_pem_files(chain, key).and_then(Acceptor::new) {
+            Ok(acceptor) => {
+                self.acceptor.send_replace(Arc::new(acceptor));
+                tracing::info!("certificate loaded");
+            }
+            Err(error) => tracing::error!(reason = %error, "the certificate is not replaced"),
+        }
+    }
+}
+
 /// The machine's addresses with the hub's UDP port, and when they change.
 struct OwnAddresses {
     local: SocketAddr,
@@ -499,3 +532,29 @@ fn log(event: &HubEvent) {
 const DRAIN: Duration = Duration::from_millis(1500);
 /// Open files for which a hub is comfortable: three streams a node.
 const WANTED_FILES: u64 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewed_certificate_takes_effect_and_a_damaged_one_does_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let (chain, key) = (temp.path().join("chain.pem"), temp.path().join("key.pem"));
+        let renew = || {
+            let made = rcgen::generate_simple_self_signed(vec!["hub.example".to_owned()]).unwrap();
+            std::fs::write(&chain, made.cert.pem()).unwrap();
+            std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        };
+        renew();
+        let certificate = Certificate::open(Some((chain.clone(), key.clone()))).unwrap();
+        let mut accepting = certificate.acceptor.subscribe();
+        renew();
+        certificate.reload();
+        assert!(accepting.has_changed().unwrap());
+        accepting.mark_unchanged();
+        std::fs::write(&chain, "junk").unwrap();
+        certificate.reload();
+        assert!(!accepting.has_changed().unwrap());
+    }
+}

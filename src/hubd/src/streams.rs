@@ -13,7 +13,7 @@ use flatlan_os::{
 use flatlan_relay::Role;
 use flatlan_types::{Endpoint, HostPort};
 use tokio::{
-    sync::{Semaphore, SetOnce, mpsc},
+    sync::{Semaphore, SetOnce, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -52,16 +52,15 @@ impl Streams {
         (Self { events, streams: BTreeMap::new(), next: 0 }, receiver)
     }
 
-    /// Accepts connections until dropped. TLS is done in a task of its own for each, a bounded number at a time.
-    pub(crate) fn listen(&self, listener: Listener, acceptor: Acceptor) -> JoinHandle<()> {
+    /// Accepts connections until dropped, each with the newest certificate. TLS is done in a task of its own for each, a bounded number at a time.
+    pub(crate) fn listen(&self, listener: Listener, acceptor: watch::Receiver<Arc<Acceptor>>) -> JoinHandle<()> {
         let events = self.events.clone();
-        let acceptor = Arc::new(acceptor);
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         tokio::spawn(async move {
             loop {
                 let (tcp, remote) = listener.accept().await;
                 let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
-                let (events, acceptor) = (events.clone(), acceptor.clone());
+                let (events, acceptor) = (events.clone(), acceptor.borrow().clone());
                 tokio::spawn(told(async move {
                     let accepted = Box::pin(acceptor.accept(tcp)).await;
                     drop(permit);
