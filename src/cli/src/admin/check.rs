@@ -40,12 +40,30 @@ fn kind(path: &Path, text: &str) -> Result<Kind, Failure> {
     let has = |keys: &[&str]| keys.iter().any(|key| document.contains_key(key));
     Ok(if has(&["network", "member", "hub"]) {
         Kind::Network
-    } else if has(&["tls", "udp", "allow", "allow_any", "peers", "admin", "certificate", "certificate_key"]) {
+    } else if has(HUB_SETTINGS) {
         Kind::Hub
     } else {
         Kind::Node
     })
 }
+
+/// Any of these makes it a hub's file.
+const HUB_SETTINGS: &[&str] = &[
+    "tls",
+    "udp",
+    "allow",
+    "allow_any",
+    "peers",
+    "admin",
+    "node_packets",
+    "node_bytes",
+    "network_packets",
+    "network_bytes",
+    "max_networks",
+    "max_roster_bytes",
+    "certificate",
+    "certificate_key",
+];
 
 fn network(path: &Path, text: &str) -> Result<String, Failure> {
     let source = Source::parse(text).map_err(|error| Failure::wrong(format!("{}: {error}", path.display())))?;
