@@ -128,7 +128,7 @@ impl CountersignedClaim {
         Sha256::digest(self.encode()).into()
     }
 
-    /// Earlier claims count before later ones; the hash breaks ties, so that everyone agrees.
+    /// The order in which claims for one invite are written.
     pub(crate) fn order(&self) -> (UnixTime, [u8; 32]) {
         (self.time, self.hash())
     }
@@ -136,9 +136,11 @@ impl CountersignedClaim {
 
 /// The claims that stand beside one roster, each for an invite that its head holds open.
 ///
-/// Of the claims for one invite with different keys, two are kept (they refuse each other and prove it);
-/// which two is fixed by their order, so that hubs and nodes which have seen the same claims in another
-/// order hold the same set.
+/// A claim with keys that are held for its invite is no news, whenever it was countersigned: else the hub
+/// that may countersign could make everybody write and publish the one genuine claim for ever. Of claims
+/// with different keys for one invite the first two are kept: they refuse each other, prove it, and a third
+/// changes nothing. So hubs and nodes may hold different copies; [`ClaimSet::summary`] and the members that
+/// come of it are the same for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClaimSet {
     by_invite: BTreeMap<InviteKey, Vec<CountersignedClaim>>,
@@ -148,17 +150,12 @@ impl ClaimSet {
     /// Adds a claim; whether the set changed. The caller has checked that it fits an open invite.
     pub(crate) fn add(&mut self, claim: CountersignedClaim) -> Added {
         let held = self.by_invite.entry(*claim.invite()).or_default();
-        let before = held.clone();
+        if held.len() >= KEPT || held.iter().any(|other| other.keys() == claim.keys()) {
+            return Added::Nothing;
+        }
         held.push(claim);
         held.sort_by_cached_key(CountersignedClaim::order);
-        let mut seen = Vec::new();
-        held.retain(|claim| {
-            let new = !seen.contains(claim.keys());
-            seen.push(*claim.keys());
-            new
-        });
-        held.truncate(KEPT);
-        if *held == before { Added::Nothing } else { Added::Changed }
+        Added::Changed
     }
 
     /// The claims for one invite: none, the one that counts, or two that refuse each other.
@@ -181,11 +178,19 @@ impl ClaimSet {
         self.by_invite.is_empty()
     }
 
-    /// What hubs publish and peers compare.
+    /// What hubs publish and peers compare: which invite gives which keys, or that two claims for it refuse
+    /// each other; not which copies of them are held here.
     pub fn summary(&self) -> ClaimsSummary {
         let mut hash = Sha256::new();
-        for claim in self.iter() {
-            hash.update(claim.hash());
+        for (invite, claims) in &self.by_invite {
+            hash.update(invite.as_bytes());
+            match claims.as_slice() {
+                [claim] => {
+                    hash.update(claim.keys().id.as_bytes());
+                    hash.update(claim.keys().session.as_bytes());
+                }
+                _ => hash.update([0; 64]),
+            }
         }
         ClaimsSummary { count: u32::try_from(self.len()).unwrap_or(u32::MAX), hash: hash.finalize().into() }
     }
@@ -209,14 +214,14 @@ pub(crate) enum Added {
     Nothing,
 }
 
-/// Number and hash of a claim set: equal summaries mean equal sets.
+/// Number and hash of a claim set: equal summaries mean the same members.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(array)]
 pub struct ClaimsSummary {
     /// How many claims.
     #[n(0)]
     pub count: u32,
-    /// SHA-256 over the claims' own SHA-256s in order.
+    /// SHA-256 over each invite with the keys that it gives, as [`ClaimSet::summary`] says.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub hash: [u8; 32],
 }

@@ -4,8 +4,8 @@
 //! invite names, in time; nothing else can be in the set. It then gives the member its keys, unless
 //!
 //! * another claim for the same invite names other keys: both are refused and kept as proof;
-//! * one of its keys, or the address that belongs to it, is already in use. Claims are taken in order
-//!   of (time, hash), so all members come to the same verdict.
+//! * one of its keys, or the address that belongs to it, is already in use. Claims are taken in the
+//!   order of their invites, so all members come to the same verdict whichever copies they hold.
 //!
 //! It fills that one record's keys and nothing else. Where the record had keys, they are replaced.
 
@@ -217,7 +217,7 @@ pub(crate) fn addresses(network: &NetworkId, record: &MemberRecord, keys: Option
     ips
 }
 
-/// The invites that exactly one claim redeems, in the order in which claims count; the others are
+/// The invites that exactly one claim redeems, in the order of their keys; claims for the others are
 /// refused.
 fn single_claims<'a>(
     records: &'a Records,
@@ -236,7 +236,6 @@ fn single_claims<'a>(
             })),
         }
     }
-    single.sort_by_cached_key(|(_, claim)| claim.order());
     single
 }
 

@@ -1,7 +1,7 @@
 //! Invites and claims: who gets in, and who does not.
 
 use flatlan_roster::{
-    Claim, ClaimRefusal, CountersignError, CountersignedClaim, KeyOrigin,
+    Claim, ClaimRefusal, CountersignError, CountersignedClaim, KeyOrigin, VerifiedRoster,
     source::{NewInvite, NewMember, Replace, new_hub},
 };
 use flatlan_types::{UnixTime, VirtualIp};
@@ -63,15 +63,33 @@ fn two_claims_for_one_invite_are_both_refused_and_kept_as_proof() {
 }
 
 #[test]
-fn of_many_claims_for_one_invite_everyone_keeps_the_same_two() {
+fn of_many_claims_for_one_invite_everyone_keeps_two_and_says_the_same_of_them() {
     let world = World::with_two();
     let roster = world.sign(None);
     let claims: Vec<_> = (2..7).map(|node| world.countersigned(1, node, NOW.after(u64::from(node % 3)))).collect();
     let forwards = roster.with_claims(claims.iter().cloned()).unwrap();
     let backwards = claims.iter().rev().fold(roster, |r, claim| r.with_claims([claim.clone()]).unwrap_or(r));
-    assert_eq!(forwards, backwards);
     assert_eq!(forwards.claims().len(), 2);
+    assert_eq!(forwards.members(), backwards.members());
     assert_eq!(forwards.claims_summary(), backwards.claims_summary());
+    assert_eq!(forwards.with_claims(claims), None, "no further claim is news");
+    let one = world.sign(None).with_claims([world.countersigned(1, 2, NOW)]).unwrap();
+    assert_ne!(one.claims_summary(), forwards.claims_summary());
+}
+
+#[test]
+fn the_one_claim_countersigned_again_and_again_is_no_news() {
+    let world = World::with_two();
+    let at = |seconds| world.countersigned(1, 2, NOW.after(seconds));
+    let roster = world.sign(None).with_claims([at(100)]).unwrap();
+    for seconds in (0..100).rev().chain([101]) {
+        assert_eq!(roster.with_claims([at(seconds)]), None);
+    }
+    // whoever holds another copy says and means the same
+    let other = world.sign(None).with_claims([at(7)]).unwrap();
+    assert_eq!(roster.claims_summary(), other.claims_summary());
+    let keys = |of: &VerifiedRoster| of.members().iter().map(|member| member.keys).collect::<Vec<_>>();
+    assert_eq!(keys(&roster), keys(&other));
 }
 
 #[test]
@@ -86,10 +104,13 @@ fn a_key_that_is_in_use_is_refused() {
     let cheated = roster.with_claims([world.countersigned(1, 1, NOW)]).unwrap();
     assert_eq!(cheated.members(), roster.members());
     assert_eq!(cheated.refused_claims()[0].reason, ClaimRefusal::KeyTaken { by: name("a") });
-    // One node, two invites: the earlier claim counts.
-    let both = roster.with_claims([world.countersigned(2, 4, NOW.after(9)), world.countersigned(1, 4, NOW)]).unwrap();
-    assert_eq!(both.members().iter().map(|m| m.name().as_str()).collect::<Vec<_>>(), ["a", "b"]);
-    assert_eq!(both.refused_claims()[0].reason, ClaimRefusal::KeyTaken { by: name("b") });
+    // One node, two invites: everybody takes the same claim, whenever it was countersigned.
+    for (first, second) in [(0, 9), (9, 0)] {
+        let claims = [world.countersigned(2, 4, NOW.after(first)), world.countersigned(1, 4, NOW.after(second))];
+        let both = roster.with_claims(claims).unwrap();
+        assert_eq!(both.members().iter().map(|m| m.name().as_str()).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(both.refused_claims()[0].reason, ClaimRefusal::KeyTaken { by: name("c") });
+    }
 }
 
 #[test]

@@ -365,9 +365,8 @@ fn fold(claims: &Tree, network: &[u8], members: &mut [NaiveMember]) -> Option<()
             return None;
         }
     }
-    let mut single: Vec<&Naive> =
+    let single: Vec<&Naive> =
         list.iter().filter(|c| list.iter().filter(|other| other.invite == c.invite).count() == 1).collect();
-    single.sort_by_key(|claim| (claim.time, claim.hash.clone()));
     let mut used: Vec<(Vec<u8>, Vec<u8>)> = members.iter().filter_map(|m| m.keys.clone()).collect();
     let mut ips: Vec<(String, IpAddr)> =
         members.iter().flat_map(|m| m.ips.iter().map(|ip| (m.name.clone(), *ip))).collect();
