@@ -94,9 +94,22 @@ enum Life {
 /// The rises of the boot epoch.
 struct Epoch {
     started: Instant,
-    rising: Option<(PersistToken, BootEpoch)>,
+    rising: Option<Rising>,
     rises: u32,
     last: Option<Instant>,
+}
+
+/// An epoch on its way to disk: it is used only when it is there.
+struct Rising {
+    epoch: BootEpoch,
+    write: Write,
+}
+
+enum Write {
+    /// Under way.
+    Sent(PersistToken),
+    /// It failed; again at this time.
+    Again(Instant),
 }
 
 /// Who owns what inside the overlay.
@@ -263,11 +276,16 @@ impl Node {
             Written::Applied => self.apply_roster(now, unix),
             Written::Nothing => {}
         }
-        if let Some((of, epoch)) = self.epoch.rising
-            && of == token
-        {
-            self.epoch.rising = None;
-            self.use_epoch(epoch, now);
+        if let Some(rising) = self.epoch.rising.as_mut().filter(|rising| rising.write.is(token)) {
+            let epoch = rising.epoch;
+            match result {
+                PersistResult::Written => {
+                    self.epoch.rising = None;
+                    self.use_epoch(epoch, now);
+                }
+                // used and then forgotten, it would be used again by the next life
+                PersistResult::Failed => rising.write = Write::Again(now + WRITE_AGAIN),
+            }
         }
         self.after_hubs(now, unix);
     }
@@ -283,6 +301,9 @@ impl Node {
         self.fetch_timeout(now);
         if self.remember_at.is_some_and(|at| at <= now) {
             self.remember(now);
+        }
+        if let Some(rising) = self.epoch.rising.as_ref().filter(|rising| rising.again().is_some_and(|at| at <= now)) {
+            self.write_epoch(rising.epoch);
         }
         if self.up_at.is_some_and(|at| at <= now) {
             self.up_at = None;
@@ -312,9 +333,10 @@ impl Node {
         if self.life == Life::Dead {
             return None;
         }
-        let all =
-            [self.hubs.poll_timeout(), self.relays.poll_timeout(), self.remember_at, self.up_at, Some(self.fresh_at)];
-        all.into_iter().flatten().chain(self.peers_next()).chain(self.fetch_next()).min()
+        let epoch = self.epoch.rising.as_ref().and_then(Rising::again);
+        let rest = [self.remember_at, self.up_at, Some(self.fresh_at), epoch];
+        let all = [self.hubs.poll_timeout(), self.relays.poll_timeout()].into_iter().chain(rest);
+        all.flatten().chain(self.peers_next()).chain(self.fetch_next()).min()
     }
 
     /// Everything at this moment.
@@ -515,9 +537,13 @@ impl Node {
         let Some(next) = greater.0.checked_add(1).map(BootEpoch) else { return };
         self.epoch.rises += 1;
         self.epoch.last = Some(now);
-        let token = self.out.persist(persist::EPOCH, persist::encode_epoch(next));
+        self.write_epoch(next);
+    }
+
+    fn write_epoch(&mut self, epoch: BootEpoch) {
+        let token = self.out.persist(persist::EPOCH, persist::encode_epoch(epoch));
         self.disk.insert(token, persist::EPOCH);
-        self.epoch.rising = Some((token, next));
+        self.epoch.rising = Some(Rising { epoch, write: Write::Sent(token) });
     }
 
     fn use_epoch(&mut self, epoch: BootEpoch, now: Instant) {
@@ -570,6 +596,21 @@ impl Node {
         self.remember_at = None;
         self.remembered = Some(now);
         self.out.note(persist::PEERS, persist::encode_peers(&self.peers.to_remember()));
+    }
+}
+
+impl Rising {
+    fn again(&self) -> Option<Instant> {
+        match self.write {
+            Write::Sent(_) => None,
+            Write::Again(at) => Some(at),
+        }
+    }
+}
+
+impl Write {
+    fn is(&self, token: PersistToken) -> bool {
+        matches!(self, Self::Sent(of) if *of == token)
     }
 }
 
@@ -644,6 +685,8 @@ const UP_PATIENCE: Duration = Duration::from_millis(250);
 pub(crate) const RISE_EVERY: Duration = Duration::from_secs(60);
 /// Except that, early in a life, each hub may know a greater one than the last.
 const YOUNG_RISES: u32 = 3;
+/// An epoch that could not be written is written again after this.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 /// An epoch that was in use for so long was not set back: a greater one is another machine's.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Peers are written so soon after the first change, and then no more often than the second.

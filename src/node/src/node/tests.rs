@@ -521,6 +521,24 @@ fn a_state_that_was_set_back_goes_on_under_a_greater_epoch() {
 }
 
 #[test]
+fn a_greater_epoch_is_not_used_before_it_is_on_disk() {
+    let mut net = ready(&[1, 2], &[1]);
+    net.kill_node(1);
+    let order = PresenceOrder { epoch: BootEpoch(UNIX.0 + 50_000), counter: 3 };
+    let greater = Presence::sign(&seed(1).derive(), net.admin.network, hub_secret(2).public(), order);
+    net.hubs.get_mut(&2).unwrap().remember(greater);
+    net.start_node(1, BTreeMap::new());
+    let before = net.nodes[&1].epoch;
+    net.nodes.get_mut(&1).unwrap().disk = Disk::Fails;
+    net.run(Duration::from_secs(10));
+    assert_eq!(net.nodes[&1].epoch, before);
+    assert!(net.nodes[&1].node.status().alarms.contains(&Alarm::Disk { file: persist::EPOCH.to_owned() }));
+    net.nodes.get_mut(&1).unwrap().disk = Disk::Good;
+    net.until(Duration::from_secs(5), |net| net.nodes[&1].epoch == BootEpoch(UNIX.0 + 50_001));
+    net.until(Duration::from_secs(5), |net| net.nodes[&1].hubs.len() == 2);
+}
+
+#[test]
 fn a_stale_epoch_is_told_by_a_peer_as_well() {
     let mut net = ready(&[1], &[1, 2]);
     net.need(1, 2);
