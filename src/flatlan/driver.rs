@@ -230,7 +230,11 @@ impl Driver {
         };
         let seed = state.seed().map_err(NodeError::State)?;
         Tun::check(&config.tun).map_err(NodeError::Tun)?;
-        let read = |file: &str| state.dir().read(file).map_err(|e| NodeError::State(StateError::File(e)));
+        let read = |file: &str| {
+            let bytes = state.dir().read(file).map_err(|e| NodeError::State(StateError::File(e)))?;
+            let known = bytes.as_deref().map_or(Ok(()), |bytes| flatlan_node::persist::check(file, bytes));
+            known.map(|()| bytes).map_err(|e| NodeError::State(StateError::Later(e)))
+        };
         let unix = clock::unix();
         let (epoch, epoch_file) =
             flatlan_node::persist::next_epoch(read(flatlan_node::persist::EPOCH)?.as_deref(), unix);

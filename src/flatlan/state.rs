@@ -15,6 +15,7 @@
 
 use std::path::Path;
 
+use flatlan_node::persist::LaterVersion;
 use flatlan_os::file::{FileError, FileMode, Lock, Privacy, StateDir};
 use flatlan_types::{HostPort, NetworkId, NodeSeed};
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,9 @@ pub enum StateError {
     /// A file or the directory cannot be used.
     #[error(transparent)]
     File(FileError),
+    /// A later version was here.
+    #[error(transparent)]
+    Later(LaterVersion),
     /// There is no such directory.
     #[error(
         "state directory {state} does not exist: join a network first: `flatlan join TOKEN --state {state}`, or name the right one with --state DIR"
@@ -169,7 +173,9 @@ impl StateError {
     /// What it means to whoever started the program.
     pub fn exit_class(&self) -> flatlan_os::ExitClass {
         match self {
-            Self::Damaged { .. } | Self::Missing { .. } | Self::NoSeed { .. } => flatlan_os::ExitClass::Wrong,
+            Self::Damaged { .. } | Self::Later(_) | Self::Missing { .. } | Self::NoSeed { .. } => {
+                flatlan_os::ExitClass::Wrong
+            }
             Self::File(error) => error.exit_class(),
         }
     }

@@ -27,7 +27,7 @@ use crate::{
     persist,
     relays::{Asked, Relays},
     rng::Rng,
-    roster::{Keeper, Offered, Persisted as Written},
+    roster::{Keeper, Offered, Persisted as Written, Useless},
 };
 
 /// What `hubs` needs beside itself, from the fields that it does not borrow.
@@ -128,9 +128,6 @@ impl Node {
         let NodeConfig { network, secret, epoch, bootstrap, transport } = config;
         let me = Identity::new(secret, network, epoch);
         let (keeper, wrong) = Keeper::load(network, persisted.roster.as_deref(), persisted.ratchet.as_deref());
-        for what in wrong {
-            tracing::warn!(reason = %what, "a file of the state directory is of no use");
-        }
         let remembered = persisted.peers.as_deref().map(persist::decode_peers);
         let remembered = match remembered {
             Some(Ok(peers)) => peers,
@@ -176,6 +173,7 @@ impl Node {
         if let Some(serial) = node.keeper.fork().map(|proof| proof.second().version().serial) {
             node.alarm(Alarm::Fork { serial });
         }
+        node.keep_useless(&wrong, &persisted);
         node.apply_roster(now, unix);
         node.reach_remembered(now);
         node.handle_timeout(now, unix);
@@ -363,6 +361,8 @@ impl Node {
         };
         let records = roster.map_or(&[][..], |roster| roster.records().members());
         let mut alarms = self.alarms.clone();
+        let refused = roster.into_iter().flat_map(|roster| roster.refused_claims());
+        alarms.extend(refused.map(|claim| Alarm::Claim(Box::new(claim.clone()))));
         if !matches!(self.freshness, Freshness::Fresh) {
             alarms.push(Alarm::Roster(self.freshness));
         }
@@ -555,6 +555,20 @@ impl Node {
         self.hubs.handle_timeout(&mut context!(self, now));
         for slot in self.peers.active() {
             self.offer(slot, now);
+        }
+    }
+
+    /// Files that are of no use are set aside, before they are written anew.
+    fn keep_useless(&mut self, wrong: &[Useless], persisted: &Persisted) {
+        for Useless { file, error } in wrong {
+            tracing::warn!(reason = %error, "a file of the state directory is of no use: it is set aside");
+            let bytes = if *file == persist::RATCHET { &persisted.ratchet } else { &persisted.roster };
+            let aside = persist::set_aside(file, self.me.epoch);
+            self.out.note(&aside, bytes.clone().unwrap_or_default());
+            self.alarm(Alarm::Damaged { file: (*file).to_owned(), aside });
+            if *file == persist::RATCHET {
+                self.keeper.renew_ratchet(&mut self.out);
+            }
         }
     }
 

@@ -7,9 +7,11 @@
 //! | [`RATCHET`] | the greatest head ever seen | before the roster is used |
 //! | [`PEERS`] | per peer, the last good endpoints and the greatest epoch | now and then, and at the end |
 //! | `fork-SERIAL` | two heads of which one should not exist | when seen |
+//! | `FILE.damaged-EPOCH` | [`ROSTER`] or [`RATCHET`] as they were found, of no use | at the start that found them |
 //!
-//! Formats are CBOR with a version in front; a later version's file is refused untouched. This module
-//! reads and writes bytes; the driver owns the files.
+//! Formats are CBOR with a version in front. A later version's file is never overwritten: the driver asks
+//! [`check`] about each before anything is written, and does not start. This module reads and writes bytes;
+//! the driver owns the files.
 
 use flatlan_types::{BootEpoch, Endpoint, MemberId, UnixTime};
 use minicbor::{Decode, Decoder, Encode, bytes::ByteVec};
@@ -32,6 +34,29 @@ pub struct Persisted {
     pub ratchet: Option<Vec<u8>>,
     /// [`PEERS`].
     pub peers: Option<Vec<u8>>,
+}
+
+/// Whether this version knows a file well enough to write it anew. Damage is no reason against that: what
+/// is to be kept of it is set aside.
+///
+/// # Errors
+/// A later version wrote it.
+pub fn check(file: &str, bytes: &[u8]) -> Result<(), LaterVersion> {
+    let mut decoder = Decoder::new(bytes);
+    let (known, got) = match file {
+        ROSTER => (flatlan_roster::BUNDLE_FORMAT, decoder.array().and_then(|_| decoder.u64())),
+        RATCHET => (flatlan_roster::RATCHET_FORMAT, decoder.array().and_then(|_| decoder.u64())),
+        _ => (VERSION.into(), decoder.u64()),
+    };
+    match got {
+        Ok(got) if got > known => Err(LaterVersion { file: file.to_owned(), got }),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// The name under which a file that is of no use is kept.
+pub(crate) fn set_aside(file: &str, epoch: BootEpoch) -> String {
+    format!("{file}.damaged-{}", epoch.0)
 }
 
 /// The epoch of this start, and the bytes that must be in [`EPOCH`] before it is used. A file that
@@ -100,6 +125,18 @@ fn versioned<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, PersistError> 
     Ok(value)
 }
 
+/// A file of the state directory that only a later version can read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "file `{file}` of the state directory was written by a later version of flatlan (format {got}): upgrade flatlan"
+)]
+pub struct LaterVersion {
+    /// Which.
+    pub file: String,
+    /// Its version.
+    pub got: u64,
+}
+
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PersistError {
@@ -150,6 +187,23 @@ mod tests {
         bytes[0] = VERSION + 1;
         assert!(matches!(decode_peers(&bytes), Err(PersistError::Version { .. })));
         assert!(matches!(decode_peers(&[]), Err(PersistError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_later_versions_file_may_not_be_written_and_a_damaged_one_may() {
+        for file in [ROSTER, RATCHET] {
+            assert_eq!(check(file, b"\x83\x01\xf6\xf6"), Ok(()));
+            assert_eq!(check(file, b"\x85\x02\xf6"), Err(LaterVersion { file: file.to_owned(), got: 2 }));
+        }
+        for file in [EPOCH, PEERS] {
+            assert_eq!(check(file, &encode_epoch(BootEpoch(7))), Ok(()));
+            assert_eq!(check(file, b"\x18\x63\x01"), Err(LaterVersion { file: file.to_owned(), got: 99 }));
+        }
+        for file in [ROSTER, RATCHET, EPOCH, PEERS] {
+            for bytes in [&b""[..], b"\xff", b"garbage"] {
+                assert_eq!(check(file, bytes), Ok(()));
+            }
+        }
     }
 
     #[test]

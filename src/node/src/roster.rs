@@ -45,6 +45,13 @@ struct Pending {
     waits: BTreeSet<PersistToken>,
 }
 
+/// A file that cannot be used, and why.
+#[derive(Debug)]
+pub(crate) struct Useless {
+    pub(crate) file: &'static str,
+    pub(crate) error: Box<dyn std::error::Error + Send + Sync>,
+}
+
 /// What became of a bundle or of claims.
 #[derive(Debug)]
 pub(crate) enum Offered {
@@ -85,14 +92,14 @@ pub(crate) enum Persisted {
 }
 
 impl Keeper {
-    /// What the disk held. A file that does not hold is as good as none, except that the ratchet alone
-    /// still forbids going back; the second value says what is wrong with the files.
-    pub(crate) fn load(network: NetworkId, roster: Option<&[u8]>, ratchet: Option<&[u8]>) -> (Self, Vec<String>) {
+    /// What the disk held, and which files are of no use. A ratchet alone still forbids going back; where it
+    /// is lost, the roster takes its place: nothing older than that is accepted.
+    pub(crate) fn load(network: NetworkId, roster: Option<&[u8]>, ratchet: Option<&[u8]>) -> (Self, Vec<Useless>) {
         let mut wrong = Vec::new();
         let ratchet = match ratchet.map(|bytes| Ratchet::decode(bytes, &network)) {
             Some(Ok(ratchet)) => ratchet,
             Some(Err(error)) => {
-                wrong.push(format!("{}: {error}", persist::RATCHET));
+                wrong.push(Useless { file: persist::RATCHET, error: error.into() });
                 Ratchet::new(network)
             }
             None => Ratchet::new(network),
@@ -102,12 +109,19 @@ impl Keeper {
             match VerifiedRoster::verify(bytes, &keeper.ratchet, None) {
                 Ok(roster) => match keeper.ratchet.advance(&roster) {
                     Ok(Step::Newer | Step::Same) => keeper.current = Some(Held::new(roster)),
-                    Err(error) => wrong.push(format!("{}: {error}", persist::ROSTER)),
+                    Err(error) => wrong.push(Useless { file: persist::ROSTER, error: VerifyError::from(error).into() }),
                 },
-                Err(error) => wrong.push(format!("{}: {error}", persist::ROSTER)),
+                Err(error) => wrong.push(Useless { file: persist::ROSTER, error: error.into() }),
             }
         }
         (keeper, wrong)
+    }
+
+    /// Writes the ratchet that took the place of a lost one.
+    pub(crate) fn renew_ratchet(&self, out: &mut Outbox) {
+        if self.current.is_some() {
+            out.note(persist::RATCHET, self.ratchet.encode());
+        }
     }
 
     /// The roster in use.

@@ -124,9 +124,22 @@ pub struct PeerStatus {
 /// What a human should look at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Alarm {
+    /// A claim does not count: an invite that leaked, or a hub that cheats.
+    #[error("{0}")]
+    Claim(Box<flatlan_roster::RefusedClaim>),
     /// Another machine uses this node's key.
     #[error("another machine uses this node's key: a clone? Give it a key of its own with `flatlan invite --replace`")]
     Clone,
+    /// A file that was found is of no use.
+    #[error(
+        "file `{file}` of the state directory was of no use: it is kept as `{aside}`, and the rest counts from here on"
+    )]
+    Damaged {
+        /// Which.
+        file: String,
+        /// Its name now.
+        aside: String,
+    },
     /// A file could not be written.
     #[error("the state directory cannot be written ({file}): what was learned is lost at the next start")]
     Disk {

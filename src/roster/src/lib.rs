@@ -39,12 +39,16 @@ pub use fold::{ClaimRefusal, KeyOrigin, Member, RefusedClaim};
 pub use head::{Freshness, Head, HeadError, HeadId, MAX_HEAD, RosterVersion, VerifiedHead};
 pub use history::{HISTORY, HistoryError};
 pub use owner::{MemberIndex, OwnerTable};
-pub use ratchet::{ForkProof, Kept, MAX_SERIAL_JUMP, Ratchet, RatchetDecodeError, RatchetError, Step};
+pub use ratchet::{
+    FORMAT as RATCHET_FORMAT, ForkProof, Kept, MAX_SERIAL_JUMP, Ratchet, RatchetDecodeError, RatchetError, Step,
+};
 pub use record::{
     Expiry, HubRecord, Invite, MAX_RECORD, MemberRecord, NetworkRecord, Record, SKIPPABLE, Stock, stock_keys,
 };
 pub use records::{MAX_RECORDS, Records, RecordsError};
-pub use roster::{CountersignError, Draft, MAX_BUNDLE, SignError, VerifiedRoster, VerifyError};
+pub use roster::{
+    CountersignError, Draft, FORMAT as BUNDLE_FORMAT, MAX_BUNDLE, SignError, VerifiedRoster, VerifyError,
+};
 pub use rules::{DEFAULT_LIFE, Entry, MAX_MTU, MIN_MTU, Violation, site_prefix};
 pub use source::Source;
 pub use token::{Token, TokenError};

@@ -325,5 +325,6 @@ pub enum RatchetDecodeError {
 
 /// How far a serial may run ahead of the one held.
 pub const MAX_SERIAL_JUMP: u64 = 1 << 20;
-const FORMAT: u64 = 1;
+/// The version of a ratchet's encoding: the first number in it.
+pub const FORMAT: u64 = 1;
 const MAX_RATCHET: usize = 4 * 1024 * 1024;

@@ -481,6 +481,7 @@ pub enum CountersignError {
     UnknownInvite,
 }
 
-const FORMAT: u64 = 1;
+/// The version of a bundle's encoding: the first number in it.
+pub const FORMAT: u64 = 1;
 /// The longest bundle, in bytes.
 pub const MAX_BUNDLE: usize = 16 * 1024 * 1024;

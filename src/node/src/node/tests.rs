@@ -9,7 +9,7 @@ use flatlan_relay::{Control, Presence, PresenceOrder};
 use flatlan_roster::Expiry;
 use flatlan_types::{BootEpoch, Endpoint, UnixTime};
 
-use self::net::{Disk, LATENCY, Net, UNIX, address, hub_secret, member, seed};
+use self::net::{Disk, LATENCY, Net, UNIX, address, claim, hub_secret, member, seed};
 use crate::{
     Alarm, Fatal, HubState, Waiting,
     peer_message::{Part, PeerMessage, Summary},
@@ -250,6 +250,58 @@ fn an_older_roster_is_refused_also_after_a_restart() {
     net.start_node(1, without);
     net.run(Duration::from_secs(2));
     assert_eq!(net.serial(1), 0);
+}
+
+#[test]
+fn a_damaged_ratchet_is_set_aside_and_the_roster_beside_it_still_forbids_going_back() {
+    let mut net = ready(&[1], &[1, 2]);
+    let old = net.hubs[&1].roster.clone().unwrap();
+    let newer = net.admin.sign(&[1], &[1], Some(&old));
+    net.publish(1, &newer);
+    net.until(SOON, |net| net.serial(1) == 2);
+    net.hubs.get_mut(&1).unwrap().refuses_news = true;
+    net.hubs.get_mut(&1).unwrap().roster = Some(old);
+    let mut files = net.kill_node(1);
+    files.insert(persist::RATCHET.to_owned(), b"garbage".to_vec());
+    net.start_node(1, files);
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.serial(1), 2);
+    let aside = persist::set_aside(persist::RATCHET, net.nodes[&1].epoch);
+    let files = &net.nodes[&1].files;
+    assert_eq!(files[&aside], b"garbage");
+    let ratchet = flatlan_roster::Ratchet::decode(&files[persist::RATCHET], &net.admin.network).unwrap();
+    assert_eq!(ratchet.head().unwrap().version(), newer.version());
+    let alarm = Alarm::Damaged { file: persist::RATCHET.to_owned(), aside };
+    assert_eq!(net.nodes[&1].node.status().alarms, [alarm]);
+    // with both lost, the alarm is all that is left
+    let mut files = net.kill_node(1);
+    files.insert(persist::RATCHET.to_owned(), b"garbage".to_vec());
+    files.insert(persist::ROSTER.to_owned(), b"more garbage".to_vec());
+    net.start_node(1, files);
+    assert_eq!(net.nodes[&1].node.status().alarms.len(), 2);
+    let asides = net.nodes[&1].files.iter().filter(|(name, _)| name.contains(".damaged-")).map(|(_, bytes)| bytes);
+    assert_eq!(asides.collect::<Vec<_>>(), [b"garbage", b"garbage", &b"more garbage"[..]]);
+}
+
+#[test]
+fn claims_that_refuse_each_other_raise_an_alarm_until_the_invite_is_gone() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.admin.invited = vec![3];
+    let open = net.admin.sign(&[1], &[1, 2, 3], net.hubs[&1].roster.as_ref());
+    let one = open.with_claims([claim(&open, 3, 3)]).unwrap();
+    net.publish(1, &one);
+    net.until(SOON, |net| net.knows(1, 3));
+    assert_eq!(net.nodes[&1].node.status().alarms, []);
+    let two = one.with_claims([claim(&open, 3, 4)]).unwrap();
+    net.publish(1, &two);
+    net.until(SOON, |net| !net.knows(1, 3));
+    let alarms = net.nodes[&1].node.status().alarms;
+    assert!(alarms.len() == 2 && alarms.iter().all(|alarm| alarm.to_string().contains("two machines redeemed")));
+    net.admin.invited.clear();
+    let closed = net.admin.sign(&[1], &[1, 2], Some(&two));
+    net.publish(1, &closed);
+    net.until(SOON, |net| net.serial(1) == 3);
+    assert_eq!(net.nodes[&1].node.status().alarms, []);
 }
 
 #[test]

@@ -15,12 +15,12 @@ use flatlan_relay::{
     auth::{AttachScope, Exporter, sign_hello},
 };
 use flatlan_roster::{
-    Authority, DEFAULT_LIFE, Draft, Expiry, HubRecord, MemberRecord, NetworkRecord, Ratchet, Record, Records,
-    VerifiedRoster,
+    Authority, Claim, CountersignedClaim, DEFAULT_LIFE, Draft, Expiry, HubRecord, Invite, MemberRecord, NetworkRecord,
+    Ratchet, Record, Records, VerifiedRoster,
 };
 use flatlan_types::{
-    AdminSecret, BootEpoch, Endpoint, HostPort, HubKey, HubSecret, HubSlot, Label, MemberId, NetworkId, NodeSeed,
-    PeerSlot, RecoveryKey, UnixTime, VirtualIp,
+    AdminSecret, BootEpoch, Endpoint, HostPort, HubKey, HubSecret, HubSlot, InviteSecret, Label, MemberId, NetworkId,
+    NodeSeed, PeerSlot, RecoveryKey, UnixTime, VirtualIp,
 };
 
 use crate::{
@@ -36,6 +36,8 @@ pub(super) struct Admin {
     pub(super) expiry: Expiry,
     /// When it signs.
     pub(super) now: UnixTime,
+    /// Members that have an invite, which hub 1 redeems, and no key.
+    pub(super) invited: Vec<u8>,
     /// Who carries [`SHARED`] together.
     pub(super) carriers: Vec<u8>,
 }
@@ -45,7 +47,7 @@ impl Admin {
         let (secret, recovery) = (AdminSecret::from_bytes(&[201; 32]), AdminSecret::from_bytes(&[202; 32]));
         let authority = Authority::new(secret.public(), RecoveryKey::of(&recovery));
         let network = authority.network();
-        Self { secret, authority, network, expiry: Expiry::Warn, now: UNIX, carriers: Vec::new() }
+        Self { secret, authority, network, expiry: Expiry::Warn, now: UNIX, invited: Vec::new(), carriers: Vec::new() }
     }
 
     /// A roster of these hubs and members (by number), on top of another.
@@ -66,7 +68,12 @@ impl Admin {
         };
         let member = |n: &u8| MemberRecord {
             ips: vec![VirtualIp::new([10, 77, 0, *n].into())],
-            keys: Some(seed(*n).derive().public()),
+            keys: (!self.invited.contains(n)).then(|| seed(*n).derive().public()),
+            invite: self.invited.contains(n).then(|| Invite {
+                key: invite(*n).public(),
+                redeemer: hub_secret(1).public(),
+                expires: self.now.after(86_400),
+            }),
             routes: self.carriers.contains(n).then(|| SHARED.parse().unwrap()).into_iter().collect(),
             ha: self.carriers.contains(n).then(|| "gateways".parse().unwrap()),
             ..MemberRecord::new(format!("n{n}").parse().unwrap())
@@ -78,6 +85,16 @@ impl Admin {
         let draft = Draft { authority: &self.authority, records: &records, base, now: self.now, life: DEFAULT_LIFE };
         VerifiedRoster::sign(draft, &self.secret).unwrap()
     }
+}
+
+/// A node's claim to an invite, as hub 1 countersigns it on this roster.
+pub(super) fn claim(roster: &VerifiedRoster, of: u8, node: u8) -> CountersignedClaim {
+    let claim = Claim::make(roster.network_id(), &invite(of), &seed(node).derive());
+    roster.countersign(&claim, &hub_secret(1), UNIX).unwrap()
+}
+
+fn invite(n: u8) -> InviteSecret {
+    InviteSecret::from_bytes(&[n + 50; 32])
 }
 
 /// Everything.
