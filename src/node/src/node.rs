@@ -477,6 +477,7 @@ impl Node {
             Control::RosterPart { network, version, total, offset, bytes } if network == self.me.network => {
                 self.on_part(hub, version, total, offset, &bytes, now);
             }
+            Control::GetClaims { network, from } if network == self.me.network => self.serve_claims(hub, from),
             Control::Claims { network, claims, .. } if network == self.me.network => {
                 let offered = self.keeper.offer_claims(claims.iter().map(|claim| claim.as_slice()), out);
                 self.on_offered(offered);
@@ -490,7 +491,9 @@ impl Node {
                 }
             }
             Control::PathOpened { request, label, via, .. } => {
-                if let Some(peer) = relays.handle_opened(hub, request, label, via, hubs, out) {
+                let opened = relays.handle_opened(hub, request, label, via, hubs, out);
+                relays.ask_next(hub, hubs, now, out);
+                if let Some(peer) = opened {
                     self.offer(peer, now);
                 }
             }

@@ -12,12 +12,14 @@
 //!  |<-PathOpened-|<-PathOpened-|
 //! ```
 //!
-//! Neither waits for the other when both begin at once, and nobody waits longer than [`HOLD`].
+//! Neither waits for the other when both begin at once, and nobody waits longer than [`HOLD`]. Of many
+//! requests to one hub, [`MAX_ASKED`] are under way at a time; the others wait their turn, first come, first
+//! served, so that a hub that comes back is not flooded by its first thousand peers.
 //!
 //! This module keeps what was asked and given. Who is worth a path is decided by its caller.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -33,6 +35,8 @@ pub(crate) struct Relays {
     me: MemberId,
     outward: BTreeMap<(PeerSlot, HubSlot), Outward>,
     requests: BTreeMap<(HubSlot, u32), PeerSlot>,
+    /// Whose turn comes next at each hub.
+    turns: BTreeMap<HubSlot, VecDeque<PeerSlot>>,
     given: BTreeMap<Label, Given>,
     held: Vec<Held>,
     next_request: u32,
@@ -47,9 +51,19 @@ struct Outward {
 }
 
 enum State {
-    Asking { request: u32, until: Instant },
-    Open { label: Label, via: Vec<HubKey> },
-    Waiting { until: Instant },
+    Asking {
+        request: u32,
+        until: Instant,
+    },
+    Open {
+        label: Label,
+        via: Vec<HubKey>,
+    },
+    Waiting {
+        until: Instant,
+    },
+    /// Its turn comes when fewer are asked for.
+    Queued,
 }
 
 /// A hub's request for a label of ours.
@@ -83,6 +97,7 @@ impl Relays {
             me,
             outward: BTreeMap::new(),
             requests: BTreeMap::new(),
+            turns: BTreeMap::new(),
             given: BTreeMap::new(),
             held: Vec::new(),
             next_request: 0,
@@ -184,6 +199,7 @@ impl Relays {
             outward.wait(now);
         }
         self.release_held(|held| held.peer == peer && held.hub == hub, hubs, out);
+        self.ask_next(hub, hubs, now, out);
     }
 
     /// A hub's label leads nowhere any more. The peer, where the label was in use.
@@ -214,6 +230,7 @@ impl Relays {
     pub(crate) fn remove_hub(&mut self, hub: HubSlot) {
         self.outward.retain(|(_, at), _| *at != hub);
         self.requests.retain(|(at, _), _| *at != hub);
+        self.turns.remove(&hub);
         self.given.retain(|_, given| given.hub != hub);
         self.held.retain(|held| held.hub != hub);
     }
@@ -255,11 +272,14 @@ impl Relays {
                     outward.wait(now);
                 }
                 State::Waiting { until } if until <= now => again.push((*peer, *hub, outward.to)),
-                State::Asking { .. } | State::Open { .. } | State::Waiting { .. } => {}
+                State::Asking { .. } | State::Open { .. } | State::Queued | State::Waiting { .. } => {}
             }
         }
         for (peer, hub, to) in again {
             self.ask(peer, to, hub, hubs, now, out);
+        }
+        for hub in self.turns.keys().copied().collect::<Vec<_>>() {
+            self.ask_next(hub, hubs, now, out);
         }
     }
 
@@ -267,7 +287,7 @@ impl Relays {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let outward = self.outward.values().filter_map(|outward| match outward.state {
             State::Asking { until, .. } | State::Waiting { until } => Some(until),
-            State::Open { .. } => None,
+            State::Open { .. } | State::Queued => None,
         });
         outward.chain(self.held.iter().map(|held| held.until)).min()
     }
@@ -282,7 +302,7 @@ impl Relays {
         let range = self.outward.range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX)));
         range.filter_map(|((_, hub), outward)| match &outward.state {
             State::Open { via, .. } => Some((*hub, via.as_slice())),
-            State::Asking { .. } | State::Waiting { .. } => None,
+            State::Asking { .. } | State::Queued | State::Waiting { .. } => None,
         })
     }
 
@@ -293,6 +313,15 @@ impl Relays {
     }
 
     fn ask(&mut self, peer: PeerSlot, to: MemberId, hub: HubSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
+        if self.requests.range((hub, 0)..=(hub, u32::MAX)).count() >= MAX_ASKED {
+            let outward = self.outward.entry((peer, hub)).or_insert(Outward { to, state: State::Queued, failures: 0 });
+            outward.state = State::Queued;
+            let turns = self.turns.entry(hub).or_default();
+            if !turns.contains(&peer) {
+                turns.push_back(peer);
+            }
+            return;
+        }
         self.next_request = self.next_request.wrapping_add(1);
         let request = self.next_request;
         let state = State::Asking { request, until: now + PATIENCE };
@@ -314,6 +343,17 @@ impl Relays {
             avoid: others.collect(),
         };
         hubs.send(hub, &Control::PathOpen(open), out);
+    }
+
+    /// Asks for those whose turn has come.
+    pub(crate) fn ask_next(&mut self, hub: HubSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
+        while self.requests.range((hub, 0)..=(hub, u32::MAX)).count() < MAX_ASKED {
+            let Some(peer) = self.turns.get_mut(&hub).and_then(VecDeque::pop_front) else { return };
+            let queued = self.outward.get(&(peer, hub)).filter(|outward| matches!(outward.state, State::Queued));
+            if let Some(to) = queued.map(|outward| outward.to) {
+                self.ask(peer, to, hub, hubs, now, out);
+            }
+        }
     }
 
     /// Answers what waited for a way back.
@@ -376,6 +416,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The first retry after a failure; each later one waits twice as long, up to [`AGAIN_MOST`].
 const AGAIN: Duration = Duration::from_millis(150);
 const AGAIN_MOST: Duration = Duration::from_secs(5);
+/// Requests under way at one hub.
+const MAX_ASKED: usize = 128;
 /// Hubs by which one peer is reached.
 const MAX_HUBS: usize = 3;
 /// Labels given for one peer at one hub: paths that replace each other.

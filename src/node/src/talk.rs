@@ -8,7 +8,9 @@ use std::{
 use flatlan_datapath::Command;
 use flatlan_path::PathKind;
 use flatlan_relay::{ClaimsSummary, Control, MAX_PART, Presence};
+use flatlan_roster::CountersignedClaim;
 use flatlan_types::{HubSlot, PeerSlot, UnixTime};
+use minicbor::bytes::ByteVec;
 
 use crate::{
     Alarm,
@@ -262,6 +264,20 @@ impl Node {
         self.hubs.send(hub, &message, &mut self.out);
     }
 
+    /// A hub wants our claims, from this place in their order: as many as fit one message.
+    pub(crate) fn serve_claims(&mut self, hub: HubSlot, from: u32) {
+        let Some(held) = self.keeper.current() else { return };
+        let claims = held.roster.claims();
+        let total = claims.len() as u32;
+        let mut size = 0;
+        let page = claims.iter().skip(from as usize).map(CountersignedClaim::encode).take_while(|claim| {
+            size += claim.len() + ENTRY;
+            size <= MAX_PART
+        });
+        let claims = page.map(ByteVec::from).collect();
+        self.hubs.send(hub, &Control::Claims { network: self.me.network, from, total, claims }, &mut self.out);
+    }
+
     /// A part of a hub's roster.
     pub(crate) fn on_part(&mut self, hub: HubSlot, version: u64, total: u32, offset: u32, bytes: &[u8], now: Instant) {
         let Some(fetch) = self.hub_fetches.get_mut(&hub) else { return };
@@ -390,6 +406,8 @@ impl Node {
     }
 }
 
+/// What a claim costs in a message beside its own bytes, at the most.
+const ENTRY: usize = 4;
 /// Offers of candidates are so far apart at the least.
 const OFFER_SPACING: Duration = Duration::from_millis(100);
 /// An offer without an answer is made again after this, then after twice as long, and so on.

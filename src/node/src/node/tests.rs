@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use flatlan_datapath::{Event, NewSessions, Owner};
 use flatlan_relay::{Control, Presence, PresenceOrder};
-use flatlan_roster::Expiry;
+use flatlan_roster::{CountersignedClaim, Expiry};
 use flatlan_types::{BootEpoch, Endpoint, UnixTime};
 
 use self::net::{Disk, LATENCY, Net, UNIX, address, claim, hub_secret, member, seed};
@@ -519,6 +519,52 @@ fn peers_that_promise_much_and_give_nothing_are_asked_last() {
         promise(&mut net);
     }
     assert!(net.knows(1, 21));
+}
+
+#[test]
+fn a_hub_that_lacks_claims_gets_them_from_a_node_page_by_page() {
+    let mut net = ready(&[1], &[1]);
+    net.admin.invited = vec![3, 4, 5];
+    let open = net.admin.sign(&[1], &[1, 3, 4, 5], net.hubs[&1].roster.as_ref());
+    let claimed = open.with_claims([3, 4, 5].map(|n| claim(&open, n, n))).unwrap();
+    net.publish(1, &claimed);
+    net.until(SOON, |net| net.knows(1, 5));
+    let all: Vec<Vec<u8>> = claimed.claims().iter().map(CountersignedClaim::encode).collect();
+    for from in [0, 2, 3, u32::MAX] {
+        net.hubs.get_mut(&1).unwrap().heard.clear();
+        net.hub_says(1, &Control::GetClaims { network: net.admin.network, from });
+        net.run(ms(30));
+        let answer = net.hubs[&1].heard.iter().find_map(|(_, message)| {
+            let Control::Claims { from: of, total: 3, claims, .. } = message else { return None };
+            (*of == from).then_some(claims)
+        });
+        let page: Vec<Vec<u8>> = answer.expect("an answer").iter().map(|claim| claim.to_vec()).collect();
+        assert_eq!(page, all.get(from as usize..).unwrap_or_default());
+    }
+}
+
+#[test]
+fn of_very_many_paths_some_are_asked_for_at_a_time_and_all_in_the_end() {
+    let mut net = ready(&[1], &[1]);
+    let members: Vec<u8> = (1..=220).collect();
+    let all = net.admin.sign(&[1], &members, net.hubs[&1].roster.as_ref());
+    net.publish(1, &all);
+    net.until(Duration::from_secs(5), |net| net.knows(1, 220));
+    let files = net.kill_node(1);
+    net.start_node(1, files);
+    members.iter().skip(1).for_each(|n| net.need(1, *n));
+    let asked = |net: &Net| {
+        let heard = net.hubs[&1].heard.iter().filter_map(|(_, message)| {
+            let Control::PathOpen(open) = message else { return None };
+            Some(open.to)
+        });
+        heard.collect::<Vec<_>>()
+    };
+    net.until(SOON, |net| !asked(net).is_empty());
+    net.run(ms(1));
+    assert_eq!(asked(&net).len(), 128);
+    net.run(ms(100));
+    assert_eq!(asked(&net).into_iter().collect::<std::collections::BTreeSet<_>>().len(), 219);
 }
 
 #[test]

@@ -331,6 +331,13 @@ impl Net {
         }
     }
 
+    /// A hub says something to everybody.
+    pub(super) fn hub_says(&mut self, n: u8, message: &Control) {
+        for conn in self.hubs[&n].control_conns() {
+            self.tell(conn, message);
+        }
+    }
+
     /// A node learns a roster by other means.
     pub(super) fn learn(&mut self, n: u8, roster: &VerifiedRoster) {
         let node = &mut self.nodes.get_mut(&n).unwrap().node;
