@@ -101,8 +101,12 @@ impl Node {
         let fresh = held.roster.freshness(unix);
         if std::mem::discriminant(&fresh) != std::mem::discriminant(&self.freshness) {
             match fresh {
-                Freshness::Aging { .. } => tracing::warn!(roster = held.summary.serial, "{fresh}"),
-                Freshness::Expired { .. } => tracing::error!(roster = held.summary.serial, "{fresh}"),
+                Freshness::Aging { .. } => {
+                    tracing::warn!(roster = held.summary.serial, reason = %fresh, "the roster ages")
+                }
+                Freshness::Expired { .. } => {
+                    tracing::error!(roster = held.summary.serial, reason = %fresh, "the roster expired")
+                }
                 Freshness::Fresh => {}
             }
         }

@@ -413,7 +413,6 @@ impl Net {
                     self.send(End::Hub(n, stream), Wire::Message(message.encode()));
                 }
                 HubOutput::Close { stream } => self.end(End::Hub(n, stream)),
-                HubOutput::SetAside { network, reason } => panic!("{network}: {reason}"),
                 HubOutput::Dial { dial, at: target, role: _ } => {
                     let Some(other) = self.hubs.keys().copied().find(|hub| place(*hub) == target) else {
                         self.hubs.get_mut(&n).unwrap().hub.handle_dial_failed(dial, now);

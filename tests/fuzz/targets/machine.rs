@@ -121,7 +121,6 @@ impl<'a> Net<'a> {
                     assert_eq!(Control::decode(&bytes).unwrap(), Some(message), "what is said can be read");
                     32
                 }
-                Output::SetAside { .. } => 128,
                 Output::Store { token, .. } => {
                     self.stores.push(token);
                     64
