@@ -116,3 +116,23 @@ pub struct StoredNetwork {
     /// The greatest head seen.
     pub ratchet: Vec<u8>,
 }
+
+impl StoredNetwork {
+    /// One file a network, so that roster and ratchet change together or not at all:
+    /// `[length of the ratchet u32][ratchet][roster]`.
+    pub fn encode(ratchet: &[u8], bundle: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(4 + ratchet.len() + bundle.len());
+        bytes.extend_from_slice(&(ratchet.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(ratchet);
+        bytes.extend_from_slice(bundle);
+        bytes
+    }
+
+    /// What a file holds; nothing where its parts do not add up. Whether they are good, [`Hub::new`](crate::Hub::new)
+    /// says.
+    pub fn decode(network: NetworkId, bytes: &[u8]) -> Option<Self> {
+        let (length, rest) = bytes.split_first_chunk::<4>()?;
+        let (ratchet, bundle) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        Some(Self { network, bundle: bundle.to_vec(), ratchet: ratchet.to_vec() })
+    }
+}

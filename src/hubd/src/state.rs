@@ -83,17 +83,11 @@ impl HubState {
         for name in self.dir.list().map_err(HubError::File)? {
             let Some(network) = name.strip_suffix(SUFFIX).and_then(|id| id.parse::<NetworkId>().ok()) else { continue };
             if allow.allows(&network) {
-                networks.push((network, self.network(network, &name)));
+                let bytes = self.dir.read(&name).ok().flatten();
+                networks.push((network, bytes.and_then(|bytes| StoredNetwork::decode(network, &bytes))));
             }
         }
         Ok(networks)
-    }
-
-    fn network(&self, network: NetworkId, name: &str) -> Option<StoredNetwork> {
-        let bytes = self.dir.read(name).ok().flatten()?;
-        let (length, rest) = bytes.split_first_chunk::<4>()?;
-        let (ratchet, bundle) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-        Some(StoredNetwork { network, bundle: bundle.to_vec(), ratchet: ratchet.to_vec() })
     }
 
     /// Keeps what was stored of a network under another name; which.
@@ -101,13 +95,9 @@ impl HubState {
         self.dir.set_aside(&file_name(network)).map_err(HubError::File)
     }
 
-    /// One file a network, so that roster and ratchet change together or not at all:
-    /// `[length of the ratchet u32][ratchet][roster]`.
+    /// Writes a network's file: all of it, or nothing.
     pub(crate) fn store(&self, network: &NetworkId, bundle: &[u8], ratchet: &[u8]) -> Result<(), HubError> {
-        let mut bytes = Vec::with_capacity(4 + ratchet.len() + bundle.len());
-        bytes.extend_from_slice(&(ratchet.len() as u32).to_be_bytes());
-        bytes.extend_from_slice(ratchet);
-        bytes.extend_from_slice(bundle);
+        let bytes = StoredNetwork::encode(ratchet, bundle);
         self.dir.write(&file_name(network), &bytes, FileMode::Secret).map_err(HubError::File)
     }
 }

@@ -1,11 +1,17 @@
 //! What is read from disk: a file may be damaged, or edited by hand.
 
+use std::time::Instant;
+
 use flatlan_fuzz::{Fuzz, outcome, refusal};
+use flatlan_hub::{Allow, Hub, HubConfig, Limits, StoredNetwork};
 use flatlan_node::persist::{decode_peers, next_epoch};
 use flatlan_roster::{Ratchet, Source};
 use flatlan_types::UnixTime;
 
-use crate::roster::{source_network, world};
+use crate::{
+    hub,
+    roster::{source_network, world},
+};
 
 #[test]
 fn network_toml() {
@@ -36,6 +42,33 @@ fn ratchet() {
 }
 
 #[test]
+fn stored_network() {
+    let (source, admin) = world();
+    let network = source.network_id();
+    let roster = source.sign(None, &admin, NOW).unwrap();
+    let mut ratchet = Ratchet::new(network);
+    ratchet.advance(&roster).unwrap();
+    let seed = StoredNetwork::encode(&ratchet.encode(), &roster.encode());
+    Fuzz::new("stored-network").seeds([seed]).run(|input| {
+        let Some(stored) = StoredNetwork::decode(network, input) else { return 0 };
+        assert_eq!(StoredNetwork::encode(&stored.ratchet, &stored.bundle), input, "it is read as it was written");
+        let config = HubConfig {
+            secret: hub(1),
+            allow: Allow::Networks([network].into()),
+            peers: Vec::new(),
+            udp: Vec::new(),
+            limits: Limits::default(),
+            incarnation: 1,
+            seed: [3; 32],
+        };
+        match Hub::new(config, vec![stored], Instant::now(), NOW) {
+            Ok(_) => 1,
+            Err(error) => refusal(&error),
+        }
+    });
+}
+
+#[test]
 fn peers() {
     Fuzz::new("peers").run(|input| match decode_peers(input) {
         Ok(peers) => outcome(&peers.len().min(9)),
@@ -56,3 +89,5 @@ fn epoch() {
         u64::from(epoch.0 > now.0)
     });
 }
+
+const NOW: UnixTime = UnixTime(1_770_000_000);

@@ -6,11 +6,14 @@ mod files;
 mod forward;
 mod machine;
 mod node;
+mod node_machine;
 mod packets;
+mod proxy;
 mod relay;
 mod roster;
 mod sealed;
 mod sessions;
+mod worker;
 
 use flatlan_types::{HubSecret, NetworkId, NodeSecret, NodeSeed};
 

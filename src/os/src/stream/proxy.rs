@@ -3,6 +3,8 @@
 //! One request, one answer, then bytes. The answer is read one byte at a time, bounded, so that nothing of
 //! what follows it is swallowed. NTLM and Kerberos are not spoken.
 
+mod answer;
+
 use std::{fmt, io, str::FromStr};
 
 use data_encoding::BASE64;
@@ -13,6 +15,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
+use self::answer::parse_status;
 use super::StreamError;
 
 /// A proxy, written `http://[USER[:PASSWORD]@]HOST:PORT`. `Display` and `Debug` never show the password.
@@ -76,14 +79,6 @@ async fn read_status(tcp: &mut TcpStream) -> io::Result<u16> {
         }
     }
     parse_status(&head).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its answer is no HTTP"))
-}
-
-/// The status of an HTTP/1 response's head.
-fn parse_status(head: &[u8]) -> Option<u16> {
-    let line = head.split(|b| *b == b'\r').next()?;
-    let mut words = str::from_utf8(line).ok()?.split(' ');
-    words.next().filter(|version| version.starts_with("HTTP/1."))?;
-    words.next().filter(|status| status.len() == 3)?.parse().ok()
 }
 
 impl FromStr for Proxy {
