@@ -140,6 +140,42 @@ fn two_processes_never_share_a_state_directory() {
 }
 
 #[test]
+fn a_node_answers_group_flatlan_and_nobody_else() {
+    let lab = joined_lab();
+    let machine = gateway(&lab, "a");
+    // nobody may look into the lab's folder
+    let folder = tempfile::TempDir::new().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let [state, groups, program] = ["state", "group", "flatlan"].map(|name| folder.path().join(name));
+    fs::copy(env!("CARGO_BIN_EXE_flatlan"), &program).unwrap();
+    let here = fs::read_to_string("/etc/group").unwrap();
+    let others: String =
+        here.lines().filter(|line| !line.starts_with("flatlan:")).map(|line| format!("{line}\n")).collect();
+    fs::write(&groups, format!("{others}flatlan:x:{GROUP}:\n")).unwrap();
+    machine.exec("mount", [Path::new("--bind"), &groups, Path::new("/etc/group")]).unwrap();
+    machine.exec("cp", [Path::new("-a"), lab.site("a").unwrap().state(), &state]).unwrap();
+    let mut command = Namespace::command(&program);
+    command.args(["up", "--tun", "fl0", "--state"]).arg(&state);
+    let node = machine.spawn("node", command, &lab.folder().join("log").join("grouped.log")).unwrap();
+    node.wait_line("up: ", PATIENCE).unwrap();
+
+    let ask = |group: u32| {
+        let mut command = Namespace::command("setpriv");
+        command.args(["--reuid", "65534", "--regid", &group.to_string(), "--clear-groups"]);
+        command.arg(&program).args(["status", "--json", "--state"]).arg(&state);
+        machine.output(command).unwrap()
+    };
+    let answered = ask(GROUP).success().unwrap().json().unwrap();
+    assert_eq!(answered.pointer("/self/name").and_then(Value::as_str), Some("a"));
+    refused(
+        &ask(65534),
+        3,
+        "may not ask the node: S/control.sock: run as root, as the owner of the state directory, or as a member of group flatlan (the group must be there when the node starts)",
+        &state,
+    );
+}
+
+#[test]
 fn a_full_disk_stops_no_node_that_runs_and_starts_none() {
     let lab = lab().hub("h1").site("a", Nat::Cone).site("b", Nat::Cone).build().unwrap();
     lab.network_create().unwrap();
@@ -516,3 +552,6 @@ fn copy(from: &Path, to: &Path) {
         fs::set_permissions(&copied, fs::metadata(&path).unwrap().permissions()).unwrap();
     }
 }
+
+/// A group that no machine has.
+const GROUP: u32 = 54_242;
