@@ -1,6 +1,6 @@
 //! The command line, typed once.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flatlan::TransportChoice;
@@ -70,8 +70,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  flatlan check network.toml")]
     Check(CheckArgs),
     /// A whole internet in network namespaces on this machine
-    #[command(subcommand, after_help = "Example:\n  flatlan lab demo")]
-    Lab(LabCommand),
+    #[command(after_help = "Examples:\n  flatlan lab demo\n  flatlan lab up && flatlan lab show")]
+    Lab(LabArgs),
 }
 
 #[derive(Debug, Args)]
@@ -295,6 +295,12 @@ pub(crate) struct RevokeArgs {
 pub(crate) struct CheckArgs {
     /// A config of `up` or `hub run`, or network.toml
     pub(crate) file: PathBuf,
+    /// Where FILE is, if it is not named from the current directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -445,13 +451,22 @@ pub(crate) struct PingArgs {
     /// A member's name or virtual IP
     pub(crate) target: String,
     /// How many; default: until Ctrl-C
-    #[arg(short)]
+    #[arg(short, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) count: Option<u32>,
     /// Seconds between two
-    #[arg(short, default_value_t = 1.0)]
-    pub(crate) interval: f64,
+    #[arg(short, default_value = "1", value_parser = seconds)]
+    pub(crate) interval: Duration,
+    /// Print JSON: one object for each ping
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) state: StateArgs,
+}
+
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let why = "not a number of seconds from 0.01 to 3600";
+    let seconds: f64 = text.parse().map_err(|_| why)?;
+    if (0.01..=3600.0).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err(why) }
 }
 
 #[derive(Debug, Args)]
@@ -492,6 +507,15 @@ pub(crate) struct ExplainArgs {
     pub(crate) state: StateArgs,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct LabArgs {
+    #[command(subcommand)]
+    pub(crate) command: LabCommand,
+    /// Taken as by every command, without effect: all that a lab has lies in its own folder, see `flatlan lab show`
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
     /// The whole story in under two minutes
@@ -526,37 +550,50 @@ pub(crate) enum LabCommand {
         #[arg(long)]
         nat: String,
     },
-    /// Run a command on one of its hosts
-    #[command(after_help = "Example:\n  flatlan lab exec site1 -- ping -c 3 10.77.0.2")]
+    /// List its machines and the faults in force
+    #[command(after_help = "Example:\n  flatlan lab show")]
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command on one of its machines
+    #[command(
+        after_help = "Examples:\n  flatlan lab exec a -- ping -c 3 10.77.0.2\n  flatlan lab exec h1 -- tcpdump -ni eth0"
+    )]
     Exec {
-        /// The host
+        /// The machine: a hub (h1), a site's gateway (a), its router (a-nat), its host (a-1), inet, admin
         host: String,
         /// The command
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Cut a host off at its router, silently
-    #[command(after_help = "Example:\n  flatlan lab cut hub1")]
+    /// Cut a hub or a site off at the router, silently
+    #[command(
+        after_help = "Examples:\n  flatlan lab cut h1\n  flatlan lab cut a/h1     (those two from each other)\n  flatlan lab cut direct   (all sites from each other: only hubs are left)"
+    )]
     Cut {
-        /// The host
+        /// A hub (h1), a site (a), two of them (a/h1), or `direct`
         what: String,
     },
-    /// Undo every fault of a host
-    #[command(after_help = "Example:\n  flatlan lab heal hub1")]
+    /// Undo cuts, let what is frozen go on, run again what was killed
+    #[command(
+        after_help = "Examples:\n  flatlan lab heal h1\n  flatlan lab heal a/h1\n  flatlan lab heal direct\n  flatlan lab heal all"
+    )]
     Heal {
-        /// The host
+        /// A hub (h1), a site (a), two of them (a/h1), `direct`, or `all`
         what: String,
     },
     /// Kill a hub's or node's process
-    #[command(after_help = "Example:\n  flatlan lab kill hub1")]
+    #[command(after_help = "Example:\n  flatlan lab kill h1")]
     Kill {
-        /// The host
+        /// A hub (h1) or a site (a)
         what: String,
     },
     /// Freeze a hub's or node's process
-    #[command(after_help = "Example:\n  flatlan lab freeze hub1")]
+    #[command(after_help = "Example:\n  flatlan lab freeze h1")]
     Freeze {
-        /// The host
+        /// A hub (h1) or a site (a)
         what: String,
     },
     /// Remove the lab

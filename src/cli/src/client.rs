@@ -68,12 +68,21 @@ pub(crate) fn ping(args: PingArgs) -> Result<(), Failure> {
                 Some(ms) => {
                     received += 1;
                     let status = call(&args.state.state, Method::GET, "/v1/status").await?;
-                    output::result(format!("reply from {ip}: seq={sent} time={ms} ms path={}", path_of(ip, &status)));
+                    let path = path_of(ip, &status);
+                    if args.json {
+                        let ms = ms.parse::<f64>().ok();
+                        output::result(serde_json::json!({ "ip": ip, "seq": sent, "time_ms": ms, "path": path }));
+                    } else {
+                        output::result(format!("reply from {ip}: seq={sent} time={ms} ms path={path}"));
+                    }
+                }
+                None if args.json => {
+                    output::result(serde_json::json!({ "ip": ip, "seq": sent, "time_ms": null, "path": null }));
                 }
                 None => output::result(format!("no reply from {ip}: seq={sent}")),
             }
             if args.count.is_none_or(|count| sent < count) {
-                tokio::time::sleep(Duration::from_secs_f64(args.interval.clamp(0.01, 3600.0))).await;
+                tokio::time::sleep(args.interval).await;
             }
         }
         output::say(format!("{sent} sent, {received} received"));

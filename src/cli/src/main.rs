@@ -13,6 +13,7 @@ mod lab;
 mod log;
 mod node;
 mod output;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -21,7 +22,16 @@ use clap::Parser as _;
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // help and version are no errors
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            let failure = usage::wrong(&error, std::env::args());
+            output::error(&failure);
+            return failure.exit_code();
+        }
+    };
     let done = match cli.command {
         Command::Network(command) => admin::network(command),
         Command::Invite(command) => admin::invite(command),

@@ -17,8 +17,9 @@ use crate::{
 
 /// `flatlan join`.
 pub(crate) fn join(args: JoinArgs) -> Result<(), Failure> {
-    let state = NodeState::create(&args.state.state)?;
+    check_join(&args)?;
     if args.request {
+        let state = NodeState::create(&args.state.state)?;
         output::result(join::request(&state)?.full());
         output::say(format!(
             "key of {} made; on the admin's machine: flatlan member add NAME --key KEY",
@@ -27,6 +28,7 @@ pub(crate) fn join(args: JoinArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if let Some(network) = args.network {
+        let state = NodeState::create(&args.state.state)?;
         join::by_key(&state, network, args.hubs)?;
         output::say(format!("joined; next: flatlan up --state {}", args.state.state.display()));
         return Ok(());
@@ -35,10 +37,27 @@ pub(crate) fn join(args: JoinArgs) -> Result<(), Failure> {
     let token: Token =
         text.trim().parse().map_err(|error| Failure::wrong(format!("the token cannot be used: {error}")))?;
     let proxy = proxy(&args.proxy)?;
+    // not before: a token that is none leaves nothing behind
+    let state = NodeState::create(&args.state.state)?;
     let joined = runtime()?.block_on(join::redeem(&state, &token, proxy.as_ref()))?;
     let ips: Vec<String> = joined.ips.iter().map(ToString::to_string).collect();
     output::say(format!("joined: {} is {} {}", joined.network, joined.member, ips.join(" ")));
     output::say(format!("next: flatlan up --state {}", args.state.state.display()));
+    Ok(())
+}
+
+/// Refuses what would have no effect.
+fn check_join(args: &JoinArgs) -> Result<(), Failure> {
+    let redeems = args.network.is_none() && !args.request;
+    if args.proxy.proxy.is_some() && !redeems {
+        let flag = if args.request { "--request" } else { "--network" };
+        let why = format!("join: {flag} dials no hub, so that --proxy has no effect");
+        return Err(Failure::wrong(format!("{why}: leave it out, and give it to `flatlan up`")));
+    }
+    if !args.hubs.is_empty() && args.network.is_none() {
+        let remedy = "leave it out, or give --network NETWORK_ID";
+        return Err(Failure::wrong(format!("join: --hub has no effect without --network: {remedy}")));
+    }
     Ok(())
 }
 
@@ -61,10 +80,10 @@ pub(crate) fn up(args: UpArgs) -> Result<(), Failure> {
 pub(crate) fn leave(args: StateArgs) -> Result<(), Failure> {
     // the lock says that no node runs on it
     let state = NodeState::open(&args.state)?;
-    for file in state.dir().list()? {
-        if file != LOCK_FILE {
-            state.dir().remove(&file)?;
-        }
+    // the lock goes last: until then nobody starts here
+    let files = state.dir().list()?.into_iter().filter(|file| file != LOCK_FILE);
+    for file in files.chain([LOCK_FILE.to_owned()]) {
+        state.dir().remove(&file)?;
     }
     output::say(format!("left: {} is empty; tell the admin to run `flatlan revoke`", args.state.display()));
     Ok(())
@@ -203,5 +222,5 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::failed(format!("cannot start: {error}")))
 }
 
-/// The file that `NodeState` locks; it goes last, with the directory.
+/// The file that `NodeState` locks.
 const LOCK_FILE: &str = "lock";

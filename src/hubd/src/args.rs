@@ -151,6 +151,14 @@ impl HubFile {
         let text = std::fs::read_to_string(path).map_err(|error| wrong(Why(error).to_string()))?;
         toml::from_str(&text).map_err(|error| wrong(located(&text, error.span(), error.message())))
     }
+
+    /// The hubs to dial.
+    ///
+    /// # Errors
+    /// One is not written `KEY@HOST:PORT`.
+    pub fn dialled(&self) -> Result<Vec<PeerHub>, HubError> {
+        self.peers.iter().map(|text| parse_peer(text)).collect()
+    }
 }
 
 impl RunArgs {
@@ -176,6 +184,7 @@ impl RunArgs {
             (file.allow, file.allow_any) = (Vec::new(), true);
         }
         file.peers.extend(self.peers);
+        let peers = file.dialled()?;
         let allow = if file.allow_any {
             flatlan_hub::Allow::Any
         } else if file.allow.is_empty() {
@@ -183,7 +192,6 @@ impl RunArgs {
         } else {
             flatlan_hub::Allow::Networks(BTreeSet::from_iter(file.allow))
         };
-        let peers = file.peers.iter().map(|text| parse_peer(text)).collect::<Result<_, _>>()?;
         let certificate = match (file.certificate.as_os_str().is_empty(), file.certificate_key.as_os_str().is_empty()) {
             (true, true) => None,
             (false, false) => Some((file.certificate, file.certificate_key)),

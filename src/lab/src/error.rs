@@ -71,9 +71,14 @@ pub enum LabError {
         /// The Debian package that holds it.
         package: &'static str,
     },
-    /// The lab that stays did not do what it was told.
-    #[error("the lab refused: {0}")]
-    Refused(String),
+    /// The lab that stays did not do what it was told, or did not come up.
+    #[error("the lab refused: {why}")]
+    Refused {
+        /// In its own words.
+        why: String,
+        /// The exit code of its error.
+        code: u8,
+    },
     /// A condition did not come true in time.
     #[error("{what} did not happen within {within:?}{tail}")]
     Timeout {
@@ -104,22 +109,53 @@ impl LabError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// The exit code of the command line for this error: 3 where a permission or a program is missing, 4 where no lab
-    /// is up, else 1.
+    /// The whole of it in one line: what, why, and what to do where that is known.
+    #[must_use]
+    pub fn explained(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            // what the kernel's number is called is enough
+            let words = cause_text.split(" (os error").next().unwrap_or_default();
+            // `not permitted: ...` holds it already
+            if !text.contains(words) {
+                text = format!("{text}: {words}");
+            }
+            source = cause.source();
+        }
+        match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => text + ": run it as root",
+            Self::Io { .. } | Self::Netlink { .. } => text + ": `flatlan lab down` removes what is left of a lab",
+            Self::UnknownName(_) => text + ": `flatlan lab show` lists what there is",
+            Self::AlreadyUp(_)
+            | Self::Command { .. }
+            | Self::Ended { .. }
+            | Self::NotPermitted(_)
+            | Self::NotUp(_)
+            | Self::ProgramMissing { .. }
+            | Self::Refused { .. }
+            | Self::Timeout { .. }
+            | Self::Unexpected { .. } => text,
+        }
+    }
+
+    /// The exit code of the command line for this error: 2 where a name is wrong, 3 where a permission or a program is
+    /// missing, 4 where no lab is up, that of the lab's own error where it refused, else 1.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotPermitted(_) | Self::ProgramMissing { .. } => 3,
             Self::NotUp(_) => 4,
+            Self::Refused { code, .. } => *code,
+            Self::UnknownName(_) => 2,
             Self::AlreadyUp(_)
             | Self::Command { .. }
             | Self::Ended { .. }
             | Self::Io { .. }
             | Self::Netlink { .. }
-            | Self::Refused(_)
             | Self::Timeout { .. }
-            | Self::Unexpected { .. }
-            | Self::UnknownName(_) => 1,
+            | Self::Unexpected { .. } => 1,
         }
     }
 }

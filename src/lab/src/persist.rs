@@ -79,7 +79,7 @@ pub enum Action {
 /// Starts a keeper for this plan and returns when its lab is up. Progress goes to `out`.
 ///
 /// # Errors
-/// [`LabError::AlreadyUp`]; [`LabError::Command`] with what the keeper said where the lab does not come up.
+/// [`LabError::AlreadyUp`]; [`LabError::Refused`] with what the keeper said where the lab does not come up.
 pub fn up(plan: &Plan, out: &mut dyn Write) -> Result<(), LabError> {
     if is_up(&plan.name)? {
         return Err(LabError::AlreadyUp(plan.name.clone()));
@@ -99,7 +99,13 @@ pub fn up(plan: &Plan, out: &mut dyn Write) -> Result<(), LabError> {
     }
     let status = child.wait().map_err(LabError::io("wait for", &plan.flatlan))?;
     let stderr = std::fs::read_to_string(&log).unwrap_or_default().trim().to_owned();
-    Err(LabError::Command { command: "flatlan lab keep".to_owned(), status, stderr })
+    // its last line is its error; without one it died
+    match (stderr.lines().last().and_then(|line| line.strip_prefix("error: ")), status.code()) {
+        (Some(why), Some(code)) => {
+            Err(LabError::Refused { why: why.to_owned(), code: u8::try_from(code).unwrap_or(1) })
+        }
+        _ => Err(LabError::Command { command: "flatlan lab keep".to_owned(), status, stderr }),
+    }
 }
 
 /// Builds the lab of a plan, brings it up, and serves commands until one says down. This is what the keeper does.
@@ -132,10 +138,11 @@ fn serve(lab: &Lab, listener: &UnixListener) -> Result<(), LabError> {
             continue;
         }
         let Ok(action) = serde_json::from_str::<Action>(&line) else {
-            let _ = answer(&stream, &Answer::Failed("not a command".to_owned()));
+            let _ = answer(&stream, &Answer::Failed { why: "not a command".to_owned(), code: 2 });
             continue;
         };
-        let done = perform(lab, &action).map_or_else(|error| Answer::Failed(chain(&error)), Answer::Done);
+        let done = perform(lab, &action)
+            .map_or_else(|error| Answer::Failed { why: error.explained(), code: error.exit_code() }, Answer::Done);
         let _ = answer(&stream, &done);
         if action == Action::Down {
             return Ok(());
@@ -158,7 +165,7 @@ pub fn ask(name: &str, action: &Action) -> Result<Value, LabError> {
     BufReader::new(&stream).read_line(&mut line).map_err(LabError::io("read from", &path))?;
     match serde_json::from_str(&line) {
         Ok(Answer::Done(value)) => Ok(value),
-        Ok(Answer::Failed(why)) => Err(LabError::Refused(why)),
+        Ok(Answer::Failed { why, code }) => Err(LabError::Refused { why, code }),
         Err(_) => Err(LabError::Unexpected { command: text, answer: line }),
     }
 }
@@ -196,7 +203,7 @@ pub const NAME: &str = "lab";
 #[serde(rename_all = "kebab-case")]
 enum Answer {
     Done(Value),
-    Failed(String),
+    Failed { why: String, code: u8 },
 }
 
 /// What the keeper says to nobody else.
@@ -267,17 +274,6 @@ fn names(lab: &Lab) -> Vec<String> {
 
 fn answer(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     writeln!(stream, "{}", serde_json::to_string(answer)?)
-}
-
-fn chain(error: &LabError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Where a path of the lab's socket is, in its folder.

@@ -89,12 +89,24 @@ impl Tun {
     /// # Errors
     /// Where a permission or /dev/net/tun is missing, or the name is none.
     pub fn check(name: &str) -> Result<(), TunError> {
-        check_name(name)?;
+        Self::check_name(name)?;
         check_device_node()?;
         let may_open = rustix::fs::access(DEVICE, Access::READ_OK | Access::WRITE_OK);
         let may_set_up = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
         if may_open.is_err() || !may_set_up {
             return Err(TunError::NotPermitted { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Whether a device may have this name. Touches nothing.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn check_name(name: &str) -> Result<(), TunError> {
+        let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
+        if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(legal) || name.starts_with('.') {
+            return Err(TunError::BadName { name: name.to_owned() });
         }
         Ok(())
     }
@@ -105,7 +117,7 @@ impl Tun {
     /// Where a permission or /dev/net/tun is missing, or the name is taken.
     pub fn create(config: &TunConfig) -> Result<Self, TunError> {
         let name = &config.name;
-        check_name(name)?;
+        Self::check_name(name)?;
         let tun = match config.backend {
             TunBackend::Offload => Self::open_offload(name, config.queues)?,
             TunBackend::Plain => Self::open_plain(name)?,
@@ -247,14 +259,6 @@ pub fn is_gone(error: &io::Error) -> bool {
 /// ones). Its segments may still be written, each with a zero header.
 pub fn is_refused(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::INVAL)
-}
-
-fn check_name(name: &str) -> Result<(), TunError> {
-    let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
-    if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(legal) || name.starts_with('.') {
-        return Err(TunError::BadName { name: name.to_owned() });
-    }
-    Ok(())
 }
 
 /// tun-rs would make the node itself where it is missing; a program should not change /dev.

@@ -4,7 +4,7 @@ use std::{ops::Range, path::Path};
 
 use flatlan::NodeFile;
 use flatlan_hubd::HubFile;
-use flatlan_os::{Why, located, stream::Proxy};
+use flatlan_os::{Why, located, stream::Proxy, tun::Tun};
 use flatlan_roster::Source;
 use serde::de::DeserializeOwned;
 
@@ -12,16 +12,21 @@ use crate::{args::CheckArgs, failure::Failure, output};
 
 /// `flatlan check`.
 pub(crate) fn check(args: CheckArgs) -> Result<(), Failure> {
-    let path = &args.file;
+    let path = &args.state.map_or_else(|| args.file.clone(), |dir| dir.join(&args.file));
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::wrong(format!("cannot read {}: {}: name a config file or a network.toml", path.display(), Why(error)))
     })?;
-    let said = match kind(path, &text)? {
-        Kind::Network => network(path, &text)?,
-        Kind::Hub => hub(path, &text)?,
-        Kind::Node => node(path, &text)?,
+    let (kind, said) = match kind(path, &text)? {
+        Kind::Network => ("network", network(path, &text)?),
+        Kind::Hub => ("hub", hub(path, &text)?),
+        Kind::Node => ("node", node(path, &text)?),
+        Kind::Nothing => ("nothing", "it sets nothing: every setting has its default".to_owned()),
     };
-    output::result(format!("{}: good: {said}", path.display()));
+    if args.json {
+        output::result(serde_json::json!({ "file": path, "good": true, "kind": kind, "says": said }));
+    } else {
+        output::result(format!("{}: good: {said}", path.display()));
+    }
     Ok(())
 }
 
@@ -31,6 +36,7 @@ enum Kind {
     Hub,
     Network,
     Node,
+    Nothing,
 }
 
 /// By its keys: network.toml has tables, a hub's file has keys that no node's has.
@@ -38,7 +44,9 @@ fn kind(path: &Path, text: &str) -> Result<Kind, Failure> {
     let document =
         toml_edit::Document::parse(text).map_err(|error| wrong(path, text, error.span(), error.message()))?;
     let has = |keys: &[&str]| keys.iter().any(|key| document.contains_key(key));
-    Ok(if has(&["network", "member", "hub"]) {
+    Ok(if document.is_empty() {
+        Kind::Nothing
+    } else if has(&["network", "member", "hub"]) {
         Kind::Network
     } else if has(HUB_SETTINGS) {
         Kind::Hub
@@ -91,17 +99,13 @@ fn hub(path: &Path, text: &str) -> Result<String, Failure> {
             path.display()
         )));
     }
+    file.dialled().map_err(|error| Failure::wrong(format!("{}: `peers`: {error}", path.display())))?;
     Ok(format!("a hub's configuration, TLS on {}", file.tls))
 }
 
 fn node(path: &Path, text: &str) -> Result<String, Failure> {
     let file: NodeFile = read(path, text)?;
-    if file.tun.is_empty() || file.tun.len() > MAX_TUN {
-        return Err(Failure::wrong(format!(
-            "{}: `tun`: a device name has 1 to {MAX_TUN} characters: choose a shorter one",
-            path.display()
-        )));
-    }
+    Tun::check_name(&file.tun).map_err(|error| Failure::wrong(format!("{}: `tun`: {error}", path.display())))?;
     if !file.proxy.is_empty() {
         let _: Proxy =
             file.proxy.parse().map_err(|error| Failure::wrong(format!("{}: `proxy`: {error}", path.display())))?;
@@ -116,6 +120,3 @@ fn read<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
 fn wrong(path: &Path, text: &str, span: Option<Range<usize>>, message: &str) -> Failure {
     Failure::wrong(format!("{}: {}", path.display(), located(text, span, message)))
 }
-
-/// The kernel's limit (IFNAMSIZ) without the closing zero.
-const MAX_TUN: usize = 15;

@@ -247,34 +247,70 @@ fn words_of_the_contract_that_are_not_built_say_so_and_are_hidden() {
     let machine = Machine::with_network();
     machine.refused(&["network", "move", "10.1.0.0/16", "--to", "b"], 2, "network move: not in this version");
     machine.refused(&["network", "clone", "lab", "--as", "drill"], 2, "network clone: not in this version");
+    machine.refused(&["netcheck"], 2, "netcheck: not in this version");
+    machine.refused(&["explain", "10.0.0.1", "10.0.0.2", "tcp", "22"], 2, "explain: not in this version");
+    machine.refused(&["up", "--userspace"], 2, "up --userspace: not in this version");
+    machine.refused(&["up", "--netns", "x"], 2, "up --netns: not in this version");
+    let help = machine.good(&["--help"]) + &machine.good(&["up", "--help"]);
+    for hidden in ["netcheck", "explain", "--userspace", "--netns"] {
+        assert!(!help.contains(hidden), "{hidden}: {help}");
+    }
     let help = machine.good(&["network", "--help"]);
     assert!(help.contains("publish") && !help.contains("  move") && !help.contains("  clone"), "{help}");
 }
 
 #[test]
-fn every_command_has_a_help_with_an_example() {
+fn a_wrong_command_line_is_told_in_one_line() {
     let machine = Machine::new();
-    let commands: [&[&str]; 15] = [
-        &["network"],
-        &["network", "create"],
-        &["network", "hub", "add"],
-        &["network", "hub", "remove"],
-        &["network", "plan"],
-        &["network", "publish"],
-        &["network", "pull"],
-        &["network", "recover"],
-        &["network", "upload"],
-        &["invite"],
-        &["member"],
-        &["member", "add"],
-        &["revoke"],
-        &["check"],
-        &["join"],
-    ];
-    for command in commands {
-        let help = machine.good(&[command, &["--help"]].concat());
-        assert!(help.contains("Example"), "{command:?}: {help}");
+    let missing =
+        "flatlan revoke: the following required arguments were not provided: <NAME>: see `flatlan revoke --help`";
+    let unknown = "flatlan network: unrecognized subcommand 'recver': a similar subcommand exists: 'recover', or see `flatlan network --help`";
+    let port =
+        "flatlan up: invalid value '70000' for '--port <UDP>': 70000 is not in 0..=65535: see `flatlan up --help`";
+    let nothing = "flatlan network hub: more words are needed: see `flatlan network hub --help`";
+    for (words, message) in [
+        (&["revoke"][..], missing),
+        (&["network", "recver"], unknown),
+        (&["up", "--port", "70000"], port),
+        (&["network", "hub"], nothing),
+    ] {
+        let ran = machine.run(words);
+        assert_eq!((ran.code, ran.stderr), (2, format!("error: {message}\n")), "{words:?}");
     }
+    for interval in ["nan", "inf", "0", "-1"] {
+        let ran = machine.run(&["ping", "b", &format!("-i{interval}")]);
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.stderr.contains("not a number of seconds from 0.01 to 3600: see `flatlan ping --help`"), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_join_that_cannot_be_leaves_nothing_behind() {
+    let machine = Machine::new();
+    let ran = machine.run(&["join", "flat", "--state", "node"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.stderr.contains("error: the token cannot be used: "), "{ran:?}");
+    machine.refused(
+        &["join", "--request", "--proxy", "http://p:1", "--state", "node"],
+        2,
+        "join: --request dials no hub, so that --proxy has no effect: leave it out, and give it to `flatlan up`",
+    );
+    machine.refused(
+        &["join", "--token-file", "t", "--hub", "h:1", "--state", "node"],
+        2,
+        "join: --hub has no effect without --network: leave it out, or give --network NETWORK_ID",
+    );
+    assert!(!machine.path("node").exists());
+}
+
+#[test]
+fn a_node_that_leaves_leaves_an_empty_directory() {
+    let machine = Machine::new();
+    machine.good(&["join", "--request", "--state", "node"]);
+    machine.good(&["leave", "--state", "node"]);
+    assert_eq!(std::fs::read_dir(machine.path("node")).unwrap().count(), 0);
+    // it can be used again
+    machine.good(&["join", "--request", "--state", "node"]);
 }
 
 /// The text of a node's keys, always the same for the same number.

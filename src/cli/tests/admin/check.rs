@@ -12,6 +12,11 @@ fn a_good_file_of_each_kind_is_recognised() {
     assert_eq!(machine.good(&["check", "node.toml"]), good);
     machine.write("hub.toml", "tls = \"192.0.2.1:443\"\nallow_any = true\n");
     assert_eq!(machine.good(&["check", "hub.toml"]), "hub.toml: good: a hub's configuration, TLS on 192.0.2.1:443");
+    machine.write("hub.toml", include_str!("../../../../deploy/hub.example.toml"));
+    let nothing = "hub.toml: good: it sets nothing: every setting has its default";
+    assert_eq!(machine.good(&["check", "hub.toml"]), nothing);
+    let json = machine.good(&["check", "network.toml", "--state", "lab.flatlan", "--json"]);
+    assert!(json.contains("\"kind\":\"network\"") && json.contains("\"good\":true"), "{json}");
 }
 
 #[test]
@@ -31,8 +36,14 @@ fn a_mistake_is_told_with_its_line() {
     machine.refused(
         &["check", "node.toml"],
         2,
-        "node.toml: `tun`: a device name has 1 to 15 characters: choose a shorter one",
+        "node.toml: `tun`: cannot create TUN device `a-name-that-is-too-long`: a name has 1 to 15 characters, no blanks, `/`, `:` or `%`: choose another with --tun NAME",
     );
+    machine.write("node.toml", "tun = \"a/b\"\n");
+    assert_eq!(machine.run(&["check", "node.toml"]).code, 2);
+    machine.write("hub.toml", "allow_any = true\npeers = [\"nonsense\"]\n");
+    let ran = machine.run(&["check", "hub.toml"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.starts_with("error: hub.toml: `peers`: "), "{ran:?}");
     machine.write("hub.toml", "tls = \"192.0.2.1:443\"\n");
     let nobody = "hub.toml: it serves no network: list some: allow = [\"flnet1...\"], or set allow_any = true";
     machine.refused(&["check", "hub.toml"], 2, nobody);
