@@ -537,6 +537,18 @@ const WANTED_FILES: u64 = 65_536;
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_socket_for_every_address_has_the_machines_addresses_and_one_for_one_has_that() {
+        let own = OwnAddresses::open("[::]:51820".parse().unwrap()).unwrap();
+        let addresses = own.read().await;
+        for here in ["127.0.0.1:51820", "[::1]:51820"] {
+            assert!(addresses.contains(&Endpoint::new(here.parse().unwrap())), "{addresses:?}");
+        }
+        let hosts = own.netlink.host_addresses().await.unwrap();
+        assert!(hosts.iter().all(|host| addresses.contains(&Endpoint::new(SocketAddr::new(host.ip, 51820)))));
+        assert!(OwnAddresses::open("192.0.2.1:51820".parse().unwrap()).is_none());
+    }
+
     #[test]
     fn a_renewed_certificate_takes_effect_and_a_damaged_one_does_not() {
         let temp = tempfile::tempdir().unwrap();

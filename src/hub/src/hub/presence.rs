@@ -48,7 +48,7 @@ pub(super) enum Added {
 /// Who handed a presence to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
-    /// The hub that it names.
+    /// The hub that it names, or the one over which that is reached.
     Holder,
     /// The node, or another hub.
     Other,
@@ -117,7 +117,7 @@ impl PresenceTable {
 
     fn add(&mut self, presence: Presence, by: By, now: Instant) -> (Added, Vec<HubKey>) {
         let blocked = self.blocks(&presence).is_some_and(|greater| {
-            // That it ended is said without proof: its own hub knows better.
+            // That it ended is said without proof: its own hub, and who carries to it, know better.
             let ended = greater.hub() == presence.hub() && greater.order() == presence.order();
             !(ended && by == By::Holder && self.has_ended(&presence))
         });
@@ -208,8 +208,12 @@ impl Hub {
     /// Takes a presence that is verified and wanted; tells who watches and the other hubs.
     pub(super) fn add_presence(&mut self, presence: Presence, from: Option<HubKey>, now: Instant) -> Added {
         let (network, member) = (presence.network(), presence.member());
+        let next_hop = from.and_then(|_| self.route(network, presence.hub())).map(|route| route.next_hop);
         let Some(state) = self.networks.get_mut(&network) else { return Added::Stale };
-        let by = if from == Some(presence.hub()) { By::Holder } else { By::Other };
+        let by = match from {
+            Some(hub) if hub == presence.hub() || next_hop == Some(hub) => By::Holder,
+            Some(_) | None => By::Other,
+        };
         let (added, ended) = state.presence.add(presence.clone(), by, now);
         if added == Added::Stale {
             return added;

@@ -10,7 +10,7 @@ use flatlan_relay::{
 use flatlan_types::{BootEpoch, Label, MemberId, NetworkId};
 use proptest::prelude::*;
 
-use crate::world::{DELAY, START, World, allow, fatten, hub_key, hub_secret, lan, node_secret, tenant};
+use crate::world::{DELAY, START, Who, World, allow, fatten, hub_key, hub_secret, lan, node_secret, tenant};
 
 /// Any message, with fields that sometimes fit the world.
 fn message(network: NetworkId) -> impl Strategy<Value = Control> {
@@ -320,6 +320,30 @@ fn a_hub_cannot_withdraw_a_node_from_another_hub_that_says_it_holds_it() {
     let (network, member, order) = (admin.id, world.id(1), PresenceOrder { epoch: BootEpoch(u64::MAX), counter: 0 });
     world.say_as_hub(2, 0, Control::PresenceGone { network, member, hub: hub_key(1), order });
     world.run(DELAY * 3);
+    for _ in 0..2 {
+        [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
+        world.run(Duration::from_secs(3));
+    }
+    assert!(world.open(0, a, network, member).is_ok());
+}
+
+#[test]
+fn nor_from_one_that_is_reached_over_others() {
+    // 3 - 0 - 1 - 2; the node is at 2.
+    let mut admin = lan(&[0, 1, 2, 3], 2);
+    let mut world = World::new(4, allow(&[admin.id]));
+    for (a, b) in [(0, 2), (1, 3), (2, 3)] {
+        world.cut(Who::Hub(a), Who::Hub(b));
+    }
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(12));
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 2, admin.id);
+    let (network, member, order) = (admin.id, world.id(1), PresenceOrder { epoch: BootEpoch(u64::MAX), counter: 0 });
+    world.say_as_hub(3, 0, Control::PresenceGone { network, member, hub: hub_key(2), order });
+    world.run(DELAY * 8);
     for _ in 0..2 {
         [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
         world.run(Duration::from_secs(3));
