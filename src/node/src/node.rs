@@ -563,8 +563,8 @@ impl Node {
 
     /// Files that are of no use are set aside, before they are written anew.
     fn keep_useless(&mut self, wrong: &[Useless], persisted: &Persisted) {
-        for Useless { file, error } in wrong {
-            tracing::warn!(reason = %error, "a file of the state directory is of no use: it is set aside");
+        for useless @ Useless { file, .. } in wrong {
+            tracing::warn!(reason = %useless, "a file of the state directory is of no use: it is set aside");
             let bytes = if *file == persist::RATCHET { &persisted.ratchet } else { &persisted.roster };
             let aside = persist::set_aside(file, self.me.epoch);
             self.out.note(&aside, bytes.clone().unwrap_or_default());

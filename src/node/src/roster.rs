@@ -46,7 +46,8 @@ struct Pending {
 }
 
 /// A file that cannot be used, and why.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {error}")]
 pub(crate) struct Useless {
     pub(crate) file: &'static str,
     pub(crate) error: Box<dyn std::error::Error + Send + Sync>,
