@@ -158,7 +158,7 @@ impl Said {
             seed: [3; 32],
         };
         let mut now = Instant::now();
-        let mut hub = Hub::new(config, vec![stored], now, NOW).unwrap();
+        let mut hub = Hub::new(config, vec![stored], now, NOW);
         let mut node = new_node(network, now);
         let (mut messages, mut steps) = (Vec::new(), Vec::new());
         let mut dialled: Vec<StreamId> = Vec::new();
@@ -201,7 +201,8 @@ impl Said {
                     | HubOutput::Data { .. }
                     | HubOutput::Dial { .. }
                     | HubOutput::Event(_)
-                    | HubOutput::Forward(_) => {}
+                    | HubOutput::Forward(_)
+                    | HubOutput::SetAside { .. } => {}
                 }
             }
             if let Some((stream, message)) = queue.pop_front() {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use flatlan_datapath::{
-    Command, DropReason, HubUdp, Owner, Owners, PeerInfo, PeerKeys, Sink, Snapshot, Transmit, Worker, WorkerConfig,
+    Command, DropReason, HubUdp, Owner, PeerInfo, PeerKeys, Sink, Snapshot, Transmit, Worker, WorkerConfig,
 };
 use flatlan_fuzz::{Fuzz, outcome, steps};
 use flatlan_packet::{Gro, VNET_LEN};
@@ -17,6 +17,7 @@ use flatlan_relay::{
     BindKey, BindSecret,
     frame::{HEADER_LEN, Header, pack},
 };
+use flatlan_roster::OwnerTable;
 use flatlan_types::{BootEpoch, Endpoint, HubSlot, Label, PeerSlot, Prefix, VirtualIp};
 use flatlan_wg::{Engine, Plain};
 
@@ -266,8 +267,8 @@ fn new_worker(me: PeerSlot) -> Worker<Engine<Plain>> {
 /// The victim knows who owns what. The evil member believes that everything is the victim's, and that it may send as
 /// anybody.
 fn snapshot(me: PeerSlot, whole: bool) -> Arc<Snapshot> {
-    let mut owners = Owners::default();
-    let mut add = |prefix: &str, owner| owners.insert(prefix.parse::<Prefix>().unwrap(), owner);
+    let mut owners = Vec::new();
+    let mut add = |prefix: &str, owner| owners.push((prefix.parse::<Prefix>().unwrap(), owner));
     if me == VICTIM {
         add("10.0.0.1/32", Owner::Me);
         add("fd00::1/128", Owner::Me);
@@ -286,7 +287,7 @@ fn snapshot(me: PeerSlot, whole: bool) -> Arc<Snapshot> {
         (slot, PeerInfo { name: format!("n{}", slot.0).parse().unwrap(), keys, psk: None })
     });
     let own = VirtualIp::new([10, 0, 0, me.0 as u8 + 1].into());
-    Arc::new(Snapshot::new(1, &network(), peers, owners, vec![own]))
+    Arc::new(Snapshot::new(1, &network(), peers, OwnerTable::new(owners), vec![own]))
 }
 
 fn hub() -> Command {
