@@ -73,6 +73,26 @@ fn a_state_directory_of_a_newer_version_is_refused_and_stays_as_it_was() {
 }
 
 #[test]
+fn a_file_of_a_later_version_is_refused_and_stays_as_it_was() {
+    let alone = Alone::new();
+    let state = alone.joined();
+    for (file, bytes) in
+        [("roster", &b"\x84\x02\xf6\xf6\xf6"[..]), ("ratchet", b"\x83\x02\xf6\xf6"), ("epoch", b"\x02\x01")]
+    {
+        let path = state.join(file);
+        let before = fs::read(&path).ok();
+        fs::write(&path, bytes).unwrap();
+        chmod(&path, 0o600);
+        let expected = format!(
+            "file `{file}` of the state directory was written by a later version of flatlan (format 2): upgrade flatlan"
+        );
+        refused(&alone.up(&state), 2, &expected, &state);
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        before.map_or_else(|| fs::remove_file(&path), |before| fs::write(&path, before)).unwrap();
+    }
+}
+
+#[test]
 fn a_state_directory_that_lost_its_seed_or_network_says_how_to_start_over() {
     let alone = Alone::new();
     let state = alone.joined();
