@@ -16,7 +16,10 @@
 use std::path::Path;
 
 use flatlan_node::persist::LaterVersion;
-use flatlan_os::file::{FileError, FileMode, Lock, Privacy, StateDir};
+use flatlan_os::{
+    file::{FileError, FileMode, Lock, Privacy, StateDir},
+    secret,
+};
 use flatlan_types::{HostPort, NetworkId, NodeSeed};
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +86,8 @@ impl NodeState {
             }
             error => StateError::File(error),
         })?;
-        parse_seed(&text).ok_or_else(|| self.damaged(SEED))
+        let seed = secret::parse(&text).ok_or_else(|| self.damaged(SEED))?;
+        Ok(NodeSeed::from_bytes(*seed))
     }
 
     /// The node's seed, made now where there was none.
@@ -95,7 +99,7 @@ impl NodeState {
             return self.seed();
         }
         let seed = NodeSeed::from_bytes(flatlan_os::entropy::bytes());
-        let text: String = seed.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        let text = secret::to_text(seed.as_bytes());
         self.dir.write_new(SEED, text.as_bytes(), FileMode::Secret).map_err(StateError::File)?;
         Ok(seed)
     }
@@ -179,18 +183,6 @@ impl StateError {
             Self::File(error) => error.exit_class(),
         }
     }
-}
-
-fn parse_seed(text: &[u8]) -> Option<NodeSeed> {
-    let text = std::str::from_utf8(text).ok()?.trim();
-    let mut bytes = [0; 32];
-    if text.len() != 2 * bytes.len() || !text.is_ascii() {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(NodeSeed::from_bytes(bytes))
 }
 
 /// Version of the directory's format.

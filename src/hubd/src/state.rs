@@ -13,6 +13,7 @@ use flatlan_hub::{Allow, StoredNetwork};
 use flatlan_os::{
     entropy,
     file::{FileError, FileMode, Lock, Privacy, StateDir},
+    secret,
 };
 use flatlan_types::{HubSecret, NetworkId};
 
@@ -57,7 +58,7 @@ impl HubState {
             return self.secret();
         }
         let secret = HubSecret::from_bytes(&entropy::bytes());
-        let text: String = secret.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        let text = secret::to_text(&secret.to_bytes());
         self.dir.write_new(KEY, text.as_bytes(), FileMode::Secret).map_err(HubError::File)?;
         Ok(secret)
     }
@@ -65,16 +66,7 @@ impl HubState {
     pub(crate) fn secret(&self) -> Result<HubSecret, HubError> {
         let text = self.dir.read_secret(KEY).map_err(HubError::File)?;
         let damaged = || HubError::DamagedKey { file: self.dir.path().join(KEY).display().to_string() };
-        let text = std::str::from_utf8(&text).map_err(|_| damaged())?.trim();
-        let mut bytes = [0; 32];
-        if text.len() != 2 * bytes.len() || !text.is_ascii() {
-            return Err(damaged());
-        }
-        for (at, byte) in bytes.iter_mut().enumerate() {
-            let digits = text.get(2 * at..2 * at + 2).ok_or_else(damaged)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| damaged())?;
-        }
-        Ok(HubSecret::from_bytes(&bytes))
+        Ok(HubSecret::from_bytes(&*secret::parse(&text).ok_or_else(damaged)?))
     }
 
     /// What was stored of the networks that `allow` names; `None` where a file cannot be read, or was cut off.

@@ -12,6 +12,7 @@
 //! * [`mod@file`]: the state directory.
 //! * [`mod@panic`]: a bug in one task or thread ends that one, and is told.
 //! * [`resolve`], [`clock`], [`entropy`], [`harden`]: names, time, chance, and what a process gives up.
+//! * [`secret`]: the text of a secret's file.
 //! * [`watchdog`]: telling the service manager that the loops turn.
 //!
 //! Every error is a sentence for an operator, `what failed: why: what to do`, and knows its [`ExitClass`].
@@ -29,6 +30,7 @@ pub mod panic;
 pub mod poll;
 pub mod resolve;
 pub mod route;
+pub mod secret;
 pub mod stream;
 pub mod tun;
 pub mod udp;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use flatlan_os::secret;
 use flatlan_types::AdminSecret;
 use zeroize::Zeroizing;
 
@@ -15,30 +16,13 @@ pub(super) fn make() -> AdminSecret {
 
 /// The text of a secret's file.
 pub(super) fn to_text(secret: &AdminSecret) -> Zeroizing<String> {
-    // all room at once: growing would leave copies behind
-    let mut text = Zeroizing::new(String::with_capacity(2 * LENGTH + 1));
-    for byte in secret.to_bytes().iter() {
-        for digit in [byte >> 4, byte & 15] {
-            text.extend(char::from_digit(digit.into(), 16));
-        }
-    }
-    text.push('\n');
-    text
+    secret::to_text(&secret.to_bytes())
 }
 
 /// Reads the text of a secret's file.
 pub(super) fn parse(text: &[u8], path: &Path) -> Result<AdminSecret, Failure> {
     let damaged = || Failure::wrong(format!("{} is damaged: it holds no key: restore it from a copy", path.display()));
-    let text = str::from_utf8(text).map_err(|_| damaged())?.trim();
-    let mut bytes = Zeroizing::new([0; LENGTH]);
-    if text.len() != 2 * LENGTH || !text.is_ascii() {
-        return Err(damaged());
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        let digits = text.get(2 * at..2 * at + 2).ok_or_else(damaged)?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| damaged())?;
-    }
-    Ok(AdminSecret::from_bytes(&bytes))
+    Ok(AdminSecret::from_bytes(&*secret::parse(text).ok_or_else(damaged)?))
 }
 
 const LENGTH: usize = 32;
