@@ -10,6 +10,8 @@
 //! takes no adjacency down. Two hubs that dial each other keep the stream that the smaller key dialled.
 //! Up or down, and round trips that changed much, make a new link state, which floods to the hubs that
 //! share a network with its origin. Digests find what a lost message left different.
+//!
+//! A hub that no roster lists may bring the one that does: it has a place among few, for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

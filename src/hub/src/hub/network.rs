@@ -8,6 +8,9 @@
 //! A claim waits apart until it is on disk, and only then is answered, folded and handed on: a hub that
 //! crashes in between has told nobody. Writes of one network never overlap; what comes meanwhile goes
 //! with the next.
+//!
+//! Anyone can sign a roster of a network of their own: those that nobody allowed by name are bounded in
+//! number and size.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

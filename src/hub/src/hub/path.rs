@@ -2,8 +2,9 @@
 //!
 //! A request travels toward the receiver, hop by hop along the shortest way, and no hub twice (`via`).
 //! Each hop answers with the label that it wants to see; on the way back every hub allocates its own and
-//! tells the forwarder. A label lives until its sender closes it, either end detaches, a member is
-//! removed, or the forwarder finds it idle.
+//! tells the forwarder. Where a hub said to hold the receiver does not, the next one is asked. A label
+//! lives until its sender closes it, either end detaches, a member or a hub on its way leaves the roster, or
+//! the forwarder finds it idle. No network has more than a share of them.
 //!
 //! When the way onward breaks, the hub that notices asks for another one (*repair*) under the same label
 //! of its own; the sender sees nothing but a short loss. Where the old way still stands it is kept a

@@ -328,7 +328,7 @@ fn a_hub_cannot_withdraw_a_node_from_another_hub_that_says_it_holds_it() {
 }
 
 #[test]
-fn nor_from_one_that_is_reached_over_others() {
+fn a_hub_cannot_withdraw_a_node_from_a_hub_that_is_reached_over_others() {
     // 3 - 0 - 1 - 2; the node is at 2.
     let mut admin = lan(&[0, 1, 2, 3], 2);
     let mut world = World::new(4, allow(&[admin.id]));
