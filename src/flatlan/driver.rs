@@ -451,7 +451,7 @@ impl Driver {
         let mtu = self.interface.as_ref().map(|now| now.mtu).filter(|now| *now != interface.mtu);
         if let Some(now) = mtu {
             tracing::warn!(
-                mtu = interface.mtu,
+                bytes = interface.mtu,
                 was = now,
                 "the network's MTU changed: it holds from this node's next start"
             );
