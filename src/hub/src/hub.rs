@@ -237,7 +237,6 @@ impl Hub {
             self.next_second = now + Duration::from_secs(1);
             self.close_silent(now);
             self.tick_transfers(now);
-            self.refuse_newcomers(now);
             self.forget_unreachable(now);
         }
         if now >= self.next_digest {

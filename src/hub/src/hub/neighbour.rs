@@ -145,6 +145,7 @@ impl Hub {
     ) -> Result<(), Refusal> {
         let good = self.scope(stream, attach, |scope| scope.verify_hub(key, signature));
         good.ok_or_else(|| Refusal::new(RefusedCode::BadProof, "the proof does not hold"))?;
+        self.make_room_for(key, now);
         if *key == self.key || !self.may_neighbour(key, &attach.network) {
             return Err(Refusal::new(RefusedCode::NotMember, "this hub shares no network with yours"));
         }
@@ -516,12 +517,16 @@ impl Hub {
         !self.is_listed(hub) && !self.is_peer(hub)
     }
 
-    /// Lets go of hubs that did not bring a roster which lists them.
-    pub(super) fn refuse_newcomers(&mut self, now: Instant) {
-        let late = |neighbour: &Neighbour| now.saturating_duration_since(neighbour.since) >= NEWCOMER_LIFE;
-        let late = self.neighbours.iter().filter(|(hub, neighbour)| late(neighbour) && self.is_newcomer(hub));
-        let late: Vec<_> = late.map(|(_, neighbour)| neighbour.control).collect();
-        for stream in late {
+    /// Where newcomers have all places: lets go of one that did not bring its roster in time.
+    fn make_room_for(&mut self, hub: &HubKey, now: Instant) {
+        if !self.is_newcomer(hub) || self.neighbours.contains_key(hub) {
+            return;
+        }
+        let newcomers: Vec<_> = self.neighbours.iter().filter(|(hub, _)| self.is_newcomer(hub)).collect();
+        let first = newcomers.iter().min_by_key(|(_, neighbour)| neighbour.since);
+        let late = first.filter(|(_, first)| now.saturating_duration_since(first.since) >= NEWCOMER_LIFE);
+        if let Some((_, late)) = late.filter(|_| newcomers.len() >= MAX_NEWCOMERS) {
+            let stream = late.control;
             self.refuse(stream, RefusedCode::NotMember, "this hub shares no network with yours", now);
         }
     }
@@ -762,7 +767,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Neighbours that a roster lists; those that are configured do not count.
 const MAX_NEIGHBOURS: usize = 256;
-/// Neighbours that no roster lists yet, and how long they may stay so.
+/// Neighbours that no roster lists yet, and how long they keep their place so where others want it.
 const MAX_NEWCOMERS: usize = 16;
 const NEWCOMER_LIFE: Duration = Duration::from_secs(60);
 /// Networks in one `Serves`.
