@@ -40,13 +40,12 @@ fn main() {
             match run(&lab, fault) {
                 None => repeated += 1,
                 Some(felt) => {
+                    let (number, [ping, echo]) = (gaps.len() + 1, felt.gaps.map(|gap| gap.as_millis()));
+                    let (hub, lives) = (felt.hub, felt.alive);
                     println!(
-                        "  {} of {runs}: {fault:?} {} ms, TCP alive: {}",
-                        gaps.len() + 1,
-                        felt.gap.as_millis(),
-                        felt.alive
+                        "  {number} of {runs}: {fault:?} {hub}: ping {ping} ms, echo {echo} ms, TCP alive: {lives}"
                     );
-                    gaps.push(felt.gap);
+                    gaps.extend(felt.gaps.into_iter().max());
                     alive += usize::from(felt.alive);
                 }
             }
@@ -80,8 +79,11 @@ impl Fault {
 }
 
 struct Felt {
-    gap: Duration,
+    /// Of the ping and of the echo.
+    gaps: [Duration; 2],
     alive: bool,
+    /// Which hub carried it.
+    hub: &'static str,
 }
 
 /// One run; `None` where not one hub carried all.
@@ -118,7 +120,7 @@ fn run(lab: &Lab, fault: Fault) -> Option<Felt> {
     let end = Instant::now();
     let (ping, echo) = (ping.stop(), echo.stop());
     let longest = |report: &flatlan_lab::Report| report.longest_gap_between(at, end).length;
-    let gap = longest(&ping).max(longest(&echo));
+    let gaps = [longest(&ping), longest(&echo)];
     let finished = client.wait_exit(PATIENCE).is_some_and(|status| status.success());
     let moved = wires.between(end - Duration::from_secs(1), end);
     let alive = echo.broken().is_none() && finished && moved.of("a").sent_bytes > LEAST;
@@ -129,7 +131,7 @@ fn run(lab: &Lab, fault: Fault) -> Option<Felt> {
         Fault::Cut => drop(lab.heal(hub).unwrap()),
         Fault::Freeze => drop(lab.thaw(hub).unwrap()),
     }
-    Some(Felt { gap, alive })
+    Some(Felt { gaps, alive, hub })
 }
 
 fn iperf3(lab: &Lab, from: &Namespace, to: &Namespace, address: IpAddr) -> (Process, Process) {
