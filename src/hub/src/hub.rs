@@ -212,6 +212,7 @@ impl Hub {
             }
             ForwardEvent::LegUp { attachment, .. } | ForwardEvent::Bound { attachment, .. } => {
                 self.set_leg(attachment, neighbour::LegState::Up, now);
+                self.shorten(attachment, now);
             }
             ForwardEvent::LegDown { attachment } | ForwardEvent::Unbound { attachment } => {
                 self.set_leg(attachment, neighbour::LegState::Down, now);

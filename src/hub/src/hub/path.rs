@@ -8,7 +8,8 @@
 //!
 //! When the way onward breaks, the hub that notices asks for another one (*repair*) under the same label
 //! of its own; the sender sees nothing but a short loss. Where the old way still stands it is kept a
-//! while after the new one works. Where there is no other way the sender is told (`PathLost`).
+//! while after the new one works. Where there is no other way the sender is told (`PathLost`). The same
+//! happens when the receiver attaches here: what led to it over another hub leads to it straight.
 
 use std::{
     collections::{BTreeSet, btree_map::Entry},
@@ -266,6 +267,20 @@ impl Hub {
         let labels: Vec<_> = state.downstream.iter().map(|(_, label)| *label).collect();
         for label in labels {
             self.repair(label, hub, cause, now);
+        }
+    }
+
+    /// A node can be reached here: what leads to it over other hubs need not, and must not end with them.
+    pub(super) fn shorten(&mut self, attachment: AttachmentId, now: Instant) {
+        let Some(Owner::Node { network, member }) = self.attachments.get(attachment.0).map(|state| state.owner) else {
+            return;
+        };
+        let abroad = self.neighbours.values().filter_map(|neighbour| self.attachments.get(neighbour.attachment.0));
+        let labels = abroad.flat_map(|state| state.downstream.iter().map(|(_, label)| *label)).filter(|label| {
+            self.labels.get(label.0).is_some_and(|state| (state.network, state.to) == (network, member))
+        });
+        for label in labels.collect::<Vec<_>>() {
+            self.repair(label, None, Cause::Leaving, now);
         }
     }
 
