@@ -17,7 +17,7 @@ use flatlan_node::{Fatal, Interface, Node, Output, PersistResult, StreamId};
 use flatlan_os::{
     ExitClass, clock, entropy,
     file::FileMode,
-    route::{HostAddress, Ipv6, Netlink, RouteError},
+    route::{Connected, HostAddress, Ipv6, Netlink, RouteError},
     tun::{Offloads, Queues, Tun, TunConfig, TunError},
     udp::{Port, UdpError, UdpOptions, UdpSocket},
 };
@@ -204,6 +204,8 @@ struct Driver {
     /// The data stream of each hub that has one.
     data_streams: BTreeMap<HubSlot, StreamId>,
     interface: Option<Interface>,
+    /// The LANs that this machine was in when the routes were set.
+    lans: Vec<Connected>,
     /// What the kernel refused, and when to try again.
     unset: Option<(Interface, Instant)>,
     netlink: Netlink,
@@ -292,6 +294,7 @@ impl Driver {
             packets_ended: None,
             data_streams: BTreeMap::new(),
             interface: None,
+            lans: Vec::new(),
             unset: None,
             netlink,
             underlay,
@@ -334,13 +337,13 @@ impl Driver {
                 Some(request) = requests.recv() => match request {
                     Request::Stop => return Ok(()),
                     Request::Status(reply) => { let _ = reply.send(Box::new(self.status().await)); }
-                    Request::Reload => self.look(Changed::Said).await,
+                    Request::Reload => self.look(Changed::Said).await?,
                 },
                 Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
                 Some((place, found)) = self.resolver.1.recv() => self.node.handle_resolved(&place, &found, clock::now()),
                 Some(event) = self.worker_events.recv() => self.node.handle_event(event, clock::now(), clock::unix()),
                 ended = packets_ended(&mut self.packets_ended) => return Err(ended),
-                () = self.underlay.changed() => self.look(Changed::Perhaps).await,
+                () = self.underlay.changed() => self.look(Changed::Perhaps).await?,
                 () = until(deadline) => {}
             }
         }
@@ -444,6 +447,8 @@ impl Driver {
     }
 
     async fn set_interface(&mut self, interface: Interface) -> Result<(), NodeError> {
+        // what could not be set before is overtaken
+        self.unset = None;
         let first = self.unstarted.is_some();
         if first {
             self.start_packets(&interface).await?;
@@ -495,18 +500,18 @@ impl Driver {
     }
 
     /// Gives the TUN the addresses and routes that it is to have.
-    async fn configure(&self, interface: &Interface) -> Result<(), RouteError> {
+    async fn configure(&mut self, interface: &Interface) -> Result<(), RouteError> {
         let link = self.netlink.link(&self.config.tun).await?;
         if self.netlink.set_addresses(link, &addresses(interface)).await? == Ipv6::Disabled {
             tracing::warn!("IPv6 is switched off on this machine: it has its virtual IPv4 address only");
         }
-        let connected = self.netlink.connected(&[link]).await?;
+        let lans = self.netlink.connected(&[link]).await?;
         let mut routes = BTreeMap::new();
         for prefix in interface.routes.iter().copied() {
             if interface.served.iter().any(|served| prefix.lies_in(*served)) {
                 continue;
             }
-            if let Some(lan) = connected.iter().find(|lan| prefix.lies_in(lan.prefix)) {
+            if let Some(lan) = lans.iter().find(|lan| prefix.lies_in(lan.prefix) && !is_overlay(prefix, interface)) {
                 let reason = format_args!("{} is the LAN of {}", lan.prefix, lan.device);
                 tracing::warn!(vip = %prefix, %reason, "no route into the overlay over an own LAN");
                 continue;
@@ -514,6 +519,7 @@ impl Driver {
             let source = interface.ips.iter().map(|ip| ip.ip()).find(|ip| ip.is_ipv4() == prefix.ip().is_ipv4());
             routes.insert(prefix, source);
         }
+        self.lans = lans;
         self.netlink.set_routes(link, &routes).await
     }
 
@@ -528,7 +534,18 @@ impl Driver {
     }
 
     /// Looks at the machine's network, and starts over with every path where it is another one.
-    async fn look(&mut self, changed: Changed) {
+    async fn look(&mut self, changed: Changed) -> Result<(), NodeError> {
+        if let Some(interface) = &self.interface {
+            let link = self.netlink.link(&self.config.tun).await;
+            let lans = match link {
+                Ok(link) => self.netlink.connected(&[link]).await,
+                Err(error) => Err(error),
+            };
+            // which routes may be depends on them
+            if lans.is_ok_and(|lans| lans != self.lans) {
+                self.set_interface(interface.clone()).await?;
+            }
+        }
         let differs = match self.underlay.look(&self.netlink).await {
             Ok(differs) => differs,
             Err(error) => {
@@ -537,13 +554,14 @@ impl Driver {
             }
         };
         if !differs && changed == Changed::Perhaps {
-            return;
+            return Ok(());
         }
         let (now, unix) = (clock::now(), clock::unix());
         if self.config.transport != TransportChoice::Tcp {
             self.node.handle_host_candidates(candidates(self.underlay.hosts(), self.port), now, unix);
         }
         self.node.handle_network_changed(now, unix);
+        Ok(())
     }
 
     async fn tell_up(&mut self, hubs: usize) {
@@ -566,6 +584,11 @@ impl Driver {
 
 fn addresses(interface: &Interface) -> Vec<IpNetwork> {
     interface.ips.iter().map(|ip| IpNetwork::from(ip.ip())).collect()
+}
+
+/// Whether a prefix is the overlay's own: it stays so, whatever LAN claims to hold it.
+fn is_overlay(prefix: Prefix, interface: &Interface) -> bool {
+    prefix.lies_in(interface.range) || interface.ips.iter().any(|ip| prefix.contains(ip.ip()))
 }
 
 fn candidates(hosts: &[HostAddress], port: u16) -> Vec<Endpoint> {

@@ -116,6 +116,40 @@ fn a_machine_without_ipv6_is_in_the_lan_by_ipv4() {
     assert!(lab.process("a").unwrap().tail(50).contains("IPv6 is switched off on this machine"));
 }
 
+/// A machine that moves into a LAN which another member carries goes there itself; the overlay stays the overlay's.
+#[test]
+fn a_lan_that_this_machine_comes_to_be_in_is_its_own_and_the_overlay_stays_reachable() {
+    let b = SiteSpec::new("b").nat(Nat::Cone).hosts(1);
+    let lab = lab().hub("h1").site("a", Nat::Cone).site_with(b).build().unwrap();
+    lab.bring_up().unwrap();
+    let (a, b) = (gateway(&lab, "a"), lab.site("b").unwrap());
+    let (theirs, prefix) = (b.lan_addresses()[0], b.prefixes()[0]);
+    let ours = IpAddr::from((u32::from_be_bytes(octets(prefix.ip())) + 77).to_be_bytes());
+    let overlaid = |to: IpAddr| a.exec("ip", ["route", "get", &to.to_string()]).unwrap().contains("dev fl0");
+    assert!(overlaid(theirs));
+    for words in [
+        "link add vpn type veth peer name far".to_owned(),
+        "link set far up".to_owned(),
+        "link set vpn up".to_owned(),
+        // it holds the overlay's range, too
+        "addr add 10.255.255.1/8 dev vpn".to_owned(),
+        format!("addr add {ours}/{} dev vpn", prefix.prefix()),
+    ] {
+        a.exec("ip", words.split(' ')).unwrap();
+    }
+    wait_status(&lab, "a", "a route of its own", |_| (!overlaid(theirs)).then_some(()));
+    assert!(overlaid(b.virtual_ip().into()));
+    drop(ping(&lab, "a", "b"));
+    // and back
+    a.exec("ip", ["link", "del", "vpn"]).unwrap();
+    wait_status(&lab, "a", "the overlay's route again", |_| overlaid(theirs).then_some(()));
+}
+
+fn octets(ip: IpAddr) -> [u8; 4] {
+    let IpAddr::V4(ip) = ip else { panic!("{ip} is no IPv4 address") };
+    ip.octets()
+}
+
 /// A few megabytes by each virtual address, each way.
 fn both_families(lab: &Lab) {
     for (from, to) in [("a", "b"), ("b", "a")] {
