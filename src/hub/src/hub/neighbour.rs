@@ -38,6 +38,7 @@ pub(super) struct Neighbour {
     pub(super) attachment: AttachmentId,
     /// Who dialled.
     dialler: HubKey,
+    /// Of its first stream: who attaches again while it is here gets no time anew.
     since: Instant,
     heard: Instant,
     leg: LegState,
@@ -547,7 +548,8 @@ impl Hub {
         dialler: HubKey,
         now: Instant,
     ) -> Result<(AttachmentId, flatlan_relay::BindSecret), Refusal> {
-        if let Some(before) = self.neighbours.get(&hub).map(|neighbour| neighbour.control) {
+        let before = self.neighbours.get(&hub).map(|neighbour| (neighbour.control, neighbour.since));
+        if let Some((before, _)) = before {
             self.refuse(before, RefusedCode::Replaced, "a newer stream between these hubs took its place", now);
         }
         let full = || Refusal::new(RefusedCode::Quota, "this hub is full");
@@ -557,7 +559,7 @@ impl Hub {
             control: stream,
             attachment,
             dialler,
-            since: now,
+            since: before.map_or(now, |(_, since)| since),
             heard: now,
             leg: LegState::Down,
             theirs: None,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flatlan_hub::{Allow, Limits, Output};
+use flatlan_hub::{Allow, Limits, Output, StreamId};
 use flatlan_relay::{
     ByteVec, Control, Leg, PathOpen, PathReason, Presence, PresenceOrder, PresenceSummary, Proof, RefusedCode, Role,
     SignedLsa,
@@ -378,17 +378,10 @@ fn hubs_that_no_roster_lists_take_no_room_from_others_and_keep_none_for_good() {
     let mut world = World::new(1, Allow::Any);
     world.node(1);
     world.publish(0, &mut admin);
-    let attach = |world: &mut World, hub: usize, network: NetworkId| {
-        let exporter = world.next_exporter();
-        let (key, role) = (hub_key(0), Role::HubControl);
-        let scope = flatlan_relay::auth::AttachScope { exporter: &exporter, hub: &key, network: &network, role };
-        let proof = Proof::Hub { key: hub_key(hub), signature: scope.sign_hub(&hub_secret(hub)) };
-        world.attach_with(0, 0, network, role, proof)
-    };
     let unknown = NetworkId::from_bytes([3; 32]);
-    let strangers: Vec<_> = (2..40).map(|hub| attach(&mut world, hub, unknown)).collect();
+    let strangers: Vec<_> = (2..40).map(|hub| attach_as_hub(&mut world, hub, unknown)).collect();
     assert!(world.hubs[0].hub.neighbours().count() < 20);
-    let listed = attach(&mut world, 1, admin.id);
+    let listed = attach_as_hub(&mut world, 1, admin.id);
     assert_eq!(world.refusal(0, listed), None);
     for _ in 0..31 {
         world.run(Duration::from_secs(2));
@@ -398,10 +391,30 @@ fn hubs_that_no_roster_lists_take_no_room_from_others_and_keep_none_for_good() {
     }
     // Whoever came to bring a roster has had the time for it.
     let count = world.hubs[0].hub.neighbours().count();
-    let late = attach(&mut world, 41, unknown);
+    let late = attach_as_hub(&mut world, 41, unknown);
     assert_eq!(world.refusal(0, late), None);
     assert_eq!(world.hubs[0].hub.neighbours().count(), count);
     assert!(world.refusal(0, listed).is_none());
+}
+
+#[test]
+fn hubs_that_no_roster_lists_gain_no_time_by_attaching_again() {
+    let mut world = World::new(1, Allow::Any);
+    world.node(1);
+    let unknown = NetworkId::from_bytes([3; 32]);
+    let all = |world: &mut World| (2..18).map(|hub| attach_as_hub(world, hub, unknown)).collect::<Vec<_>>();
+    let mut strangers = all(&mut world);
+    for second in 0..65 {
+        if second == 50 {
+            strangers = all(&mut world);
+        }
+        world.run(Duration::from_secs(1));
+        strangers.iter().for_each(|stream| world.say(*stream, Control::Ping { time: 1 }));
+    }
+    assert_eq!(world.hubs[0].hub.neighbours().count(), strangers.len());
+    let late = attach_as_hub(&mut world, 41, unknown);
+    assert_eq!(world.refusal(0, late), None);
+    assert_eq!(world.hubs[0].hub.neighbours().count(), strangers.len());
 }
 
 #[test]
@@ -420,4 +433,13 @@ fn an_unknown_network_costs_a_hub_nothing() {
     assert_eq!(world.hubs[0].hub.networks().count(), 0);
     assert_eq!(world.hubs[0].hub.stats().streams, 0);
     assert!(!matches!(world.hubs[0].hub.poll_output(), Some(Output::Store { .. })));
+}
+
+/// The control stream of a hub that is played by node 0.
+fn attach_as_hub(world: &mut World, hub: usize, network: NetworkId) -> StreamId {
+    let exporter = world.next_exporter();
+    let (key, role) = (hub_key(0), Role::HubControl);
+    let scope = flatlan_relay::auth::AttachScope { exporter: &exporter, hub: &key, network: &network, role };
+    let proof = Proof::Hub { key: hub_key(hub), signature: scope.sign_hub(&hub_secret(hub)) };
+    world.attach_with(0, 0, network, role, proof)
 }
