@@ -34,7 +34,7 @@ use crate::{
     admin::{self, View},
     args::Config,
     packet_loop::{Order, PacketThread},
-    state::HubState,
+    state::{Found, HubState},
     streams::{StreamEvent, Streams},
 };
 
@@ -241,16 +241,20 @@ impl RunningHub {
             incarnation: unix.0.saturating_mul(1_000_000),
             seed: entropy::bytes(),
         };
-        let (mut stored, mut unreadable) = (Vec::new(), Vec::new());
-        for (network, what) in networks {
-            match what {
-                Some(network) => stored.push(network),
-                None => unreadable.push(network),
+        let (mut stored, mut damaged, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+        for (network, found) in networks {
+            match found {
+                Found::CutOff => damaged.push(network),
+                Found::Unreadable(error) => unreadable.push((network, error)),
+                Found::Whole(network) => stored.push(network),
             }
         }
         let mut hub = Hub::new(hub_config, stored, now, unix);
-        for network in unreadable {
-            set_aside(&state, &mut hub, network, "it cannot be read, or was cut off");
+        for network in damaged {
+            set_aside(&state, &mut hub, network, "it was cut off");
+        }
+        for (network, error) in unreadable {
+            withhold(&mut hub, network, &error);
         }
         let (streams, stream_events) = Streams::new();
         let (ended, packets_ended) = oneshot::channel();
@@ -496,6 +500,15 @@ fn set_aside(state: &HubState, hub: &mut Hub, network: NetworkId, reason: &str) 
             );
         }
     }
+}
+
+/// What cannot be read may be good: beginning anew would let an older roster in, and overwrite it.
+fn withhold(hub: &mut Hub, network: NetworkId, error: &FileError) {
+    hub.withhold(network);
+    tracing::error!(
+        %network, reason = %error,
+        "what was stored of a network cannot be read: the network is not served; start the hub again once it can"
+    );
 }
 
 /// An idle hub says nothing: INFO is for what an operator did or must know.

@@ -1,6 +1,6 @@
 //! The hub's state directory: `hub.key` (the one secret, 32 bytes in hexadecimal) and, per network, one
 //! file with its published roster and the greatest head seen. A file that does not hold is kept beside the
-//! one that takes its place, and never stops another network.
+//! one that takes its place, one that cannot be read stays where it is; neither stops another network.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -69,14 +69,18 @@ impl HubState {
         Ok(HubSecret::from_bytes(&*secret::parse(&text).ok_or_else(damaged)?))
     }
 
-    /// What was stored of the networks that `allow` names; `None` where a file cannot be read, or was cut off.
-    pub(crate) fn networks(&self, allow: &Allow) -> Result<Vec<(NetworkId, Option<StoredNetwork>)>, HubError> {
+    /// What was stored of the networks that `allow` names.
+    pub(crate) fn networks(&self, allow: &Allow) -> Result<Vec<(NetworkId, Found)>, HubError> {
         let mut networks = Vec::new();
         for name in self.dir.list().map_err(HubError::File)? {
             let Some(network) = name.strip_suffix(SUFFIX).and_then(|id| id.parse::<NetworkId>().ok()) else { continue };
             if allow.allows(&network) {
-                let bytes = self.dir.read(&name).ok().flatten();
-                networks.push((network, bytes.and_then(|bytes| StoredNetwork::decode(network, &bytes))));
+                let found = match self.dir.read(&name) {
+                    Ok(Some(bytes)) => StoredNetwork::decode(network, &bytes).map_or(Found::CutOff, Found::Whole),
+                    Ok(None) => continue,
+                    Err(error) => Found::Unreadable(error),
+                };
+                networks.push((network, found));
             }
         }
         Ok(networks)
@@ -92,6 +96,17 @@ impl HubState {
         let bytes = StoredNetwork::encode(ratchet, bundle);
         self.dir.write(&file_name(network), &bytes, FileMode::Secret).map_err(HubError::File)
     }
+}
+
+/// What a network's file is like.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Its parts do not add up.
+    CutOff,
+    /// It may be good: begun without it, the network would take an older roster from anyone.
+    Unreadable(FileError),
+    /// Whether its parts are good, [`flatlan_hub::Hub::new`] says.
+    Whole(StoredNetwork),
 }
 
 fn file_name(network: &NetworkId) -> String {
@@ -124,10 +139,30 @@ mod tests {
         state.store(&good, b"roster", b"ratchet").unwrap();
         state.dir.write(&file_name(&bad), b"cut", FileMode::Secret).unwrap();
         let read = state.networks(&Allow::Any).unwrap();
-        assert!(matches!(&read[..], [(one, None), (two, Some(_))] if *one == bad && *two == good), "{read:?}");
+        assert!(
+            matches!(&read[..], [(one, Found::CutOff), (two, Found::Whole(_))] if *one == bad && *two == good),
+            "{read:?}"
+        );
         assert_eq!(state.networks(&Allow::Networks([good].into())).unwrap().len(), 1);
         let aside = state.set_aside(&bad).unwrap();
         assert_eq!(state.dir.read(&aside).unwrap().unwrap(), b"cut");
         assert_eq!(state.networks(&Allow::Any).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_not_taken_for_damaged_and_says_what_to_do() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("hub");
+        let state = HubState::create(&path).unwrap();
+        let [lax, good] = [2, 1].map(|n| NetworkId::from_bytes([n; 32]));
+        state.store(&lax, b"roster", b"ratchet").unwrap();
+        state.store(&good, b"roster", b"ratchet").unwrap();
+        let file = path.join(file_name(&lax));
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let read = state.networks(&Allow::Any).unwrap();
+        let [(one, Found::Unreadable(error)), (two, Found::Whole(_))] = &read[..] else { panic!("{read:?}") };
+        assert_eq!((*one, *two), (lax, good));
+        assert!(error.to_string().contains("chmod go-w"), "{error}");
     }
 }
