@@ -124,6 +124,7 @@ impl Hub {
         let asked = |transfer: &&mut Transfer| transfer.network == network && transfer.source == Source::Asked;
         let Some(transfer) = at.incoming.transfer.as_mut().filter(asked) else { return };
         transfer.heard = now;
+        let version = transfer.version;
         if offset == 0 {
             self.held.free((Source::Asked, transfer.bytes.len()));
             transfer.bytes.clear();
@@ -139,7 +140,9 @@ impl Hub {
         match self.receive(stream, network, (total, offset), bytes, now) {
             Err(refusal) => {
                 tracing::debug!(?refusal, "roster not taken");
-                self.ask_later(stream, now);
+                // The transfer has ended with it.
+                self.want(stream, network, Wanted { version, from: now + RETRY });
+                self.ask_next(stream, now);
             }
             Ok(Received::Part { next }) => {
                 let offset = u32::try_from(next).unwrap_or(u32::MAX);

@@ -203,6 +203,32 @@ fn older_forked_and_damaged_rosters_are_refused_and_the_first_stays() {
 }
 
 #[test]
+fn a_roster_whose_part_was_not_taken_is_asked_for_again_later() {
+    let mut admin = lan(&[0], 1);
+    let mut world = World::new(1, allow(&[admin.id]));
+    world.node(1);
+    world.publish(0, &mut admin);
+    let (stream, network) = (world.attach(0, 0, admin.id), admin.id);
+    let bundle = admin.sign();
+    let (next, total) = (admin.last.as_ref().unwrap(), bundle.len() as u32);
+    world.heard(stream);
+    let claims = flatlan_relay::ClaimsSummary::default();
+    world.say(stream, Control::Head { network, head: next.signed_head().encode(), claims });
+    world.run(DELAY * 3);
+    let asked = Control::GetRoster { network, offset: 0 };
+    assert_eq!(world.heard(stream), [asked.clone()]);
+    world.say(stream, Control::RosterPart { network, version: 1, total, offset: 0, bytes: vec![] });
+    for _ in 0..3 {
+        world.run(Duration::from_secs(4));
+        world.say(stream, Control::Ping { time: 1 });
+    }
+    assert!(world.heard(stream).contains(&asked));
+    world.say(stream, Control::RosterPart { network, version: 1, total, offset: 0, bytes: bundle });
+    world.run(DELAY * 3);
+    assert_eq!(world.hubs[0].hub.networks().next().unwrap().roster.unwrap().1, next.version());
+}
+
+#[test]
 fn a_full_disk_is_said_and_what_is_in_force_is_written_later() {
     let mut admin = lan(&[0], 3);
     let mut world = World::new(1, allow(&[admin.id]));
