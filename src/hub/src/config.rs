@@ -82,9 +82,10 @@ pub struct Limits {
     pub transfers: usize,
     /// Bytes of rosters that admins, who may be anyone, have uploaded in part, over all streams.
     pub uploads: usize,
-    /// Networks that are served although nobody allowed them by name.
+    /// Networks that are served although nobody allowed them by name. Those that are here stay.
     pub networks: usize,
-    /// Bytes of their rosters.
+    /// Bytes of their rosters. Once they are spent no network is added; one that is here may still grow, by the
+    /// part of one among [`Self::networks`].
     pub rosters: usize,
 }
 

@@ -86,7 +86,7 @@ impl Hub {
         for stored in stored {
             let network = stored.network;
             if config.allow.allows(&network) {
-                let (state, restored) = Network::restore(&stored);
+                let (state, restored) = Network::restore(&stored, &config.limits);
                 networks.insert(network, state);
                 unsound.extend(restored.err().map(|error| (network, error)));
             }

@@ -27,7 +27,7 @@ use flatlan_types::{HubKey, InviteKey, MemberId, NetworkId};
 
 use super::{Hub, NetworkStatus, RestoreError, State, attach::Refusal, presence::PresenceTable};
 use crate::{
-    config::StoredNetwork,
+    config::{Limits, StoredNetwork},
     forward::{AttachmentId, StreamId},
     hub::StoreOutcome,
     linkstate::Route,
@@ -56,6 +56,8 @@ pub(super) struct Network {
     pub(super) labels: usize,
     /// Bytes of its roster, as it came.
     size: usize,
+    /// Bytes that its roster may have however much others have.
+    assured: usize,
     pub(super) presence: PresenceTable,
     pub(super) watchers: BTreeMap<MemberId, BTreeSet<AttachmentId>>,
     /// Computed from the link states of this generation.
@@ -100,6 +102,7 @@ impl Network {
             attaching: BTreeMap::new(),
             labels: 0,
             size: 0,
+            assured: 0,
             presence: PresenceTable::default(),
             watchers: BTreeMap::new(),
             routes: None,
@@ -107,8 +110,9 @@ impl Network {
     }
 
     /// As it was stored; with what does not hold of that left out.
-    pub(super) fn restore(stored: &StoredNetwork) -> (Self, Result<(), RestoreError>) {
-        let network = Self::new(stored.network);
+    pub(super) fn restore(stored: &StoredNetwork, limits: &Limits) -> (Self, Result<(), RestoreError>) {
+        let size = stored.bundle.len();
+        let network = Self { assured: size + growth(limits), ..Self::new(stored.network) };
         let ratchet = match Ratchet::decode(&stored.ratchet, &stored.network) {
             Ok(ratchet) => ratchet,
             Err(error) => return (network, Err(RestoreError::Ratchet(error))),
@@ -117,7 +121,6 @@ impl Network {
             Ok(roster) => (Some(roster), Ok(())),
             Err(error) => (None, Err(RestoreError::Roster(error))),
         };
-        let size = stored.bundle.len();
         (Self { roster, ratchet, size, ..network }, restored)
     }
 
@@ -347,10 +350,11 @@ impl Hub {
         now: Instant,
     ) -> Result<(), Refusal> {
         self.may_keep(network, bundle.len())?;
+        let assured = bundle.len() + growth(&self.config.limits);
         let mut fresh = None;
         let state = match self.networks.get_mut(&network) {
             Some(state) => state,
-            None => fresh.insert(Network::new(network)),
+            None => fresh.insert(Network { assured, ..Network::new(network) }),
         };
         let verified = VerifiedRoster::verify(bundle, &state.ratchet, state.roster.as_ref());
         let verified = match verified {
@@ -404,14 +408,16 @@ impl Hub {
     }
 
     /// Whether there is room for a roster of this size. Anyone can sign rosters of their own networks: those
-    /// that nobody allowed by name have a share.
+    /// that nobody allowed by name have a share. Whoever is here can publish, and revoke, once it is spent.
     fn may_keep(&self, network: NetworkId, size: usize) -> Result<(), Refusal> {
-        if self.config.allow.names(&network) {
+        let here = self.networks.get(&network);
+        if self.config.allow.names(&network) || here.is_some_and(|here| size <= here.size.max(here.assured)) {
             return Ok(());
         }
         let others = self.networks.values().filter(|other| other.id != network && !self.config.allow.names(&other.id));
         let (count, bytes) = others.fold((0, 0), |(count, bytes), other| (count + 1, bytes + other.size));
-        if count >= self.config.limits.networks || bytes + size > self.config.limits.rosters {
+        let limits = &self.config.limits;
+        if (here.is_none() && count >= limits.networks) || bytes + size > limits.rosters {
             return Err(Refusal::new(RefusedCode::Quota, "this hub keeps as many networks as it may: use another one"));
         }
         Ok(())
@@ -610,6 +616,12 @@ impl Network {
             false
         }
     }
+}
+
+/// How much larger a roster may get than it came here first, once the share of all is spent. Together it is
+/// at most that share again.
+fn growth(limits: &Limits) -> usize {
+    limits.rosters / limits.networks.max(1)
 }
 
 /// The claims' summary as the wire has it.

@@ -216,7 +216,7 @@ fn a_roster_whose_part_was_not_taken_is_asked_for_again_later() {
     world.say(stream, Control::Head { network, head: next.signed_head().encode(), claims });
     world.run(DELAY * 3);
     let asked = Control::GetRoster { network, offset: 0 };
-    assert_eq!(world.heard(stream), [asked.clone()]);
+    assert_eq!(world.heard(stream), std::slice::from_ref(&asked));
     world.say(stream, Control::RosterPart { network, version: 1, total, offset: 0, bytes: vec![] });
     for _ in 0..3 {
         world.run(Duration::from_secs(4));
@@ -579,6 +579,46 @@ fn a_hub_that_serves_any_network_keeps_a_bounded_number_and_size_of_them() {
         // A network that is here goes on.
         assert!(stored(&world.publish(0, &mut admins[0])));
     }
+}
+
+#[test]
+fn a_network_that_is_kept_publishes_on_when_the_share_of_all_is_spent() {
+    let size = tenant(9, &[0], 1).sign().len();
+    let limits = Limits { networks: 4, rosters: size * 2 + 8, ..Limits::default() };
+    let mut world = World::with_limits(1, Allow::Any, limits);
+    let mut admins = [9, 10, 11].map(|seed| tenant(seed, &[0], 1));
+    let stored = |heard: &[Control]| matches!(heard, [Control::Stored { .. }]);
+    let kept = admins.each_mut().map(|admin| stored(&world.publish(0, admin)));
+    assert_eq!(kept, [true, true, false]);
+    let [admin, ..] = &mut admins;
+    admin.member("new", "10.77.0.8", None);
+    assert!(stored(&world.publish(0, admin)));
+    // Fewer networks are allowed than there are.
+    world.limits.networks = 1;
+    world.kill(0);
+    world.restart(0);
+    admin.revoke("new");
+    assert!(stored(&world.publish(0, admin)));
+    let heard = world.publish(0, &mut admins[2]);
+    assert!(matches!(heard[..], [Control::Refused { code: RefusedCode::Quota, .. }]), "{heard:?}");
+}
+
+#[test]
+fn a_kept_network_does_not_grow_step_by_step_beyond_what_the_hub_gives() {
+    let size = tenant(9, &[0], 1).sign().len();
+    let limits = Limits { networks: 4, rosters: size * 2 + 8, ..Limits::default() };
+    let mut world = World::with_limits(1, Allow::Any, limits);
+    let mut admins = [9, 10].map(|seed| tenant(seed, &[0], 1));
+    for admin in &mut admins {
+        world.publish(0, admin);
+    }
+    let [admin, _] = &mut admins;
+    let heard = (1..100u8).map(|n| {
+        admin.member(&format!("m{n}"), &format!("10.77.1.{n}"), None);
+        world.publish(0, admin)
+    });
+    let taken = heard.take_while(|heard| matches!(heard[..], [Control::Stored { .. }])).count();
+    assert!((1..50).contains(&taken), "{taken}");
 }
 
 #[test]

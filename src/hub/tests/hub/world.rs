@@ -182,7 +182,8 @@ pub struct World {
     /// Pairs between which no datagram passes.
     pub udp_cut: BTreeSet<(Who, Who)>,
     allow: Allow,
-    limits: Limits,
+    /// Of hubs that start from here on.
+    pub limits: Limits,
     wires: BTreeMap<StreamId, Wire>,
     events: BTreeMap<(Instant, u64), Event>,
     next: u64,
