@@ -221,7 +221,10 @@ impl RunningHub {
         let local = udp.local();
         let mut own = OwnAddresses::open(local);
         let addresses = match &mut own {
-            Some(own) => own.read().await,
+            Some(own) => {
+                let read = own.read().await;
+                own.take(read, clock::now()).unwrap_or_else(|| own.endpoints(Vec::new()))
+            }
             None => vec![Endpoint::new(local)],
         };
         let now = clock::now();
@@ -445,8 +448,8 @@ struct OwnAddresses {
     local: SocketAddr,
     netlink: Netlink,
     changes: Changes,
-    /// They changed since they were read.
-    stale: bool,
+    /// When to read them: they changed, or could not be read.
+    due: Option<Instant>,
 }
 
 impl OwnAddresses {
@@ -458,30 +461,55 @@ impl OwnAddresses {
         let told = |error: &RouteError| tracing::warn!(reason = %error, "the machine's own addresses are not known");
         let netlink = Netlink::open().inspect_err(told).ok()?;
         let changes = Changes::watch(&[]).inspect_err(told).ok()?;
-        Some(Self { local, netlink, changes, stale: false })
+        Some(Self { local, netlink, changes, due: None })
     }
 
-    async fn read(&self) -> Vec<Endpoint> {
-        let hosts = self.netlink.host_addresses().await.unwrap_or_else(|error| {
-            tracing::warn!(reason = %error, "the machine's own addresses are not known");
-            Vec::new()
-        });
+    async fn read(&self) -> Result<Vec<Endpoint>, RouteError> {
+        let hosts = self.netlink.host_addresses().await?;
+        Ok(self.endpoints(hosts.into_iter().map(|host| host.ip).collect()))
+    }
+
+    fn endpoints(&self, hosts: Vec<IpAddr>) -> Vec<Endpoint> {
         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
-        let all = hosts.into_iter().map(|host| host.ip).chain(loopback).chain([self.local.ip()]);
+        let all = hosts.into_iter().chain(loopback).chain([self.local.ip()]);
         all.map(|ip| Endpoint::new(SocketAddr::new(ip, self.local.port()))).collect()
+    }
+
+    /// What was read; nothing where that failed: what is known stays, and is read again after a pause.
+    fn take(&mut self, read: Result<Vec<Endpoint>, RouteError>, now: Instant) -> Option<Vec<Endpoint>> {
+        match read {
+            Ok(addresses) => {
+                self.due = None;
+                Some(addresses)
+            }
+            Err(error) => {
+                tracing::warn!(reason = %error, "the machine's own addresses cannot be read");
+                self.due = Some(now + READ_AGAIN);
+                None
+            }
+        }
     }
 }
 
 /// Returns with the machine's addresses once they may have changed. Safe to cancel.
 async fn changed(own: &mut Option<OwnAddresses>) -> Vec<Endpoint> {
     let Some(own) = own else { return std::future::pending().await };
-    if !own.stale {
-        own.changes.changed().await;
-        own.stale = true;
+    loop {
+        if let Some(due) = own.due {
+            let pause = clock::until(due);
+            // other events cancel even the shortest sleep
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        } else {
+            own.changes.changed().await;
+            own.due = Some(clock::now());
+        }
+        let read = own.read().await;
+        if let Some(addresses) = own.take(read, clock::now()) {
+            return addresses;
+        }
     }
-    let addresses = own.read().await;
-    own.stale = false;
-    addresses
 }
 
 /// What is damaged is kept, and a copy of it may be of use; the network's roster comes again from an admin, a
@@ -543,6 +571,8 @@ fn log(event: &HubEvent) {
 
 /// How long nodes have to leave a hub that stops.
 const DRAIN: Duration = Duration::from_millis(1500);
+/// When to read the machine's addresses again, where that failed.
+const READ_AGAIN: Duration = Duration::from_secs(2);
 /// Open files for which a hub is comfortable: three streams a node.
 const WANTED_FILES: u64 = 65_536;
 
@@ -553,13 +583,27 @@ mod tests {
     #[tokio::test]
     async fn a_socket_for_every_address_has_the_machines_addresses_and_one_for_one_has_that() {
         let own = OwnAddresses::open("[::]:51820".parse().unwrap()).unwrap();
-        let addresses = own.read().await;
+        let addresses = own.read().await.unwrap();
         for here in ["127.0.0.1:51820", "[::1]:51820"] {
             assert!(addresses.contains(&Endpoint::new(here.parse().unwrap())), "{addresses:?}");
         }
         let hosts = own.netlink.host_addresses().await.unwrap();
         assert!(hosts.iter().all(|host| addresses.contains(&Endpoint::new(SocketAddr::new(host.ip, 51820)))));
         assert!(OwnAddresses::open("192.0.2.1:51820".parse().unwrap()).is_none());
+    }
+
+    #[tokio::test]
+    async fn addresses_that_could_not_be_read_replace_none_and_are_read_again_without_a_change() {
+        let mut own = OwnAddresses::open("[::]:51820".parse().unwrap()).unwrap();
+        let now = clock::now();
+        let failed = Err(RouteError::NoLink { name: "eth0".to_owned() });
+        assert_eq!(own.take(failed, now), None);
+        assert_eq!(own.due, Some(now + READ_AGAIN));
+        own.due = Some(now);
+        let known = own.read().await.unwrap();
+        let mut own = Some(own);
+        assert_eq!(changed(&mut own).await, known);
+        assert_eq!(own.unwrap().due, None);
     }
 
     #[test]
