@@ -24,7 +24,7 @@ use std::{
 };
 
 use flatlan_relay::{Control, PathReason, RefusedCode, Role, auth};
-use flatlan_roster::{DecodeError, HeadError, HistoryError, RatchetDecodeError, RecordsError, VerifyError};
+use flatlan_roster::{ClaimError, DecodeError, HeadError, HistoryError, RatchetDecodeError, RecordsError, VerifyError};
 use flatlan_types::{Endpoint, HubKey, Label, MemberId, NetworkId, UnixTime};
 
 use self::{
@@ -575,7 +575,8 @@ impl RestoreError {
                 | RatchetDecodeError::History(HistoryError::Decode(error)),
             )
             | Self::Roster(
-                VerifyError::Decode(error)
+                VerifyError::Claim(ClaimError::Decode(error))
+                | VerifyError::Decode(error)
                 | VerifyError::Head(HeadError::Decode(error))
                 | VerifyError::History(HistoryError::Decode(error))
                 | VerifyError::Records(RecordsError::Decode(error)),
@@ -671,3 +672,17 @@ const GREETING_LIFE: Duration = Duration::from_secs(5);
 const NODE_LIFE: Duration = Duration::from_secs(10);
 const HUB_LIFE: Duration = Duration::from_secs(3);
 const VISITOR_LIFE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_of_a_later_version_is_good_and_a_damaged_one_is_not() {
+        let restored = |error| RestoreError::Roster(VerifyError::Claim(error)).is_of_later_version();
+        assert!(restored(ClaimError::Decode(DecodeError::Version { got: 2 })));
+        assert!(restored(ClaimError::Decode(DecodeError::Critical { key: 9 })));
+        assert!(!restored(ClaimError::Decode(DecodeError::Trailing)));
+        assert!(!restored(ClaimError::NodeSignature));
+    }
+}
