@@ -1,8 +1,14 @@
 //! Getting a roster in pieces: from a hub over its stream, or from a peer in sealed datagrams.
 //!
 //! Each source has a fetch of its own, and none takes another's place: whoever promises much and brings
-//! nothing, or a byte now and then, delays nobody else. A source that is silent, or slower than
-//! [`SLOWEST`], is given up.
+//! nothing, or a byte now and then, delays nobody else. A source that is slower than [`SLOWEST`] is given up;
+//! so is one that is silent: a hub for as long as the largest part takes at that speed, a peer after
+//! [`MAX_TRIES`] requests.
+//!
+//! Of hubs that tell of the same, one is asked, and the next when that one is silent for a [`TURN`] or slow
+//! ([`Told::turn`]): over a slow link, each at once would keep the others from coming through. A hub that
+//! tells of anything else waits for nobody. What a hub told of is asked for again, after ever longer pauses,
+//! until it is there.
 //!
 //! A peer is asked only when a hub has not brought the same within a moment, and the more peers bring the
 //! same, the later one more is asked: usually all learn of a new head at the same time. Where
@@ -17,10 +23,21 @@ use std::{
 };
 
 use crate::peer_message::{PART_LEN, Part, PartRequest, Summary, WINDOW};
-use flatlan_relay::MAX_ROSTER;
+use flatlan_relay::{ClaimsSummary, MAX_PART, MAX_ROSTER};
+
+/// What a hub told of, while it is not ours.
+pub(crate) struct Told {
+    pub(crate) head: Vec<u8>,
+    pub(crate) claims: ClaimsSummary,
+    /// Before this, the hub is not asked.
+    from: Instant,
+    failures: u32,
+}
 
 /// A roster on its way from a hub.
 pub(crate) struct HubFetch {
+    /// The head that was told, and the hash of its claims; `None`: of whatever the hub has.
+    of: Option<(Vec<u8>, [u8; 32])>,
     version: Option<u64>,
     bytes: Vec<u8>,
     begun: Instant,
@@ -37,14 +54,50 @@ pub(crate) enum Progress {
     Nothing,
 }
 
-impl HubFetch {
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { version: None, bytes: Vec::new(), begun: now, heard: now }
+impl Told {
+    pub(crate) fn new(head: Vec<u8>, claims: ClaimsSummary, now: Instant) -> Self {
+        Self { head, claims, from: now, failures: 0 }
     }
 
-    /// When the hub is given up.
+    /// Whether this is what a hub says.
+    pub(crate) fn is(&self, head: &[u8], claims: &ClaimsSummary) -> bool {
+        self.head == head && self.claims.hash == claims.hash
+    }
+
+    /// When to ask, while these bring what others told of.
+    pub(crate) fn turn<'a>(&self, fetches: impl Iterator<Item = &'a HubFetch>) -> Instant {
+        let same: Vec<Instant> = fetches.filter(|fetch| fetch.is_of(self)).map(|fetch| fetch.heard).collect();
+        let Some(heard) = same.iter().max() else { return self.from };
+        let others = same.len() as u32;
+        // whoever drips would otherwise be waited for as long as it likes
+        (*heard + TURN * others).min(self.from + GRACE * others).max(self.from)
+    }
+
+    /// The hub did not bring it.
+    pub(crate) fn wait(&mut self, now: Instant) {
+        self.from = now + AGAIN.saturating_mul(1 << self.failures.min(8)).min(AGAIN_MOST);
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+impl HubFetch {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { of: None, version: None, bytes: Vec::new(), begun: now, heard: now }
+    }
+
+    /// Of what the hub told.
+    pub(crate) fn told(told: &Told, now: Instant) -> Self {
+        Self { of: Some((told.head.clone(), told.claims.hash)), ..Self::new(now) }
+    }
+
+    /// Whether this brings what was told.
+    pub(crate) fn is_of(&self, told: &Told) -> bool {
+        self.of.as_ref().is_some_and(|(head, claims)| *head == told.head && *claims == told.claims.hash)
+    }
+
+    /// When the hub is given up. What has come of a part shows only when all of it is there.
     pub(crate) fn deadline(&self) -> Instant {
-        (self.heard + HUB_PATIENCE).min(too_slow(self.begun, self.bytes.len()))
+        (self.heard + HUB_PATIENCE).min(too_slow(self.begun, self.bytes.len() + MAX_PART))
     }
 
     pub(crate) fn handle_part(
@@ -176,11 +229,14 @@ pub(crate) const MAX_PEER_FETCHES: usize = 8;
 /// Bytes in a second that a source brings at the least, after [`GRACE`].
 const SLOWEST: usize = 4096;
 const GRACE: Duration = Duration::from_secs(5);
-/// A peer that could bring what others bring is asked so much later, for each of them up to so many.
+/// Who could bring what others bring is asked so much later, for each of them; peers, for up to so many.
 const TURN: Duration = Duration::from_secs(1);
 const MAX_TURNS: usize = 3;
-/// A hub that is silent for this long is given up.
-const HUB_PATIENCE: Duration = Duration::from_secs(3);
+/// A hub that is silent for this long is given up: the slowest brings a part in that time.
+const HUB_PATIENCE: Duration = Duration::from_secs(MAX_PART.div_ceil(SLOWEST) as u64);
+/// A hub that was given up is asked again after this, then after twice as long, up to [`AGAIN_MOST`].
+const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN_MOST: Duration = Duration::from_secs(300);
 /// How long a hub has to bring what a peer announced.
 pub(crate) const COURTESY: Duration = Duration::from_millis(400);
 /// A peer is asked again after this.
@@ -194,6 +250,10 @@ mod tests {
 
     fn summary() -> Summary {
         Summary { key_epoch: 0, serial: 2, head: [1; 32], claims: 0, claims_hash: [2; 32] }
+    }
+
+    fn told() -> Told {
+        Told::new(vec![1], ClaimsSummary { count: 0, hash: [2; 32] }, Instant::now())
     }
 
     fn run(len: usize, mut drop: impl FnMut(usize) -> bool, reverse: bool) -> Option<(Vec<u8>, usize)> {
@@ -275,7 +335,7 @@ mod tests {
             offset += 1;
             now += HUB_PATIENCE - Duration::from_millis(1);
         }
-        assert!(now - start <= GRACE + HUB_PATIENCE, "{:?}", now - start);
+        assert!(now - start <= GRACE + HUB_PATIENCE * 2, "{:?}", now - start);
         let (mut fetch, mut now, mut offset) = (HubFetch::new(start), start, 0);
         while offset < 1 << 20 {
             now += Duration::from_secs(1);
@@ -283,6 +343,32 @@ mod tests {
             fetch.handle_part(1, 1 << 20, offset, &[0; 2 * SLOWEST], now);
             offset += 2 * SLOWEST as u32;
         }
+    }
+
+    #[test]
+    fn a_link_that_brings_a_full_part_only_slowly_gets_every_part() {
+        let start = Instant::now();
+        let part = Duration::from_secs_f64(MAX_PART as f64 / SLOWEST as f64);
+        let (mut fetch, mut now) = (HubFetch::new(start), start);
+        for n in 0..20 {
+            now += part;
+            assert!(now < fetch.deadline(), "part {n}");
+            fetch.handle_part(1, 1 << 21, n * MAX_PART as u32, &[0; MAX_PART], now);
+        }
+    }
+
+    #[test]
+    fn a_hub_waits_for_others_that_bring_the_same_but_not_for_long() {
+        let told = told();
+        let start = told.from;
+        let other = HubFetch::told(&Told::new(vec![9], told.claims, start), start);
+        assert_eq!(told.turn([&other].into_iter()), start, "another head");
+        let mut same = HubFetch::told(&told, start);
+        assert_eq!(told.turn([&same, &other].into_iter()), start + TURN);
+        same.handle_part(1, 1 << 20, 0, &[0], start + TURN / 2);
+        assert_eq!(told.turn([&same].into_iter()), start + TURN / 2 + TURN);
+        same.handle_part(1, 1 << 20, 1, &[0], start + GRACE);
+        assert_eq!(told.turn([&same].into_iter()), start + GRACE);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     Alarm, NetworkStatus, NodeConfig, NodeStatus, Output, PeerStatus, PersistToken, Persisted, SelfStatus, StreamId,
     Transport, Waiting,
     candidates::Forbidden,
-    fetch::{HubFetch, PeerFetch},
+    fetch::{HubFetch, PeerFetch, Told},
     hubs::{Context, HubEvent, Hubs},
     identity::Identity,
     output::{Interface, Outbox},
@@ -56,7 +56,7 @@ pub struct Node {
     /// Where peers may try us.
     pub(crate) candidates: Vec<Endpoint>,
     /// The newest head that each hub told of, while it is not ours.
-    pub(crate) announced: BTreeMap<HubSlot, (Vec<u8>, ClaimsSummary)>,
+    pub(crate) announced: BTreeMap<HubSlot, Told>,
     pub(crate) hub_fetches: BTreeMap<HubSlot, HubFetch>,
     pub(crate) peer_fetches: BTreeMap<PeerSlot, PeerFetch>,
     /// Head and claims for which that peer's roster brought nothing new.

@@ -15,7 +15,7 @@ use minicbor::bytes::ByteVec;
 use crate::{
     Alarm,
     candidates::admissible,
-    fetch::{HubFetch, MAX_PEER_FETCHES, PeerFetch, Progress, pieces},
+    fetch::{HubFetch, MAX_PEER_FETCHES, PeerFetch, Progress, Told, pieces},
     node::{Node, Rules},
     peer_message::{Part, PartRequest, PeerMessage, Summary, WINDOW},
     peers::Offer,
@@ -232,10 +232,11 @@ impl Node {
 
     /// A hub's newest head.
     pub(crate) fn on_head(&mut self, hub: HubSlot, head: &[u8], claims: ClaimsSummary, now: Instant) {
-        self.announced.remove(&hub);
+        let known = self.announced.remove(&hub).filter(|told| told.is(head, &claims));
         match self.keeper.judge(head, &claims, &mut self.out) {
             News::Newer | News::Claims => {
-                self.announced.insert(hub, (head.to_vec(), claims));
+                let told = known.unwrap_or_else(|| Told::new(head.to_vec(), claims, now));
+                self.announced.insert(hub, told);
                 self.fetch_from_hub(hub, now);
             }
             News::Older => self.tell_head(hub),
@@ -283,8 +284,8 @@ impl Node {
         let Some(fetch) = self.hub_fetches.get_mut(&hub) else { return };
         match fetch.handle_part(version, total, offset, bytes, now) {
             Progress::Done(bytes) => {
-                self.hub_fetches.remove(&hub);
                 let offered = self.keeper.offer(&bytes, &mut self.out);
+                self.end_hub_fetch(hub, &offered, now);
                 if matches!(offered, Offered::Nothing | Offered::Accepted) {
                     // what we hold beyond theirs is theirs for the asking
                     self.tell_newest(hub);
@@ -305,6 +306,9 @@ impl Node {
             Offered::Accepted => {
                 let newest = self.keeper.newest().map(|held| held.summary.order());
                 self.peer_fetches.retain(|_, fetch| Some(fetch.summary.order()) > newest);
+                for hub in self.announced.keys().copied().collect::<Vec<_>>() {
+                    self.judge_again(hub);
+                }
             }
             Offered::Fork(proof) => {
                 tracing::error!(reason = %proof, "two rosters that exclude each other: the first is kept");
@@ -315,17 +319,61 @@ impl Node {
         }
     }
 
-    /// Asks a hub that told of something newer, where it is not being asked.
+    /// Asks a hub that told of something newer, where it is not being asked and its turn has come.
     fn fetch_from_hub(&mut self, hub: HubSlot, now: Instant) {
-        if self.hub_fetches.contains_key(&hub) {
+        if self.hub_turn(hub).is_none_or(|turn| turn > now) {
             return;
         }
-        let Some((head, claims)) = self.announced.remove(&hub) else { return };
-        let wanted = matches!(self.keeper.judge(&head, &claims, &mut self.out), News::Newer | News::Claims);
-        if wanted && self.hubs.is_attached(hub) {
-            self.hub_fetches.insert(hub, HubFetch::new(now));
-            let message = Control::GetRoster { network: self.me.network, offset: 0 };
-            self.hubs.send(hub, &message, &mut self.out);
+        self.judge_again(hub);
+        let Some(told) = self.announced.get(&hub) else { return };
+        if !self.hubs.is_attached(hub) {
+            self.announced.remove(&hub);
+            return;
+        }
+        self.hub_fetches.insert(hub, HubFetch::told(told, now));
+        let message = Control::GetRoster { network: self.me.network, offset: 0 };
+        self.hubs.send(hub, &message, &mut self.out);
+    }
+
+    /// When to ask a hub that told of something newer and is not being asked.
+    fn hub_turn(&self, hub: HubSlot) -> Option<Instant> {
+        let told = self.announced.get(&hub).filter(|_| !self.hub_fetches.contains_key(&hub))?;
+        Some(told.turn(self.hub_fetches.values()))
+    }
+
+    /// Forgets what a hub told of, and stops asking for it, where we hold as much by now.
+    fn judge_again(&mut self, hub: HubSlot) -> Option<News> {
+        let told = self.announced.get(&hub)?;
+        let news = self.keeper.judge(&told.head, &told.claims, &mut self.out);
+        if matches!(news, News::Newer | News::Claims) {
+            return Some(news);
+        }
+        if self.hub_fetches.get(&hub).is_some_and(|fetch| fetch.is_of(told)) {
+            self.hub_fetches.remove(&hub);
+        }
+        self.announced.remove(&hub);
+        if let News::Fork(proof) = news {
+            self.on_offered(Offered::Fork(proof));
+        }
+        None
+    }
+
+    /// A hub gave a roster. What it told of meanwhile is asked for at once.
+    fn end_hub_fetch(&mut self, hub: HubSlot, offered: &Offered, now: Instant) {
+        let Some(fetch) = self.hub_fetches.remove(&hub) else { return };
+        if self.announced.get(&hub).is_none_or(|told| !fetch.is_of(told)) {
+            return;
+        }
+        match (self.judge_again(hub), offered) {
+            // an older one, say: the newer is signed, so somebody has it
+            (Some(News::Newer), Offered::Accepted | Offered::Nothing) => {
+                if let Some(told) = self.announced.get_mut(&hub) {
+                    told.wait(now);
+                }
+            }
+            _ => {
+                self.announced.remove(&hub);
+            }
         }
     }
 
@@ -334,7 +382,14 @@ impl Node {
         let silent = self.hub_fetches.iter().filter(|(_, fetch)| fetch.deadline() <= now);
         for hub in silent.map(|(hub, _)| *hub).collect::<Vec<_>>() {
             tracing::warn!(hub = %self.hubs.label(hub), "a hub does not give the roster that it told of");
-            self.hub_fetches.remove(&hub);
+            let fetch = self.hub_fetches.remove(&hub);
+            if let (Some(fetch), Some(told)) = (fetch, self.announced.get_mut(&hub))
+                && fetch.is_of(told)
+            {
+                told.wait(now);
+            }
+        }
+        for hub in self.announced.keys().copied().collect::<Vec<_>>() {
             self.fetch_from_hub(hub, now);
         }
         let due = self.peer_fetches.iter().filter(|(_, fetch)| fetch.next <= now);
@@ -351,7 +406,8 @@ impl Node {
     /// When [`Node::fetch_timeout`] has something to do.
     pub(crate) fn fetch_next(&self) -> Option<Instant> {
         let hubs = self.hub_fetches.values().map(HubFetch::deadline);
-        hubs.chain(self.peer_fetches.values().map(|fetch| fetch.next)).min()
+        let turns = self.announced.keys().filter_map(|hub| self.hub_turn(*hub));
+        hubs.chain(turns).chain(self.peer_fetches.values().map(|fetch| fetch.next)).min()
     }
 
     fn fetch_from_peer(&mut self, slot: PeerSlot, theirs: Summary, now: Instant) {

@@ -421,8 +421,56 @@ fn a_removed_node_learns_so_from_any_hub_that_gives_the_roster() {
         net.publish(2, &newer);
         net.hubs.get_mut(&liar).unwrap().withholds = true;
         net.start_node(2, files);
-        net.until(SOON, |net| net.nodes[&2].fatal.is_some());
+        net.until(ms(1_500), |net| net.nodes[&2].fatal.is_some());
     }
+}
+
+fn asked_for_rosters(net: &Net) -> usize {
+    let heard = net.hubs.values().flat_map(|hub| &hub.heard);
+    heard.filter(|(_, message)| matches!(message, Control::GetRoster { offset: 0, .. })).count()
+}
+
+#[test]
+fn of_hubs_that_tell_of_the_same_roster_one_is_asked_for_it() {
+    let mut net = ready(&[1, 2, 3], &[1]);
+    net.run(Duration::from_secs(5));
+    net.hubs.values_mut().for_each(|hub| hub.heard.clear());
+    let newer = net.admin.sign(&[1, 2, 3], &[1, 2], net.hubs[&1].roster.as_ref());
+    for hub in 1..=3 {
+        net.publish(hub, &newer);
+    }
+    net.until(SOON, |net| net.serial(1) == 2);
+    net.run(Duration::from_secs(20));
+    assert_eq!(asked_for_rosters(&net), 1);
+}
+
+#[test]
+fn a_roster_that_came_from_elsewhere_is_no_longer_asked_for() {
+    let mut net = ready(&[1, 2], &[1]);
+    net.hubs.values_mut().for_each(|hub| hub.withholds = true);
+    let newer = net.admin.sign(&[1, 2], &[1, 2], net.hubs[&1].roster.as_ref());
+    for hub in [1, 2] {
+        net.publish(hub, &newer);
+    }
+    net.run(Duration::from_secs(2));
+    assert!(!net.nodes[&1].node.hub_fetches.is_empty());
+    net.learn(1, &newer);
+    let node = &net.nodes[&1].node;
+    assert!(node.hub_fetches.is_empty() && node.announced.is_empty());
+}
+
+#[test]
+fn a_hub_that_gave_nothing_is_asked_again_without_telling_anew() {
+    let mut net = ready(&[1], &[1]);
+    net.hubs.get_mut(&1).unwrap().withholds = true;
+    let newer = net.admin.sign(&[1], &[1, 2], net.hubs[&1].roster.as_ref());
+    net.publish(1, &newer);
+    net.run(Duration::from_secs(100));
+    let hub = net.hubs.get_mut(&1).unwrap();
+    hub.withholds = false;
+    let before = asked_for_rosters(&net);
+    assert!((3..8).contains(&before), "{before}");
+    net.until(Duration::from_secs(60), |net| net.serial(1) == 2);
 }
 
 /// Node 1, to which node 3 could bring what all hubs withhold, and node 2, which only says what a test
