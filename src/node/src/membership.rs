@@ -30,6 +30,7 @@ impl Node {
             self.relays.remove_peer(slot, PathReason::NotMember, &self.hubs, &mut self.out);
             self.peers.forget(slot);
         }
+        self.relays.ask_waiting(&self.hubs, now, &mut self.out);
         let table = roster.owner_table(me);
         let owners = table.clone().filter_map(|index| self.owner(roster, index));
         self.overlay.ranges = vec![roster.network().range, site_prefix(&self.me.network)];

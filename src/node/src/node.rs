@@ -208,7 +208,7 @@ impl Node {
     pub fn handle_event(&mut self, event: Event, now: Instant, unix: UnixTime) {
         match event {
             Event::NeedPath { peer } => self.need_path(peer, now),
-            Event::Idle { peer } => self.idle(peer),
+            Event::Idle { peer } => self.idle(peer, now),
             Event::SessionUp { peer, .. } => self.session_up(peer, now),
             Event::PathChanged { peer, lane, path, was, reason } => {
                 let name = self.peers.get(peer).map(|peer| peer.name.as_str()).unwrap_or_default();

@@ -47,8 +47,9 @@ impl Node {
     }
 
     /// Nothing was said to or by a peer for minutes.
-    pub(crate) fn idle(&mut self, slot: PeerSlot) {
+    pub(crate) fn idle(&mut self, slot: PeerSlot, now: Instant) {
         self.relays.remove_peer(slot, PathReason::Idle, &self.hubs, &mut self.out);
+        self.relays.ask_waiting(&self.hubs, now, &mut self.out);
         let id = self.peers.get(slot).map(|peer| peer.id);
         if self.peers.forget(slot)
             && let Some(id) = id

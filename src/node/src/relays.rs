@@ -235,7 +235,8 @@ impl Relays {
         self.held.retain(|held| held.hub != hub);
     }
 
-    /// Nobody speaks to or as this peer any more: everything about it is given back.
+    /// Nobody speaks to or as this peer any more: everything about it is given back. When the last of
+    /// several is removed, [`Relays::ask_waiting`].
     pub(crate) fn remove_peer(&mut self, peer: PeerSlot, reason: PathReason, hubs: &Hubs, out: &mut Outbox) {
         let keys: Vec<(PeerSlot, HubSlot)> =
             self.outward.range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX))).map(|(key, _)| *key).collect();
@@ -278,6 +279,11 @@ impl Relays {
         for (peer, hub, to) in again {
             self.ask(peer, to, hub, hubs, now, out);
         }
+        self.ask_waiting(hubs, now, out);
+    }
+
+    /// Asks for those whose turn has come, at every hub.
+    pub(crate) fn ask_waiting(&mut self, hubs: &Hubs, now: Instant, out: &mut Outbox) {
         for hub in self.turns.keys().copied().collect::<Vec<_>>() {
             self.ask_next(hub, hubs, now, out);
         }

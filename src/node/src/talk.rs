@@ -130,7 +130,7 @@ impl Node {
             }
             let Some(peer) = self.peers.get(slot) else { continue };
             if !peer.session && peer.interest.is_some_and(|last| now.duration_since(last) >= INTEREST) {
-                self.idle(slot);
+                self.idle(slot, now);
             }
         }
     }

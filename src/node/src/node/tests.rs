@@ -591,6 +591,37 @@ fn a_hub_that_lacks_claims_gets_them_from_a_node_page_by_page() {
     }
 }
 
+/// Whom hub 1 was asked for.
+fn asked(net: &Net) -> Vec<flatlan_types::MemberId> {
+    let heard = net.hubs[&1].heard.iter().filter_map(|(_, message)| {
+        let Control::PathOpen(open) = message else { return None };
+        Some(open.to)
+    });
+    heard.collect()
+}
+
+#[test]
+fn paths_that_nobody_wants_any_more_make_room_for_others_at_once() {
+    let mut net = ready(&[1], &[1]);
+    let members: Vec<u8> = (1..=220).collect();
+    let all = net.admin.sign(&[1], &members, net.hubs[&1].roster.as_ref());
+    net.publish(1, &all);
+    net.until(Duration::from_secs(5), |net| net.knows(1, 220));
+    for n in 2..=220 {
+        net.need(1, n);
+    }
+    net.until(SOON, |net| !asked(net).is_empty());
+    net.run(ms(1));
+    let first = asked(&net);
+    assert_eq!(first.len(), 128);
+    for n in (2..=220).filter(|n| first.contains(&member(*n))) {
+        let peer = net.slot(1, n);
+        net.event(1, Event::Idle { peer });
+    }
+    net.run(LATENCY + ms(1));
+    assert_eq!(asked(&net).len(), 219);
+}
+
 #[test]
 fn of_very_many_paths_some_are_asked_for_at_a_time_and_all_in_the_end() {
     let mut net = ready(&[1], &[1]);
@@ -601,13 +632,6 @@ fn of_very_many_paths_some_are_asked_for_at_a_time_and_all_in_the_end() {
     let files = net.kill_node(1);
     net.start_node(1, files);
     members.iter().skip(1).for_each(|n| net.need(1, *n));
-    let asked = |net: &Net| {
-        let heard = net.hubs[&1].heard.iter().filter_map(|(_, message)| {
-            let Control::PathOpen(open) = message else { return None };
-            Some(open.to)
-        });
-        heard.collect::<Vec<_>>()
-    };
     net.until(SOON, |net| !asked(net).is_empty());
     net.run(ms(1));
     assert_eq!(asked(&net).len(), 128);
