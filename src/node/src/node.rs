@@ -566,8 +566,9 @@ impl Node {
         for useless @ Useless { file, .. } in wrong {
             tracing::warn!(reason = %useless, "a file of the state directory is of no use: it is set aside");
             let bytes = if *file == persist::RATCHET { &persisted.ratchet } else { &persisted.roster };
-            let aside = persist::set_aside(file, self.me.epoch);
-            self.out.note(&aside, bytes.clone().unwrap_or_default());
+            let bytes = bytes.clone().unwrap_or_default();
+            let aside = persist::set_aside(file, &bytes);
+            self.out.note(&aside, bytes);
             self.alarm(Alarm::Damaged { file: (*file).to_owned(), aside });
             if *file == persist::RATCHET {
                 self.keeper.renew_ratchet(&mut self.out);

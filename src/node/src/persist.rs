@@ -7,14 +7,16 @@
 //! | [`RATCHET`] | the greatest head ever seen | before the roster is used |
 //! | [`PEERS`] | per peer, the last good endpoints and the greatest epoch | now and then, and at the end |
 //! | `fork-SERIAL` | two heads of which one should not exist | when seen |
-//! | `FILE.damaged-EPOCH` | [`ROSTER`] or [`RATCHET`] as they were found, of no use | at the start that found them |
+//! | `FILE.damaged-HASH` | [`ROSTER`] or [`RATCHET`] as they were found, of no use: each contents once | at the start that found them |
 //!
-//! Formats are CBOR with a version in front. A later version's file is never overwritten: the driver asks
-//! [`check`] about each before anything is written, and does not start. This module reads and writes bytes;
-//! the driver owns the files.
+//! Formats are CBOR with a version in front. A later version's file is never overwritten, nor is one of a
+//! known format that holds what this version may not ignore: the driver asks [`check`] about each before
+//! anything is written, and does not start. This module reads and writes bytes; the driver owns the files.
 
+use flatlan_roster::{DecodeError, Ratchet, VerifiedRoster};
 use flatlan_types::{BootEpoch, Endpoint, MemberId, UnixTime};
 use minicbor::{Decode, Decoder, Encode, bytes::ByteVec};
+use sha2::{Digest, Sha256};
 
 /// The file with the boot epoch.
 pub const EPOCH: &str = "epoch";
@@ -42,21 +44,21 @@ pub struct Persisted {
 /// # Errors
 /// A later version wrote it.
 pub fn check(file: &str, bytes: &[u8]) -> Result<(), LaterVersion> {
-    let mut decoder = Decoder::new(bytes);
-    let (known, got) = match file {
-        ROSTER => (flatlan_roster::BUNDLE_FORMAT, decoder.array().and_then(|_| decoder.u64())),
-        RATCHET => (flatlan_roster::RATCHET_FORMAT, decoder.array().and_then(|_| decoder.u64())),
-        _ => (VERSION.into(), decoder.u64()),
+    let error = match file {
+        ROSTER => VerifiedRoster::later(bytes),
+        RATCHET => Ratchet::later(bytes),
+        _ => {
+            let got = Decoder::new(bytes).u64().ok().filter(|got| *got > VERSION.into());
+            got.map(|got| DecodeError::Version { got })
+        }
     };
-    match got {
-        Ok(got) if got > known => Err(LaterVersion { file: file.to_owned(), got }),
-        Ok(_) | Err(_) => Ok(()),
-    }
+    error.map_or(Ok(()), |error| Err(LaterVersion { file: file.to_owned(), error }))
 }
 
 /// The name under which a file that is of no use is kept.
-pub(crate) fn set_aside(file: &str, epoch: BootEpoch) -> String {
-    format!("{file}.damaged-{}", epoch.0)
+pub(crate) fn set_aside(file: &str, bytes: &[u8]) -> String {
+    let hash: String = Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{file}.damaged-{hash}")
 }
 
 /// The epoch of this start, and the bytes that must be in [`EPOCH`] before it is used. A file that
@@ -126,15 +128,26 @@ fn versioned<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, PersistError> 
 }
 
 /// A file of the state directory that only a later version can read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[error(
-    "file `{file}` of the state directory was written by a later version of flatlan (format {got}): upgrade flatlan"
+    "file `{file}` of the state directory was written by a later version of flatlan ({}): upgrade flatlan",
+    unknown(.error)
 )]
 pub struct LaterVersion {
     /// Which.
     pub file: String,
-    /// Its version.
-    pub got: u64,
+    /// What of it only a later version understands.
+    pub error: DecodeError,
+}
+
+fn unknown(error: &DecodeError) -> String {
+    match error {
+        DecodeError::Critical { key } => format!("field {key}"),
+        DecodeError::Version { got } => format!("format {got}"),
+        DecodeError::Cbor(_) | DecodeError::NotCanonical | DecodeError::TooLong { .. } | DecodeError::Trailing => {
+            error.to_string()
+        }
+    }
 }
 
 /// Why a file cannot be read.
@@ -189,19 +202,23 @@ mod tests {
         assert!(matches!(decode_peers(&[]), Err(PersistError::Malformed(_))));
     }
 
+    fn later(file: &str, bytes: &[u8]) -> DecodeError {
+        check(file, bytes).unwrap_err().error
+    }
+
     #[test]
     fn a_later_versions_file_may_not_be_written_and_a_damaged_one_may() {
         for file in [ROSTER, RATCHET] {
-            assert_eq!(check(file, b"\x83\x01\xf6\xf6"), Ok(()));
-            assert_eq!(check(file, b"\x85\x02\xf6"), Err(LaterVersion { file: file.to_owned(), got: 2 }));
+            assert!(check(file, b"\x83\x01\xf6\xf6").is_ok());
+            assert!(matches!(later(file, b"\x85\x02\xf6"), DecodeError::Version { got: 2 }));
         }
         for file in [EPOCH, PEERS] {
-            assert_eq!(check(file, &encode_epoch(BootEpoch(7))), Ok(()));
-            assert_eq!(check(file, b"\x18\x63\x01"), Err(LaterVersion { file: file.to_owned(), got: 99 }));
+            assert!(check(file, &encode_epoch(BootEpoch(7))).is_ok());
+            assert!(matches!(later(file, b"\x18\x63\x01"), DecodeError::Version { got: 99 }));
         }
         for file in [ROSTER, RATCHET, EPOCH, PEERS] {
             for bytes in [&b""[..], b"\xff", b"garbage"] {
-                assert_eq!(check(file, bytes), Ok(()));
+                assert!(check(file, bytes).is_ok());
             }
         }
     }

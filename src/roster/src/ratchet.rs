@@ -48,6 +48,11 @@ impl Ratchet {
         })
     }
 
+    /// What in a stored ratchet only a later version understands, if anything. Nothing is verified.
+    pub fn later(bytes: &[u8]) -> Option<DecodeError> {
+        wire::versioned::<Stored>(bytes, MAX_RATCHET, FORMAT).err().and_then(|error| error.later(FORMAT))
+    }
+
     /// The bytes for the disk.
     pub fn encode(&self) -> Vec<u8> {
         let mut e = Encoder::new(Vec::new());

@@ -28,7 +28,7 @@ use crate::{
     history::{HistoryError, Lineage, UncheckedLineage},
     owner::{MemberIndex, OwnerTable},
     ratchet::{self, Ratchet, RatchetError, Step},
-    record::{HubRecord, Invite, MemberRecord, NetworkRecord},
+    record::{HubRecord, Invite, MemberRecord, NetworkRecord, Record},
     records::{self, MAX_RECORDS, Records, RecordsError},
     wire::{self, DecodeError},
 };
@@ -62,6 +62,15 @@ impl VerifiedRoster {
         let records = Records::decode(bundle.records, network)?;
         let claims = verify_claims(&bundle.claims, &records, network, known)?;
         Ok(Self::assemble(lineage, Arc::new(records), claims))
+    }
+
+    /// What in a stored bundle only a later version understands, if anything. Nothing is verified.
+    pub fn later(bytes: &[u8]) -> Option<DecodeError> {
+        let read = || {
+            let bundle: Bundle = wire::versioned(bytes, MAX_BUNDLE, FORMAT)?;
+            bundle.records.iter().try_for_each(|record| Record::decode(record).map(drop))
+        };
+        read().err().and_then(|error| error.later(FORMAT))
     }
 
     /// Signs a roster: no IO, no clock. It follows `base`, which is the roster published last, if any;

@@ -6,6 +6,8 @@
 //! signed map that lets a later version add to it: unknown keys are skipped, except those that the
 //! writer lists as critical (key 0), which refuse the map.
 
+use std::error::Error;
+
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
 /// Decodes one value and refuses bytes behind it.
@@ -132,4 +134,19 @@ pub enum DecodeError {
         /// The version named in the bytes.
         got: u64,
     },
+}
+
+impl DecodeError {
+    /// What of this error, or of its cause, is no damage but a version's that is later than this `format`.
+    pub(crate) fn later(self, format: u64) -> Option<Self> {
+        match self {
+            Self::Critical { .. } => Some(self),
+            Self::Version { got } => (got > format).then_some(self),
+            Self::Cbor(error) => {
+                let cause = error.source()?.downcast_ref::<Self>()?;
+                if let Self::Critical { key } = cause { Some(Self::Critical { key: *key }) } else { None }
+            }
+            Self::NotCanonical | Self::TooLong { .. } | Self::Trailing => None,
+        }
+    }
 }

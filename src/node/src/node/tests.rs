@@ -266,21 +266,59 @@ fn a_damaged_ratchet_is_set_aside_and_the_roster_beside_it_still_forbids_going_b
     net.start_node(1, files);
     net.run(Duration::from_secs(2));
     assert_eq!(net.serial(1), 2);
-    let aside = persist::set_aside(persist::RATCHET, net.nodes[&1].epoch);
+    let aside = persist::set_aside(persist::RATCHET, b"garbage");
     let files = &net.nodes[&1].files;
     assert_eq!(files[&aside], b"garbage");
     let ratchet = flatlan_roster::Ratchet::decode(&files[persist::RATCHET], &net.admin.network).unwrap();
     assert_eq!(ratchet.head().unwrap().version(), newer.version());
     let alarm = Alarm::Damaged { file: persist::RATCHET.to_owned(), aside };
     assert_eq!(net.nodes[&1].node.status().alarms, [alarm]);
-    // with both lost, the alarm is all that is left
+    // with both lost, the alarm is all that is left; and no start makes another copy of the same
     let mut files = net.kill_node(1);
     files.insert(persist::RATCHET.to_owned(), b"garbage".to_vec());
     files.insert(persist::ROSTER.to_owned(), b"more garbage".to_vec());
     net.start_node(1, files);
     assert_eq!(net.nodes[&1].node.status().alarms.len(), 2);
     let asides = net.nodes[&1].files.iter().filter(|(name, _)| name.contains(".damaged-")).map(|(_, bytes)| bytes);
-    assert_eq!(asides.collect::<Vec<_>>(), [b"garbage", b"garbage", &b"more garbage"[..]]);
+    assert_eq!(asides.collect::<Vec<_>>(), [b"garbage", &b"more garbage"[..]]);
+}
+
+#[test]
+fn a_roster_that_holds_what_a_later_version_may_not_ignore_is_not_called_damaged() {
+    use minicbor::{Decoder, Encoder};
+    let net = Net::new(&[1], &[1]);
+    let roster = net.hubs[&1].roster.as_ref().unwrap();
+    let whole = roster.encode();
+    assert!(persist::check(persist::ROSTER, &whole).is_ok());
+    let mut decoder = Decoder::new(&whole);
+    decoder.array().unwrap();
+    decoder.u64().unwrap();
+    let start = decoder.position();
+    decoder.skip().unwrap();
+    let lineage = &whole[start..decoder.position()];
+    // a record with field 40, and one of an unknown kind; field 0 says which may not be ignored
+    for record in [&b"\x82\x02\xa1\x00\x81\x18\x28"[..], b"\x82\x18\x28\xa0"] {
+        let mut bytes = [b"\x84\x01", lineage].concat();
+        Encoder::new(&mut bytes).array(1).unwrap().bytes(record).unwrap().array(0).unwrap();
+        let refused = persist::check(persist::ROSTER, &bytes).unwrap_err();
+        assert!(refused.to_string().contains("field 40"), "{refused}");
+    }
+    // and the same in the head, which the ratchet has as well
+    let mut decoder = Decoder::new(lineage);
+    decoder.array().unwrap();
+    decoder.array().unwrap();
+    let start = decoder.position();
+    decoder.skip().unwrap();
+    let authority = &lineage[start..decoder.position()];
+    let mut head = [b"\x82\x83", authority].concat();
+    Encoder::new(&mut head).bytes(b"\xa1\x00\x81\x18\x28").unwrap();
+    decoder.skip().unwrap();
+    head.extend_from_slice(&lineage[decoder.position()..]);
+    let files = [(persist::ROSTER, b"\x84\x01", &b"\x80\x80"[..]), (persist::RATCHET, b"\x83\x01", b"\xf6")];
+    for (file, before, behind) in files {
+        let refused = persist::check(file, &[before, &head[..], behind].concat()).unwrap_err();
+        assert!(refused.to_string().contains("field 40"), "{refused}");
+    }
 }
 
 #[test]
