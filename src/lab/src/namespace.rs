@@ -66,6 +66,7 @@ impl Namespace {
         let thread_id = thread_id.map_err(|refusal| match refusal {
             Refusal::Hosts(source) => LabError::Io { action: "bind a private", path: "/etc/hosts".into(), source },
             Refusal::Namespaces(source) => LabError::NotPermitted(Missing::Namespaces(source)),
+            Refusal::Root(source) => LabError::NotPermitted(Missing::Root(source)),
         })?;
         let source = format!("/proc/self/task/{thread_id}/ns/net");
         let net = File::open(&source).map_err(LabError::io("open", &source))?.into();
@@ -276,6 +277,7 @@ impl Drop for Inner {
 enum Refusal {
     Hosts(io::Error),
     Namespaces(io::Error),
+    Root(io::Error),
 }
 
 /// Gives the calling thread its own network and mounts.
@@ -283,7 +285,10 @@ fn leave_the_process(hosts: Option<&Path>) -> Result<i32, Refusal> {
     unshare(UnshareFlags::NEWNET | UnshareFlags::NEWNS).map_err(Refusal::Namespaces)?;
     // What is unmounted outside goes away inside, never the other way round.
     let slave = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
-    rustix::mount::mount_change("/", slave).map_err(|errno| Refusal::Namespaces(errno.into()))?;
+    rustix::mount::mount_change("/", slave).map_err(|errno| match errno {
+        rustix::io::Errno::INVAL => Refusal::Root(errno.into()),
+        errno => Refusal::Namespaces(errno.into()),
+    })?;
     // /sys shows the network of whoever mounted it. Where it may not be mounted, only /sys/class/net is wrong.
     let _ = rustix::mount::mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None::<&std::ffi::CStr>);
     if let Some(hosts) = hosts {
@@ -367,3 +372,25 @@ const SYSCTLS: [(&str, &str); 9] = [
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/ping_group_range", "0 0"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_a_root_directory_that_is_no_mount_point_the_remedy_is_named() {
+        crate::enter().unwrap();
+        let plain = tempfile::tempdir().unwrap();
+        let path = plain.path().to_owned();
+        let thread = std::thread::spawn(move || {
+            unshare(UnshareFlags::FS).unwrap();
+            rustix::process::chroot(&path).unwrap();
+            leave_the_process(None).map(|_| ()).err()
+        });
+        let Some(Refusal::Root(source)) = thread.join().unwrap() else {
+            panic!("it was no refusal of the root directory")
+        };
+        let told = Missing::Root(source).to_string();
+        assert!(told.contains("mount --bind DIR DIR"), "{told}");
+    }
+}

@@ -26,6 +26,11 @@ pub enum Missing {
          (sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces above 0)"
     )]
     Namespaces(#[source] io::Error),
+    /// Mounts inside cannot be kept from being seen outside.
+    #[error(
+        "the root directory is no mount point, as in a plain chroot: run `mount --bind DIR DIR` on it, then enter it again"
+    )]
+    Root(#[source] io::Error),
     /// The TUN device is not there, or closed to this user.
     #[error("/dev/net/tun cannot be opened: load the module `tun`, or pass the device into this container")]
     Tun(#[source] io::Error),
