@@ -23,7 +23,7 @@ pub enum Missing {
     /// Neither root nor user namespaces.
     #[error(
         "no network namespaces: this needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN), or user namespaces \
-         (sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces above 0)"
+         (sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces above 0; none can be made in a chroot)"
     )]
     Namespaces(#[source] io::Error),
     /// Mounts inside cannot be kept from being seen outside.
