@@ -535,7 +535,9 @@ impl Driver {
 
     /// Looks at the machine's network, and starts over with every path where it is another one.
     async fn look(&mut self, changed: Changed) -> Result<(), NodeError> {
-        if let Some(interface) = &self.interface {
+        // what could not be set yet is newer than what is set
+        let wanted = self.unset.as_ref().map(|(interface, _)| interface).or(self.interface.as_ref());
+        if let Some(interface) = wanted {
             let link = self.netlink.link(&self.config.tun).await;
             let lans = match link {
                 Ok(link) => self.netlink.connected(&[link]).await,
@@ -557,10 +559,11 @@ impl Driver {
             return Ok(());
         }
         let (now, unix) = (clock::now(), clock::unix());
-        if self.config.transport != TransportChoice::Tcp {
-            self.node.handle_host_candidates(candidates(self.underlay.hosts(), self.port), now, unix);
+        let started_over = self.config.transport != TransportChoice::Tcp
+            && self.node.handle_host_candidates(candidates(self.underlay.hosts(), self.port), now, unix);
+        if !started_over {
+            self.node.handle_network_changed(now, unix);
         }
-        self.node.handle_network_changed(now, unix);
         Ok(())
     }
 

@@ -52,7 +52,8 @@ impl Streams {
         (Self { events, streams: BTreeMap::new(), next: 0 }, receiver)
     }
 
-    /// Accepts connections until dropped, each with the newest certificate. TLS is done in a task of its own for each, a bounded number at a time.
+    /// Accepts connections until dropped, each with the newest certificate. TLS is done in a task of its own for
+    /// each, a bounded number at a time.
     pub(crate) fn listen(&self, listener: Listener, acceptor: watch::Receiver<Arc<Acceptor>>) -> JoinHandle<()> {
         let events = self.events.clone();
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));

@@ -242,9 +242,10 @@ impl Node {
     }
 
     /// The local addresses at which our UDP port can be reached: at start and whenever they change.
-    pub fn handle_host_candidates(&mut self, hosts: Vec<Endpoint>, now: Instant, unix: UnixTime) {
+    /// Whether every path starts over for that, as by [`Node::handle_network_changed`].
+    pub fn handle_host_candidates(&mut self, hosts: Vec<Endpoint>, now: Instant, unix: UnixTime) -> bool {
         if hosts == self.hosts {
-            return;
+            return false;
         }
         let changed = !self.hosts.is_empty();
         self.hosts = hosts;
@@ -253,6 +254,7 @@ impl Node {
         if changed {
             self.handle_network_changed(now, unix);
         }
+        changed
     }
 
     /// The underlay changed (address, route, link): whatever is dead is to be found out now.
