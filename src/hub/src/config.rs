@@ -137,3 +137,17 @@ impl StoredNetwork {
         Some(Self { network, bundle: bundle.to_vec(), ratchet: ratchet.to_vec() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a hub of this version wrote is read for ever.
+    #[test]
+    fn a_networks_file_is_written_and_read_as_in_the_golden_file() {
+        let golden = include_bytes!("../tests/golden/stored-network-v1");
+        assert_eq!(StoredNetwork::encode(b"ratchet", b"the roster"), golden);
+        let stored = StoredNetwork::decode(NetworkId::from_bytes([1; 32]), golden).unwrap();
+        assert_eq!((&stored.ratchet[..], &stored.bundle[..]), (&b"ratchet"[..], &b"the roster"[..]));
+    }
+}

@@ -52,3 +52,10 @@ pub use node::{Node, PersistResult};
 pub use output::{Fatal, Interface, Output, PersistToken, StreamId};
 pub use persist::Persisted;
 pub use status::{Alarm, HubState, HubStatus, NetworkStatus, NodeStatus, PeerStatus, SelfStatus, Waiting};
+
+/// The bytes of a golden file: hexadecimal digits.
+#[cfg(test)]
+fn golden(text: &str) -> Vec<u8> {
+    let digits = text.trim().as_bytes();
+    digits.chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}

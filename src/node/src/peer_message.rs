@@ -198,14 +198,26 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_part_survives_the_wire() {
+    fn every_part() -> PeerMessage {
         let mut message = full();
         message.request = Some(PartRequest { head: [1; 32], claims_hash: [2; 32], offset: 7 });
         message.part =
             Some(Part { head: [1; 32], claims_hash: [2; 32], total: 9, offset: 3, bytes: vec![4; 5].into() });
         message.stale = Some(vec![3; 176].into());
+        message
+    }
+
+    #[test]
+    fn every_part_survives_the_wire() {
+        let message = every_part();
         assert_eq!(PeerMessage::decode(&message.encode()).unwrap(), message);
+    }
+
+    #[test]
+    fn a_message_is_written_and_read_as_in_the_golden_file() {
+        let golden = crate::golden(include_str!("../tests/golden/peer-message-v1.hex"));
+        assert_eq!(every_part().encode(), golden);
+        assert_eq!(PeerMessage::decode(&golden).unwrap(), every_part());
     }
 
     #[test]

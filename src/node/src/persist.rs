@@ -202,6 +202,24 @@ mod tests {
         assert!(matches!(decode_peers(&[]), Err(PersistError::Malformed(_))));
     }
 
+    /// The files under `golden` are of a version that was released or may have been: they are read for ever.
+    #[test]
+    fn the_state_is_written_and_read_as_in_the_golden_files() {
+        let peers = vec![RememberedPeer {
+            id: MemberId::from_bytes([1; 32]),
+            epoch: BootEpoch(5),
+            statement: Some(vec![1, 2, 3].into()),
+            endpoints: vec![Endpoint::new(([192, 0, 2, 1], 9).into())],
+            open: true,
+        }];
+        let golden = crate::golden(include_str!("../tests/golden/peers-v1.hex"));
+        assert_eq!(encode_peers(&peers), golden);
+        assert_eq!(decode_peers(&golden).unwrap(), peers);
+        let golden = crate::golden(include_str!("../tests/golden/epoch-v1.hex"));
+        assert_eq!(encode_epoch(BootEpoch(1_800_000_000)), golden);
+        assert_eq!(next_epoch(Some(&golden), UnixTime(7)).0, BootEpoch(1_800_000_001));
+    }
+
     fn later(file: &str, bytes: &[u8]) -> DecodeError {
         check(file, bytes).unwrap_err().error
     }
