@@ -193,3 +193,16 @@ pub const SEED: &str = "seed";
 pub const NETWORK: &str = "network.json";
 /// The control socket.
 pub const SOCKET: &str = "control.sock";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a node of this version wrote when it joined is read for ever.
+    #[test]
+    fn the_network_file_is_read_as_in_the_golden_file() {
+        let golden: NetworkFile = serde_json::from_str(include_str!("golden/network-v1.json")).unwrap();
+        let hubs = ["hub-a.example:443", "[2001:db8::1]:443"].map(|hub| hub.parse().unwrap());
+        assert_eq!(golden, NetworkFile { network: NetworkId::from_bytes([1; 32]), hubs: hubs.to_vec() });
+    }
+}
