@@ -480,6 +480,7 @@ impl Driver {
         let config = TunConfig {
             name: self.config.tun.clone(),
             mtu: u32::from(interface.mtu),
+            super_packet: Some(flatlan_datapath::super_packet_len(usize::from(interface.mtu))),
             backend: self.config.tun_backend,
             queues: Queues::One,
             addresses: addresses(interface),

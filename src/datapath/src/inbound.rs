@@ -6,7 +6,7 @@
 //! `transit`). On the way a packet takes over the congestion mark of its datagram (RFC 6040), and a SYN
 //! the limit of the way back.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
 use flatlan_packet::{IpView, Marked, merge_ecn, mss_clamp, mss_for};
 use flatlan_path::{Leg, PathKind};
@@ -60,10 +60,23 @@ impl<S: Sessions> Worker<S> {
         out: &mut impl Sink,
     ) {
         let hub = self.hubs.at(from);
+        // what a run of one label has in common is looked up once
+        let mut labelled: Option<([u8; HEADER_LEN], Ingress)> = None;
         let direct = Ingress { path: PathKind::Direct(from), ecn, claimed: None };
         for datagram in contents.chunks(stride.max(1)) {
             let done = match datagram.first() {
-                Some(&flatlan_relay::frame::KIND) => self.handle_labelled(datagram, hub, Leg::Udp, ecn, now, out),
+                Some(&flatlan_relay::frame::KIND) => match (datagram.split_first_chunk(), labelled) {
+                    (Some((header, inner)), Some((known, ingress))) if *header == known => {
+                        self.handle_datagram(inner, ingress, now, out)
+                    }
+                    (Some((header, inner)), _) => {
+                        self.labelled_ingress(header, hub, Leg::Udp, ecn).and_then(|ingress| {
+                            labelled = Some((*header, ingress));
+                            self.handle_datagram(inner, ingress, now, out)
+                        })
+                    }
+                    (None, _) => Err(DropReason::Malformed),
+                },
                 Some(&flatlan_relay::bind::BOUND) => self.handle_bound(datagram, from, now, out),
                 Some(1..=3) => self.handle_plain_handshake(datagram, from, now, out),
                 Some(_) => self.handle_datagram(datagram, direct, now, out),
@@ -77,7 +90,9 @@ impl<S: Sessions> Worker<S> {
     /// [`Worker::flush_inbound`].
     pub fn handle_stream(&mut self, hub: HubSlot, packed: &[u8], now: Instant, out: &mut impl Sink) {
         for frame in unpack(packed) {
-            let done = self.handle_labelled(frame, Some(hub), Leg::Tls, 0, now, out);
+            let ingress = self.labelled_ingress(frame, Some(hub), Leg::Tls, 0);
+            let inner = frame.get(HEADER_LEN..).unwrap_or_default();
+            let done = ingress.and_then(|ingress| self.handle_datagram(inner, ingress, now, out));
             self.count(done);
         }
     }
@@ -94,23 +109,14 @@ impl<S: Sessions> Worker<S> {
         self.flush_outbound(out);
     }
 
-    /// A frame that a hub sent: it names one of our labels.
-    fn handle_labelled(
-        &mut self,
-        frame: &[u8],
-        hub: Option<HubSlot>,
-        leg: Leg,
-        ecn: u8,
-        now: Instant,
-        out: &mut impl Sink,
-    ) -> Result<(), DropReason> {
+    /// How a frame came that a hub sent: it names one of our labels.
+    fn labelled_ingress(&self, frame: &[u8], hub: Option<HubSlot>, leg: Leg, ecn: u8) -> Result<Ingress, DropReason> {
         let header = Header::parse(frame).ok_or(DropReason::Malformed)?;
         let hub = hub.ok_or(DropReason::Unknown)?;
         let Some((_, peer)) = self.in_labels.get(&header.label).filter(|(of, _)| *of == hub) else {
             return Err(DropReason::Unknown);
         };
-        let ingress = Ingress { path: PathKind::Relay { hub, leg }, ecn, claimed: Some(*peer) };
-        self.handle_datagram(frame.get(HEADER_LEN..).unwrap_or_default(), ingress, now, out)
+        Ok(Ingress { path: PathKind::Relay { hub, leg }, ecn, claimed: Some(*peer) })
     }
 
     fn handle_datagram(
@@ -140,7 +146,7 @@ impl<S: Sessions> Worker<S> {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
-        let Self { coalescer, sessions, snapshot, peers, stats, config, .. } = self;
+        let Self { coalescer, sessions, snapshot, peers, stats, config, accepted, .. } = self;
         let slot = coalescer.slot(datagram.len());
         let opened = match sessions.open(datagram, now, slot) {
             Ok(opened) => opened,
@@ -152,7 +158,7 @@ impl<S: Sessions> Worker<S> {
         };
         let packet = slot.get_mut(..opened.len).filter(|packet| !packet.is_empty());
         let judged = packet.map(|packet| -> Result<Judged, DropReason> {
-            let (view, toward) = judge(snapshot, packet, opened.lane.peer)?;
+            let (view, toward) = judge(snapshot, accepted, packet, opened.lane.peer)?;
             if ingress.ecn != 0 && merge_ecn(packet, ingress.ecn) == Marked::Drop {
                 return Err(DropReason::Congestion);
             }
@@ -297,12 +303,30 @@ enum Judged {
     Transit(Transit),
 }
 
+/// From whom and to where a packet for this node was last accepted: what follows it is not looked up again.
+/// Forgotten with the snapshot that said so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    from: PeerSlot,
+    source: IpAddr,
+    destination: IpAddr,
+}
+
 /// Source owned by the key that sealed it, destination ours or, to or from a stock peer, another member's;
 /// neither of them an address that no packet from outside may carry.
-fn judge(snapshot: &Snapshot, packet: &[u8], from: PeerSlot) -> Result<(IpView, Toward), DropReason> {
+fn judge(
+    snapshot: &Snapshot,
+    accepted: &mut Option<Accepted>,
+    packet: &[u8],
+    from: PeerSlot,
+) -> Result<(IpView, Toward), DropReason> {
     let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
     if view.source_routed {
         return Err(DropReason::Malformed);
+    }
+    let this = Accepted { from, source: view.source, destination: view.destination };
+    if *accepted == Some(this) {
+        return Ok((view, Toward::Me));
     }
     if !snapshot.owns(Owner::Peer(from), view.source) || is_never_carried(view.source) {
         return Err(DropReason::SourceNotOwned);
@@ -311,5 +335,8 @@ fn judge(snapshot: &Snapshot, packet: &[u8], from: PeerSlot) -> Result<(IpView, 
         return Err(DropReason::BadDestination);
     }
     let toward = toward(snapshot, view.destination, from).ok_or(DropReason::NotForUs)?;
+    if matches!(toward, Toward::Me) {
+        *accepted = Some(this);
+    }
     Ok((view, toward))
 }

@@ -35,6 +35,7 @@ mod snapshot;
 mod transit;
 mod worker;
 
+pub use batch::super_packet_len;
 pub use command::{Command, Event, HubUdp};
 pub use drops::{DropReason, Drops};
 pub use probe::MAX_MESSAGE;

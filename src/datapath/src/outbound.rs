@@ -18,7 +18,7 @@ use flatlan_types::{LaneId, LaneKey, PeerSlot};
 use flatlan_wg::{SealError, Sessions};
 
 use crate::{
-    DropReason, Drops, Owner, Sink,
+    DropReason, Drops, Owner, Sink, Snapshot,
     batch::{Batch, Destination, HEADROOM, send_framed},
     peer::{Peer, Route},
     worker::Worker,
@@ -44,17 +44,15 @@ impl<S: Sessions> Worker<S> {
         if view.source_routed {
             return Err(DropReason::Malformed);
         }
-        if is_never_carried(view.destination) {
-            return Err(DropReason::BadDestination);
-        }
-        let slot = match self.snapshot.owner(view.destination) {
-            Some(Owner::Peer(slot)) => slot,
-            Some(Owner::Me) => return Err(DropReason::BadDestination),
-            None => return Err(DropReason::NoMember),
+        let ends = (view.source, view.destination);
+        let slot = match self.sent.filter(|sent| sent.ends == ends) {
+            Some(sent) => sent.to,
+            None => {
+                let to = receiver(&self.snapshot, &view)?;
+                self.sent = Some(Sent { ends, to });
+                to
+            }
         };
-        if self.snapshot.owner(view.source) != Some(Owner::Me) || is_never_carried(view.source) {
-            return Err(DropReason::SourceNotOwned);
-        }
         self.send_to(slot, header_and_packet, &view, now, out)
     }
 
@@ -125,11 +123,13 @@ impl<S: Sessions> Worker<S> {
             return self.too_long(lane, route, segments, room, now, out);
         }
         let mut sealer = self.sealer(lane, route, view.ecn());
-        while let Some(segment) = segments.next_packet() {
-            if let Some(mss) = clamp {
-                mss_clamp(segment, mss);
+        while let Some((padded, len)) = segments.next_padded() {
+            if let Some(mss) = clamp
+                && let Some(packet) = padded.get_mut(..len)
+            {
+                mss_clamp(packet, mss);
             }
-            sealer.push(segment, now, out);
+            sealer.push(padded, len, now, out);
         }
         let sealed = sealer.sealed;
         self.on_sealed(lane, sealed, now);
@@ -161,7 +161,7 @@ impl<S: Sessions> Worker<S> {
             let ecn = IpView::parse(segment).map_or(0, |view| view.ecn());
             let mut sealer = self.sealer(lane, route, ecn);
             while let Some(len) = fragments.write_next(&mut fragment) {
-                sealer.push(fragment.get(..len).unwrap_or_default(), now, out);
+                sealer.push(fragment.get(..len).unwrap_or_default(), len, now, out);
             }
             sealed += sealer.sealed;
         }
@@ -263,6 +263,31 @@ impl<S: Sessions> Worker<S> {
     }
 }
 
+/// Between which addresses a packet was last sent, and to whom: what follows it is not looked up again.
+/// Forgotten with the snapshot that said so.
+#[derive(Clone, Copy)]
+pub(crate) struct Sent {
+    /// Source and destination.
+    ends: (IpAddr, IpAddr),
+    to: PeerSlot,
+}
+
+/// To whom a packet from the TUN goes, where it may.
+fn receiver(snapshot: &Snapshot, view: &IpView) -> Result<PeerSlot, DropReason> {
+    if is_never_carried(view.destination) {
+        return Err(DropReason::BadDestination);
+    }
+    let slot = match snapshot.owner(view.destination) {
+        Some(Owner::Peer(slot)) => slot,
+        Some(Owner::Me) => return Err(DropReason::BadDestination),
+        None => return Err(DropReason::NoMember),
+    };
+    if snapshot.owner(view.source) != Some(Owner::Me) || is_never_carried(view.source) {
+        return Err(DropReason::SourceNotOwned);
+    }
+    Ok(slot)
+}
+
 /// Seals packets of one lane into the batch.
 struct Sealer<'a, S> {
     sessions: &'a mut S,
@@ -275,8 +300,9 @@ struct Sealer<'a, S> {
 }
 
 impl<S: Sessions> Sealer<'_, S> {
+    /// A packet of `len` bytes, with its padding or without.
     #[inline]
-    fn push(&mut self, packet: &[u8], now: Instant, out: &mut impl Sink) {
+    fn push(&mut self, packet: &[u8], len: usize, now: Instant, out: &mut impl Sink) {
         let label_len = if self.route.label.is_some() { HEADER_LEN } else { 0 };
         let size = label_len + S::sealed_len(packet.len());
         let Some(room) = self.batch.room(self.route.to, self.ecn, size, self.drops, out) else {
@@ -287,11 +313,11 @@ impl<S: Sessions> Sealer<'_, S> {
             Header::new(label).write(room);
         }
         match self.sessions.seal(self.lane, packet, now, room.get_mut(label_len..).unwrap_or_default()) {
-            Ok(len) => {
-                self.batch.commit(label_len + len);
+            Ok(sealed) => {
+                self.batch.commit(label_len + sealed);
                 self.sealed.packets += 1;
-                self.sealed.bytes += packet.len() as u64;
-                self.sealed.datagrams += len as u64;
+                self.sealed.bytes += len as u64;
+                self.sealed.datagrams += sealed as u64;
             }
             Err(SealError::TooBig) => self.drops.add(DropReason::TooBig, 1),
             Err(SealError::NoSession | SealError::UnknownLane) => self.drops.add(DropReason::NoSession, 1),

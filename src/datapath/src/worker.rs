@@ -20,8 +20,8 @@ use crate::{
     Command, DropReason, Drops, Event, PeerKeys, Sink, Snapshot,
     batch::{Batch, send_now},
     hub_leg::Hubs,
-    inbound::Evidence,
-    outbound::{ErrorBudget, send_by},
+    inbound::{Accepted, Evidence},
+    outbound::{ErrorBudget, Sent, send_by},
     peer::{Link, Peer},
 };
 
@@ -68,6 +68,8 @@ pub struct Worker<S> {
     /// The last identification given to an IPv6 packet that was fragmented.
     pub(crate) fragments: u32,
     pub(crate) evidence: Option<Evidence>,
+    pub(crate) accepted: Option<Accepted>,
+    pub(crate) sent: Option<Sent>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) stats: WorkerStats,
     /// Peers whose paths were given something to do by a command.
@@ -142,6 +144,8 @@ impl<S: Sessions> Worker<S> {
             errors: ErrorBudget::default(),
             fragments: mix(config.seed ^ FRAGMENTS) as u32,
             evidence: None,
+            accepted: None,
+            sent: None,
             events: VecDeque::new(),
             stats: WorkerStats::default(),
             touched: Vec::new(),
@@ -167,6 +171,7 @@ impl<S: Sessions> Worker<S> {
     /// The roster changed: who is no member any more loses its sessions at once.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
+        (self.accepted, self.sent) = (None, None);
         for slot in self.peers.slots() {
             let same = match (before.peer(slot), self.snapshot.peer(slot)) {
                 (Some(was), Some(is)) => was.keys == is.keys && was.psk == is.psk,

@@ -17,7 +17,14 @@ async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() 
     let machine = Namespace::create(&format!("panic{}", std::process::id()), None).unwrap();
     let (tun, udp) = machine.run(|| {
         let backend = TunBackend::Auto;
-        let config = TunConfig { name: "fl0".to_owned(), mtu: 1400, backend, queues: Queues::One, addresses: vec![] };
+        let config = TunConfig {
+            name: "fl0".to_owned(),
+            mtu: 1400,
+            super_packet: None,
+            backend,
+            queues: Queues::One,
+            addresses: vec![],
+        };
         let udp = UdpSocket::bind("[::]:0".parse().unwrap(), UdpOptions::default()).unwrap();
         (Tun::create(&config).unwrap(), udp)
     });

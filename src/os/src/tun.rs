@@ -40,6 +40,8 @@ pub struct TunConfig {
     pub name: String,
     /// The largest packet, in bytes.
     pub mtu: u32,
+    /// The longest super-packet that the kernel should give, in bytes; `None`: its own limit (64 KiB).
+    pub super_packet: Option<u32>,
     /// How to move packets.
     pub backend: TunBackend,
     /// How many queues there may be.
@@ -177,6 +179,12 @@ impl Tun {
             let link = netlink.link(&self.name).await?;
             netlink.quiet_ipv6(link).await?;
             netlink.set_mtu(link, config.mtu).await?;
+            if let Some(most) = config.super_packet
+                && let Err(why) = netlink.set_gso_max_size(link, most).await
+            {
+                // only speed is lost
+                tracing::debug!(tun = %self.name, reason = %why, "super-packets keep the kernel's own limit");
+            }
             netlink.set_up(link).await?;
             netlink.set_addresses(link, &config.addresses).await.map(|_| ())
         })?

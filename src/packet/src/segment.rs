@@ -89,6 +89,10 @@ impl<'a> Segments<'a> {
 pub struct SegmentsMut<'a> {
     packet: &'a mut [u8],
     template: [u8; MAX_HEADERS],
+    /// The bytes on which the zeros behind the last packet lie, and where they belong.
+    under: [u8; PAD_TO],
+    under_at: usize,
+    padded: usize,
     cut: Cut,
 }
 
@@ -115,7 +119,7 @@ impl<'a> SegmentsMut<'a> {
             let headers = packet.get(..cut.headers).ok_or(Malformed::Truncated)?;
             template.get_mut(..cut.headers).ok_or(Malformed::NoRoom)?.copy_from_slice(headers);
         }
-        Ok(Self { packet, template, cut })
+        Ok(Self { packet, template, under: [0; PAD_TO], under_at: 0, padded: 0, cut })
     }
 
     /// Makes the next packet; `None` at the end.
@@ -123,6 +127,7 @@ impl<'a> SegmentsMut<'a> {
     pub fn next_packet(&mut self) -> Option<&mut [u8]> {
         let len = self.cut.packet_len(self.cut.next)?;
         let start = self.cut.next * self.cut.size;
+        self.lift_padding();
         let packet = self.packet.get_mut(start..start + len)?;
         let (headers, payload) = packet.split_at_mut_checked(self.cut.headers)?;
         if self.cut.next > 0 {
@@ -131,6 +136,33 @@ impl<'a> SegmentsMut<'a> {
         self.cut.stamp(headers, payload);
         self.cut.next += 1;
         Some(packet)
+    }
+
+    /// As [`SegmentsMut::next_packet`], followed by zeros up to the next multiple of 16 bytes where there is room for
+    /// them; and the packet's own length. What lay under the zeros comes back with the next packet.
+    #[inline]
+    pub fn next_padded(&mut self) -> Option<(&mut [u8], usize)> {
+        let len = self.next_packet()?.len();
+        let start = (self.cut.next - 1) * self.cut.size;
+        let (end, padded) = (start + len, start + len.next_multiple_of(PAD_TO));
+        if let Some(rest) = self.packet.get_mut(end..padded) {
+            for (kept, byte) in self.under.iter_mut().zip(rest) {
+                *kept = std::mem::take(byte);
+            }
+            self.under_at = end;
+            self.padded = padded - end;
+        }
+        let packet = self.packet.get_mut(start..end + self.padded)?;
+        Some((packet, len))
+    }
+
+    #[inline]
+    fn lift_padding(&mut self) {
+        let covered = self.packet.get_mut(self.under_at..self.under_at + self.padded).unwrap_or_default();
+        for (byte, kept) in covered.iter_mut().zip(self.under) {
+            *byte = kept;
+        }
+        self.padded = 0;
     }
 
     /// How many packets are left.
@@ -403,6 +435,8 @@ pub(crate) const UDP_LEN: usize = 8;
 
 /// Longest headers of a super-packet: IPv4 or IPv6 with all of TCP's options, and some extension headers.
 const MAX_HEADERS: usize = 256;
+/// WireGuard pads packets to this many bytes (section 5.4.6 of its paper).
+const PAD_TO: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use flatlan_datapath::DropReason;
 use flatlan_packet::{IpView, VNET_LEN, protocol};
 
 use crate::{
-    net::{BoringNet, PlainNet, cheat_snapshot, ip},
+    net::{BoringNet, PlainNet, cheat_snapshot, ip, snapshot_but},
     packet::{tcp, udp, v4, with_ecn},
 };
 
@@ -45,6 +45,24 @@ fn a_source_that_is_not_the_senders_is_not_delivered() {
     assert_eq!(net.drops(1, DropReason::SourceNotOwned), 2);
     assert!(net.nodes[1].tun.is_empty());
     assert_eq!(net.drops(0, DropReason::SourceNotOwned), 0);
+}
+
+#[test]
+fn an_address_that_is_taken_from_a_member_is_refused_from_its_next_packet_on() {
+    let mut net = pair();
+    for (n, way) in [(1, "in"), (0, "out")] {
+        for _ in 0..2 {
+            net.send(0, &udp([10, 1, 0, 9], ip(1), 20));
+            net.run_for(Duration::from_millis(20));
+        }
+        assert_eq!(net.nodes[1].tun.len(), 2, "{way}");
+        net.nodes[n].worker.set_snapshot(snapshot_but(2, n, &[0, 1, 2], &[], "10.1.0.0/16"), net.now);
+        net.send(0, &udp([10, 1, 0, 9], ip(1), 20));
+        net.run_for(Duration::from_millis(20));
+        assert_eq!((net.drops(n, DropReason::SourceNotOwned), net.nodes[1].tun.len()), (1, 2), "{way}");
+        net.nodes[n].worker.set_snapshot(snapshot_but(3, n, &[0, 1, 2], &[], ""), net.now);
+        net.nodes[1].tun.clear();
+    }
 }
 
 #[test]

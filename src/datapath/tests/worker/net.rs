@@ -138,6 +138,17 @@ pub(crate) fn slot(n: usize) -> PeerSlot {
 /// The snapshot of node `me` where these nodes are members; each owns 10.0.0.N/32, fd00::N/128 and
 /// 10.N.0.0/16, and all but node 0 together own [`SHARED`].
 pub(crate) fn snapshot(generation: u64, me: usize, members: &[usize], stock: &[usize]) -> Arc<Snapshot> {
+    snapshot_but(generation, me, members, stock, "")
+}
+
+/// The same, where nobody owns this prefix.
+pub(crate) fn snapshot_but(
+    generation: u64,
+    me: usize,
+    members: &[usize],
+    stock: &[usize],
+    unowned: &str,
+) -> Arc<Snapshot> {
     let mut owners: Vec<(Prefix, Owner)> = Vec::new();
     let mut peers = Vec::new();
     for n in members.iter().copied() {
@@ -154,6 +165,7 @@ pub(crate) fn snapshot(generation: u64, me: usize, members: &[usize], stock: &[u
             peers.push((slot(n), PeerInfo { name: format!("n{n}").parse().unwrap(), keys, psk: None }));
         }
     }
+    owners.retain(|(prefix, _)| prefix.to_string() != unowned);
     let owners = OwnerTable::new(owners);
     Arc::new(Snapshot::new(generation, &network(), peers, owners, vec![VirtualIp::new(ip(me).into())]))
 }

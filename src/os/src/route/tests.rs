@@ -40,8 +40,14 @@ fn networks(texts: &[&str]) -> Vec<IpNetwork> {
 
 fn tun() -> Tun {
     let addresses = networks(&["10.9.0.1/24", "fd09::1/64"]);
-    let config =
-        TunConfig { name: "os0".into(), mtu: 1400, backend: TunBackend::Plain, queues: Queues::One, addresses };
+    let config = TunConfig {
+        name: "os0".into(),
+        mtu: 1400,
+        super_packet: None,
+        backend: TunBackend::Plain,
+        queues: Queues::One,
+        addresses,
+    };
     Tun::create(&config).unwrap()
 }
 

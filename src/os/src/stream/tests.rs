@@ -184,8 +184,14 @@ fn what_a_proxy_refuses_is_told() {
 fn the_next_address_is_tried_while_the_first_is_silent() {
     async_in_empty_netns(|| async {
         let addresses = vec!["10.9.0.1/24".parse().unwrap()];
-        let config =
-            TunConfig { name: "os0".into(), mtu: 1400, backend: TunBackend::Plain, queues: Queues::One, addresses };
+        let config = TunConfig {
+            name: "os0".into(),
+            mtu: 1400,
+            super_packet: None,
+            backend: TunBackend::Plain,
+            queues: Queues::One,
+            addresses,
+        };
         let _silence = Tun::create(&config).unwrap();
         let (target, accepting) = hub();
         let port = target.port();

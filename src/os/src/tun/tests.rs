@@ -17,6 +17,7 @@ fn config(backend: TunBackend) -> TunConfig {
     TunConfig {
         name: "os0".into(),
         mtu: 1400,
+        super_packet: Some(60_000),
         backend,
         queues: Queues::One,
         addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd09::1/64".parse().unwrap()],

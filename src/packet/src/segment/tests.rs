@@ -146,12 +146,30 @@ fn drive(header: &VnetHeader, packet: &mut [u8], max_packet: usize) {
         assert!(copied.is_err() && SegmentsMut::new(header, &mut copy.clone(), max_packet).is_err());
         return;
     };
+    let mut again = copy.clone();
+    let mut padded = SegmentsMut::new(header, &mut again, max_packet).unwrap();
     let mut out = vec![0; 70_000];
     while let Some(len) = copied.write_next(&mut out) {
         assert!(len <= copied.longest());
         assert_eq!(in_place.next_packet().map(|packet| &packet[..]), out.get(..len));
+        let (packet, own) = padded.next_padded().unwrap();
+        assert_eq!((own, packet.get(..own)), (len, out.get(..len)));
+        assert!(packet.len() == len || packet.len() == len.next_multiple_of(16));
+        assert!(packet[len..].iter().all(|zero| *zero == 0));
     }
-    assert!(copied.is_empty() && in_place.is_empty());
+    assert!(copied.is_empty() && in_place.is_empty() && padded.next_padded().is_none());
+}
+
+#[test]
+fn packets_with_others_behind_them_are_padded_in_place() {
+    let (header, mut packet) = Sample::tcp(IpVersion::V4).super_packet(&payload(4000, 1), 1348);
+    let mut segments = SegmentsMut::new(&header, &mut packet, 1400).unwrap();
+    let mut lengths = Vec::new();
+    while let Some((padded, len)) = segments.next_padded() {
+        lengths.push((padded.len(), len));
+    }
+    let (full, last) = (1388, 40 + 4000 - 2 * 1348);
+    assert_eq!(lengths, [(full + 4, full), (full + 4, full), (last, last)]);
 }
 
 #[test]
