@@ -308,7 +308,7 @@ impl Sink for Io {
             from: None,
             contents: transmit.contents,
             segment: several.then_some(transmit.segment),
-            ecn: transmit.ecn,
+            traffic_class: transmit.traffic_class,
         };
         self.udp.send(&transmit).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => DropReason::Backpressure,

@@ -2,7 +2,7 @@
 //!
 //! Segments are sealed straight into it, back to back, and it leaves as one UDP_SEGMENT send or as one
 //! hand-off to a data stream. It is flushed when the next datagram does not fit its key (destination,
-//! segment size, ECN), when it is full, and at the end of each burst: small packets are not held back.
+//! segment size, traffic class), when it is full, and at the end of each burst: small packets are not held back.
 
 use flatlan_relay::frame::{HEADER_LEN, Header, LENGTH_LEN};
 use flatlan_types::{Endpoint, HubSlot};
@@ -26,7 +26,7 @@ pub(crate) struct Batch {
     /// A datagram shorter than the others ends a batch.
     closed: bool,
     destination: Option<Destination>,
-    ecn: u8,
+    traffic_class: u8,
 }
 
 impl Batch {
@@ -38,7 +38,7 @@ impl Batch {
             segment: 0,
             closed: false,
             destination: None,
-            ecn: 0,
+            traffic_class: 0,
         }
     }
 
@@ -47,14 +47,14 @@ impl Batch {
     pub(crate) fn room(
         &mut self,
         to: Destination,
-        ecn: u8,
+        traffic_class: u8,
         size: usize,
         drops: &mut Drops,
         out: &mut impl Sink,
     ) -> Option<&mut [u8]> {
         let prefix = prefix_len(to);
         let fits = self.destination == Some(to)
-            && self.ecn == ecn
+            && self.traffic_class == traffic_class
             && !self.closed
             && self.len + prefix + size <= MAX_BYTES
             && match to {
@@ -64,7 +64,7 @@ impl Batch {
         if !fits {
             self.flush(drops, out);
             self.destination = Some(to);
-            self.ecn = ecn;
+            self.traffic_class = traffic_class;
             self.segment = size;
         }
         self.buffer.get_mut(self.len + prefix..self.len + prefix + size)
@@ -92,7 +92,7 @@ impl Batch {
         let contents = self.buffer.get(..self.len).unwrap_or_default();
         let sent = match self.destination {
             Some(Destination::Udp(to)) if self.count > 0 => {
-                out.send_udp(&Transmit { to, contents, segment: self.segment, ecn: self.ecn })
+                out.send_udp(&Transmit { to, contents, segment: self.segment, traffic_class: self.traffic_class })
             }
             Some(Destination::Stream(hub)) if self.count > 0 => out.send_stream(hub, contents),
             Some(_) | None => Ok(()),
@@ -118,7 +118,7 @@ pub const fn super_packet_len(mtu: usize) -> u32 {
 
 /// Sends one datagram on its own, past the batch: bindings and cookies.
 pub(crate) fn send_now(to: Endpoint, datagram: &[u8], drops: &mut Drops, out: &mut impl Sink) {
-    if let Err(reason) = out.send_udp(&Transmit { to, contents: datagram, segment: datagram.len(), ecn: 0 }) {
+    if let Err(reason) = out.send_udp(&Transmit { to, contents: datagram, segment: datagram.len(), traffic_class: 0 }) {
         drops.add(reason, 1);
     }
 }
@@ -132,7 +132,7 @@ pub(crate) fn send_framed(route: Route, framed: &mut [u8], drops: &mut Drops, ou
         Destination::Udp(to) => {
             let start = if route.label.is_some() { PREFIX_LEN } else { HEADROOM };
             let contents = framed.get(start..).unwrap_or_default();
-            out.send_udp(&Transmit { to, contents, segment: contents.len(), ecn: 0 })
+            out.send_udp(&Transmit { to, contents, segment: contents.len(), traffic_class: 0 })
         }
         Destination::Stream(hub) => match u16::try_from(framed.len().saturating_sub(PREFIX_LEN)) {
             Ok(length) => {
@@ -174,11 +174,12 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Sends(Vec<(Option<Endpoint>, usize, usize)>);
+    struct Sends(Vec<(Option<Endpoint>, usize, usize)>, Vec<u8>);
 
     impl Sink for Sends {
         fn send_udp(&mut self, t: &Transmit<'_>) -> Result<(), DropReason> {
             self.0.push((Some(t.to), t.contents.len(), t.segment));
+            self.1.push(t.traffic_class);
             Ok(())
         }
 
@@ -197,7 +198,11 @@ mod tests {
     }
 
     fn push(batch: &mut Batch, to: Destination, size: usize, out: &mut Sends) {
-        batch.room(to, 0, size, &mut Drops::default(), out).unwrap().fill(1);
+        push_class(batch, to, 0, size, out);
+    }
+
+    fn push_class(batch: &mut Batch, to: Destination, traffic_class: u8, size: usize, out: &mut Sends) {
+        batch.room(to, traffic_class, size, &mut Drops::default(), out).unwrap().fill(1);
         batch.commit(size);
     }
 
@@ -235,6 +240,18 @@ mod tests {
             let least = super_packet_len(mtu) as usize - 321;
             assert!((least / (mtu - TCP_HEADERS)) * mtu * 10 >= MAX_BYTES.min(MAX_SEGMENTS * mtu) * 8, "{mtu}");
         }
+    }
+
+    #[test]
+    fn what_has_another_traffic_class_begins_a_new_send() {
+        let (mut batch, mut out) = (Batch::new(), Sends::default());
+        // EF, then the same with ECT(0), then best effort
+        for class in [0xb8, 0xb8, 0xba, 0, 0xb8] {
+            push_class(&mut batch, Destination::Udp(place(1)), class, 100, &mut out);
+        }
+        batch.flush(&mut Drops::default(), &mut out);
+        assert_eq!(out.1, [0xb8, 0xba, 0, 0xb8]);
+        assert_eq!(out.0.first(), Some(&(Some(place(1)), 200, 100)));
     }
 
     #[test]

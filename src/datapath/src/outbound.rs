@@ -122,7 +122,7 @@ impl<S: Sessions> Worker<S> {
         if segments.longest() > room {
             return self.too_long(lane, route, segments, room, now, out);
         }
-        let mut sealer = self.sealer(lane, route, view.ecn());
+        let mut sealer = self.sealer(lane, route, view.traffic_class);
         while let Some((padded, len)) = segments.next_padded() {
             if let Some(mss) = clamp
                 && let Some(packet) = padded.get_mut(..len)
@@ -158,8 +158,8 @@ impl<S: Sessions> Worker<S> {
                 refused += 1;
                 continue;
             };
-            let ecn = IpView::parse(segment).map_or(0, |view| view.ecn());
-            let mut sealer = self.sealer(lane, route, ecn);
+            let traffic_class = IpView::parse(segment).map_or(0, |view| view.traffic_class);
+            let mut sealer = self.sealer(lane, route, traffic_class);
             while let Some(len) = fragments.write_next(&mut fragment) {
                 sealer.push(fragment.get(..len).unwrap_or_default(), len, now, out);
             }
@@ -195,9 +195,9 @@ impl<S: Sessions> Worker<S> {
         }
     }
 
-    fn sealer(&mut self, lane: LaneKey, route: Route, ecn: u8) -> Sealer<'_, S> {
-        let ecn = match route.to {
-            Destination::Udp(_) => ecn,
+    fn sealer(&mut self, lane: LaneKey, route: Route, traffic_class: u8) -> Sealer<'_, S> {
+        let traffic_class = match route.to {
+            Destination::Udp(_) => traffic_class,
             Destination::Stream(_) => 0,
         };
         Sealer {
@@ -206,7 +206,7 @@ impl<S: Sessions> Worker<S> {
             drops: &mut self.stats.drops,
             lane,
             route,
-            ecn,
+            traffic_class,
             sealed: Sealed::default(),
         }
     }
@@ -295,7 +295,7 @@ struct Sealer<'a, S> {
     drops: &'a mut Drops,
     lane: LaneKey,
     route: Route,
-    ecn: u8,
+    traffic_class: u8,
     sealed: Sealed,
 }
 
@@ -305,7 +305,7 @@ impl<S: Sessions> Sealer<'_, S> {
     fn push(&mut self, packet: &[u8], len: usize, now: Instant, out: &mut impl Sink) {
         let label_len = if self.route.label.is_some() { HEADER_LEN } else { 0 };
         let size = label_len + S::sealed_len(packet.len());
-        let Some(room) = self.batch.room(self.route.to, self.ecn, size, self.drops, out) else {
+        let Some(room) = self.batch.room(self.route.to, self.traffic_class, size, self.drops, out) else {
             self.drops.add(DropReason::TooBig, 1);
             return;
         };

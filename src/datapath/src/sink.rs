@@ -13,8 +13,8 @@ pub struct Transmit<'a> {
     pub contents: &'a [u8],
     /// Bytes of every datagram but the last; `contents.len()` or more where there is one only.
     pub segment: usize,
-    /// The two ECN bits of the outer header (RFC 3168).
-    pub ecn: u8,
+    /// DSCP and ECN of the outer header (RFC 2474, RFC 3168): what the packets inside have.
+    pub traffic_class: u8,
 }
 
 impl Transmit<'_> {

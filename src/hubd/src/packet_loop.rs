@@ -225,7 +225,7 @@ impl PacketLoop {
 impl ForwardSink for Io {
     fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, ecn: Ecn) {
         let segment = (stride > 0 && stride < batch.len()).then_some(stride);
-        let transmit = Transmit { to, from: None, contents: batch, segment, ecn: ecn.0 };
+        let transmit = Transmit { to, from: None, contents: batch, segment, traffic_class: ecn.0 };
         if self.udp.send(&transmit).is_err() {
             self.udp_drops += batch.len().div_ceil(stride.max(1)) as u64;
         }

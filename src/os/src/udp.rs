@@ -14,7 +14,7 @@
 //! (IP_PMTUDISC_PROBE), so that a datagram over the link's MTU fails with EMSGSIZE.
 
 use std::{
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
@@ -22,23 +22,25 @@ use std::{
 };
 
 use flatlan_types::Endpoint;
-use quinn_udp::{EcnCodepoint, RecvMeta, UdpSockRef, UdpSocketState};
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
 use crate::{ExitClass, Why};
+
+mod control;
+
+use control::{Control, Says};
 
 /// A bound socket. One thread should receive; any may send.
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
-    /// Sends runs; a refusal marks it for good.
-    runs: UdpSocketState,
-    /// Receives, and sends single datagrams.
-    singles: UdpSocketState,
+    /// Receives.
+    state: UdpSocketState,
     local: SocketAddr,
     /// What the caller wanted.
     wanted: Gso,
@@ -94,8 +96,8 @@ pub struct Transmit<'a> {
     pub contents: &'a [u8],
     /// The length of each datagram of a run; the last may be shorter.
     pub segment: Option<usize>,
-    /// The two ECN bits (RFC 3168).
-    pub ecn: u8,
+    /// DSCP and ECN (RFC 2474, RFC 3168): the type of service of IPv4, the traffic class of IPv6.
+    pub traffic_class: u8,
 }
 
 /// What was received into one buffer.
@@ -196,12 +198,11 @@ impl UdpSocket {
             .or_else(|_| rustix::net::sockopt::set_socket_send_buffer_size(&socket, options.buffer));
         socket.bind(&address.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(Errno::AFNOSUPPORT)?;
-        let (runs, singles) = (UdpSocketState::new((&socket).into())?, UdpSocketState::new((&socket).into())?);
-        let gso = options.gso == Gso::Auto && runs.max_gso_segments() > 1;
+        let state = UdpSocketState::new((&socket).into())?;
+        let gso = options.gso == Gso::Auto && state.max_gso_segments() > 1;
         Ok(Self {
             socket,
-            runs,
-            singles,
+            state,
             local,
             wanted: options.gso,
             gso: AtomicBool::new(gso),
@@ -219,7 +220,7 @@ impl UdpSocket {
         let mut slices: [IoSliceMut<'_>; RecvBatch::BUFFERS] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         for _ in 0..ERRORS_IN_A_ROW {
-            match self.singles.recv(UdpSockRef::from(&self.socket), &mut slices, &mut batch.metas) {
+            match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut batch.metas) {
                 Ok(filled) => {
                     batch.filled = filled;
                     return Ok(filled);
@@ -249,27 +250,23 @@ impl UdpSocket {
         };
         let segment = transmit.segment.unwrap_or(usize::MAX).clamp(1, transmit.contents.len());
         let run = (MOST_BYTES / segment).clamp(1, MOST_SEGMENTS) * segment;
+        let says = Says { to, from: transmit.from, traffic_class: transmit.traffic_class, segment: None };
+        let to = SockAddr::from(to);
         for contents in transmit.contents.chunks(run) {
-            let one = quinn_udp::Transmit {
-                destination: to,
-                ecn: EcnCodepoint::from_bits(transmit.ecn),
-                contents,
-                segment_size: Some(segment),
-                src_ip: transmit.from,
-            };
-            self.send_run(&one, segment)?;
+            self.send_run(&to, &says, contents, segment)?;
         }
         Ok(())
     }
 
-    fn send_run(&self, run: &quinn_udp::Transmit<'_>, segment: usize) -> io::Result<()> {
-        if run.contents.len() <= segment {
-            return self.send_patiently(&self.singles, run);
+    fn send_run(&self, to: &SockAddr, says: &Says, run: &[u8], segment: usize) -> io::Result<()> {
+        if run.len() <= segment {
+            return self.send_patiently(to, &Control::new(says), run);
         }
         if self.gso.load(Ordering::Relaxed) {
-            match self.send_patiently(&self.runs, run) {
+            let says_run = Says { segment: u16::try_from(segment).ok(), ..*says };
+            match self.send_patiently(to, &Control::new(&says_run), run) {
                 Err(error) if refuses_runs(&error) => {
-                    self.send_singles(run, segment)?;
+                    self.send_singles(to, says, run, segment)?;
                     // The same bytes went through one by one: it is the segmentation that is refused.
                     if self.gso.swap(false, Ordering::Relaxed) {
                         tracing::warn!(reason = %Why(error), "segmentation offload refused, sending single datagrams");
@@ -279,24 +276,27 @@ impl UdpSocket {
                 done => return done,
             }
         }
-        self.send_singles(run, segment)
+        self.send_singles(to, says, run, segment)
     }
 
-    fn send_singles(&self, run: &quinn_udp::Transmit<'_>, segment: usize) -> io::Result<()> {
-        for contents in run.contents.chunks(segment) {
-            let single = quinn_udp::Transmit { contents, segment_size: None, ..*run };
-            self.send_patiently(&self.singles, &single)?;
+    fn send_singles(&self, to: &SockAddr, says: &Says, run: &[u8], segment: usize) -> io::Result<()> {
+        let control = Control::new(says);
+        for contents in run.chunks(segment) {
+            self.send_patiently(to, &control, contents)?;
         }
         Ok(())
     }
 
-    fn send_patiently(&self, state: &UdpSocketState, transmit: &quinn_udp::Transmit<'_>) -> io::Result<()> {
+    fn send_patiently(&self, to: &SockAddr, control: &Control, contents: &[u8]) -> io::Result<()> {
+        let buffers = [IoSlice::new(contents)];
+        let message = MsgHdr::new().with_addr(to).with_buffers(&buffers).with_control(control.bytes());
         loop {
-            match state.try_send(UdpSockRef::from(&self.socket), transmit) {
-                Ok(()) => {
+            match self.socket.sendmsg(&message, 0) {
+                Ok(_) => {
                     self.clogged.store(false, Ordering::Relaxed);
                     return Ok(());
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.clogged.swap(true, Ordering::Relaxed) || !self.wait_for_room()? {
                         return Err(error);
@@ -319,15 +319,9 @@ impl UdpSocket {
     }
 
     /// Forgets what the kernel refused: after the network has changed, other links may segment.
-    ///
-    /// # Errors
-    /// Where the socket refuses options that it took when it was bound.
-    pub fn reset_offload(&mut self) -> io::Result<()> {
-        self.runs = UdpSocketState::new((&self.socket).into())?;
-        self.singles = UdpSocketState::new((&self.socket).into())?;
-        let gso = self.wanted == Gso::Auto && self.runs.max_gso_segments() > 1;
+    pub fn reset_offload(&self) {
+        let gso = self.wanted == Gso::Auto && self.state.max_gso_segments() > 1;
         self.gso.store(gso, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Stops handing runs to the kernel: for a caller that sees it lose them.

@@ -7,7 +7,7 @@ use flatlan_packet::{IpView, VNET_LEN, protocol};
 
 use crate::{
     net::{BoringNet, PlainNet, cheat_snapshot, ip, snapshot_but},
-    packet::{tcp, udp, v4, with_ecn},
+    packet::{dont_fragment, tcp, udp, v4, with_class},
 };
 
 fn pair() -> PlainNet {
@@ -136,16 +136,35 @@ fn every_carrier_of_a_shared_prefix_may_send_from_it_and_the_first_gets_what_is_
 fn congestion_marks_travel_outside_and_come_back_in() {
     let mut net = pair();
     let before = net.nodes[0].sends.len();
-    net.send(0, &with_ecn(udp(ip(0), ip(1), 20), 2));
+    net.send(0, &with_class(udp(ip(0), ip(1), 20), 2));
     assert!(net.nodes[0].sends[before..].iter().any(|(.., ecn)| *ecn == 2));
     net.run_for(Duration::from_millis(20));
     net.congested = true;
-    net.send(0, &with_ecn(udp(ip(0), ip(1), 21), 2));
+    net.send(0, &with_class(udp(ip(0), ip(1), 21), 2));
     net.send(0, &udp(ip(0), ip(1), 22));
     net.run_for(Duration::from_millis(20));
     let seen: Vec<u8> = net.packets(1).iter().map(|packet| IpView::parse(packet).unwrap().ecn()).collect();
     assert_eq!(seen, [2, 3, 0]);
     assert!(net.packets(1).iter().all(|packet| crate::packet::is_sound(packet)));
+}
+
+#[test]
+fn the_datagram_has_the_traffic_class_of_its_packet_and_the_packet_keeps_its_own() {
+    const VOICE: u8 = 0xb8;
+    let mut net = pair();
+    let before = net.nodes[0].sends.len();
+    net.send(0, &with_class(udp(ip(0), ip(1), 20), VOICE | 2));
+    net.send(0, &with_class(dont_fragment(udp(ip(0), ip(1), 20)), 0));
+    let long = with_class(udp(ip(0), ip(1), 1372), VOICE);
+    net.send(0, &long);
+    let classes: Vec<u8> = net.nodes[0].sends[before..].iter().map(|(.., class)| *class).collect();
+    assert_eq!(classes, [VOICE | 2, 0, VOICE]);
+    net.run_for(Duration::from_millis(20));
+    net.congested = true;
+    net.send(0, &with_class(udp(ip(0), ip(1), 20), VOICE | 1));
+    net.run_for(Duration::from_millis(20));
+    let seen: Vec<u8> = net.packets(1).iter().map(|packet| IpView::parse(packet).unwrap().traffic_class).collect();
+    assert_eq!(seen, [VOICE | 2, 0, VOICE, VOICE | 3]);
 }
 
 #[test]

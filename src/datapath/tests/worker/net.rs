@@ -104,7 +104,7 @@ pub(crate) struct Out {
 
 impl Sink for Out {
     fn send_udp(&mut self, t: &Transmit<'_>) -> Result<(), DropReason> {
-        self.udp.push((t.to, t.contents.to_vec(), t.segment, t.ecn));
+        self.udp.push((t.to, t.contents.to_vec(), t.segment, t.traffic_class));
         Ok(())
     }
 
@@ -324,8 +324,8 @@ impl<S: Sessions> Net<S> {
         let at = node.at;
         node.tun.extend(out.tun.into_iter().map(|packet| (self.now, packet)));
         let mute = node.mute;
-        for (to, contents, stride, ecn) in out.udp {
-            self.nodes[n].sends.push((to, contents.len().div_ceil(stride), stride, ecn));
+        for (to, contents, stride, traffic_class) in out.udp {
+            self.nodes[n].sends.push((to, contents.len().div_ceil(stride), stride, traffic_class));
             self.captured.push((to, contents.clone()));
             let place = self.place(to);
             let fits = stride <= self.mtu || matches!(place, Some(Place::Hub(_)));
@@ -333,7 +333,7 @@ impl<S: Sessions> Net<S> {
             if matches!(place, Place::Node(_)) && !self.direct {
                 continue;
             }
-            self.put(place, Arrival::Udp { from: at, contents, stride, ecn });
+            self.put(place, Arrival::Udp { from: at, contents, stride, ecn: traffic_class & 3 });
         }
         for (hub, packed) in out.streams {
             let place = Place::Hub(usize::from(hub.0));

@@ -55,8 +55,8 @@ pub(crate) fn dont_fragment(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-pub(crate) fn with_ecn(mut packet: Vec<u8>, ecn: u8) -> Vec<u8> {
-    packet[1] = ecn;
+pub(crate) fn with_class(mut packet: Vec<u8>, traffic_class: u8) -> Vec<u8> {
+    packet[1] = traffic_class;
     fix_header(&mut packet);
     packet
 }
