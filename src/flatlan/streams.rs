@@ -4,7 +4,7 @@
 //! control loop hears the hub's greeting and its answer; what follows waits until the stream is bound, and
 //! goes to the packet thread: frames may be right behind the answer.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flatlan_node::StreamId;
@@ -89,7 +89,7 @@ impl Streams {
     pub(crate) fn bind(&mut self, stream: StreamId, hub: HubSlot, inbox: StreamInbox) -> Option<SendQueue> {
         let handle = self.streams.get(&stream)?;
         let _ = handle.data.set((hub, inbox));
-        Some(handle.queue.with_limit(DATA_BYTES))
+        Some(handle.queue.for_frames(DATA_BYTES, DATA_PATIENCE))
     }
 }
 
@@ -162,13 +162,13 @@ const GREETING: usize = 2;
 const MESSAGES: usize = 256;
 /// Bytes of control messages that may wait to be sent.
 const CONTROL_BYTES: usize = 4 << 20;
-/// Bytes of frames that may wait to be sent: some milliseconds' worth.
-const DATA_BYTES: usize = 256 << 10;
+/// Bytes of frames that may wait to be sent.
+const DATA_BYTES: usize = 4 << 20;
+/// How long frames may wait to be sent.
+const DATA_PATIENCE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use flatlan_os::stream::{Acceptor, Listener, TlsIdentity};
     use tokio::time::timeout;
 

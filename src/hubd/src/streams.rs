@@ -136,7 +136,7 @@ impl Streams {
     pub(crate) fn bind(&mut self, stream: StreamId, attachment: AttachmentId, inbox: FrameInbox) -> Option<SendQueue> {
         let handle = self.streams.get(&stream)?;
         let _ = handle.data.set((attachment, inbox));
-        Some(handle.queue.with_limit(DATA_BYTES))
+        Some(handle.queue.for_frames(DATA_BYTES, DATA_PATIENCE))
     }
 }
 
@@ -190,8 +190,10 @@ const EVENTS: usize = 4096;
 const MESSAGES: usize = 65_536;
 /// Bytes of control messages that may wait on one stream.
 const CONTROL_BYTES: usize = 16 << 20;
-/// Bytes of frames that may wait on one stream: some milliseconds' worth.
-const DATA_BYTES: usize = 256 << 10;
+/// Bytes of frames that may wait on one stream.
+const DATA_BYTES: usize = 4 << 20;
+/// How long frames may wait on one stream.
+const DATA_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
 /// TLS handshakes at a time: what a flood of half-open connections may cost.
 const HANDSHAKES: usize = 4096;
 /// How long a goodbye may take.

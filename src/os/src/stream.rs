@@ -24,6 +24,7 @@ use futures_util::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::BufReader,
     net::{TcpSocket, TcpStream},
     time,
 };
@@ -67,7 +68,10 @@ pub struct StreamSender(SplitSink<Socket, Message>);
 #[derive(Debug)]
 pub struct StreamReceiver(SplitStream<Socket>);
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
+/// TLS reads in small pieces: what the kernel has is fetched at once.
+type Tcp = BufReader<TcpStream>;
+
+type Socket = WebSocketStream<TlsStream<Tcp>>;
 
 /// Where and how to dial.
 #[derive(Debug)]
@@ -168,8 +172,16 @@ fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(3))
 }
 
+fn read_ahead(tcp: TcpStream) -> Tcp {
+    BufReader::with_capacity(READ_AHEAD, tcp)
+}
+
 impl Stream {
-    fn new(socket: Socket) -> Result<Self, StreamError> {
+    fn new(mut socket: Socket) -> Result<Self, StreamError> {
+        match socket.get_mut() {
+            TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
+            TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
+        }
         let tls = |e: rustls::Error| StreamError::Tls { with: "the other end".into(), why: io::Error::other(e).into() };
         let (tcp, session) = match socket.get_ref() {
             TlsStream::Client(stream) => {
@@ -182,7 +194,7 @@ impl Stream {
             }
         };
         let exporter = session.map_err(tls)?;
-        let closed = |e: io::Error| StreamError::Closed { why: e.into() };
+        let (tcp, closed) = (tcp.get_ref(), |e: io::Error| StreamError::Closed { why: e.into() });
         let remote = Endpoint::new(tcp.peer_addr().map_err(closed)?);
         let local = Endpoint::new(tcp.local_addr().map_err(closed)?);
         let (sender, receiver) = socket.split();
@@ -258,7 +270,7 @@ fn closed(error: tungstenite::Error) -> StreamError {
 fn websocket_config() -> WebSocketConfig {
     // The defaults are for a few large streams; a hub has thousands.
     let mut config = WebSocketConfig::default();
-    config.read_buffer_size = 8 << 10;
+    config.read_buffer_size = RECORD;
     config.write_buffer_size = 16 << 10;
     config.max_write_buffer_size = 4 * MOST_MESSAGE;
     config.max_message_size = Some(MOST_MESSAGE);
@@ -272,6 +284,12 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const MOST_MESSAGE: usize = 70 << 10;
 /// How long accepting may take: whoever is slower holds a place for nothing.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest plaintext of a TLS record (RFC 8446, section 5.1), in bytes.
+const RECORD: usize = 16 << 10;
+/// What is read from the kernel at once, in bytes. Pages that no read ever filled cost nothing.
+const READ_AHEAD: usize = 32 << 10;
+/// How much may be sealed before the kernel takes it, in bytes: a message and what it is wrapped in, whole.
+const SEAL_AHEAD: usize = 2 * MOST_MESSAGE;
 const PATH: &str = "/flatlan";
 const EXPORTER: &[u8] = b"EXPORTER-flatlan-attach-v1";
 const HEAD_START: Duration = Duration::from_millis(250);
