@@ -252,8 +252,8 @@ impl<S: Sessions> PacketLoop<S> {
         // there is more
         let Ok(count) = self.io.udp.recv(batch) else { return false };
         for received in batch.received() {
-            let udp::Received { from, contents, stride, ecn, to: _ } = received;
-            self.worker.handle_network(from, contents, stride, ecn, now, &mut self.io);
+            let udp::Received { from, contents, stride, traffic_class, to: _ } = received;
+            self.worker.handle_network(from, contents, stride, traffic_class & ECN, now, &mut self.io);
         }
         self.worker.flush_inbound(now, &mut self.io);
         count > 0
@@ -358,6 +358,8 @@ enum Flow {
     Stop,
 }
 
+/// The congestion bits of a traffic class (RFC 3168).
+const ECN: u8 = 3;
 /// Packets read from the TUN before anything else is looked at.
 const TUN_BURST: usize = 32;
 /// Messages of data streams handed in before anything else is looked at.

@@ -81,7 +81,7 @@ impl Forwarder {
 
     /// Datagrams from the UDP socket, as GRO joined them. The buffer is rewritten in place.
     pub fn handle_udp(&mut self, batch: UdpBatch<'_>, now: Instant, out: &mut impl ForwardSink) {
-        let UdpBatch { from, contents, stride, ecn } = batch;
+        let UdpBatch { from, contents, stride, class } = batch;
         let stride = if stride == 0 { contents.len() } else { stride };
         let mut rest = contents;
         while let Some(kind) = rest.first().copied() {
@@ -91,7 +91,7 @@ impl Forwarder {
             rest = tail;
             self.stats.received += segments(run.len(), stride);
             match kind {
-                frame::KIND => self.forward(Source::Udp(from), Run { contents: run, stride, ecn }, now, out),
+                frame::KIND => self.forward(Source::Udp(from), Run { contents: run, stride, class }, now, out),
                 bind::BIND => self.handle_bind(from, run, now, out),
                 bind::BOUND => self.handle_bound(from, run, now, out),
                 _ => self.stats.dropped.count(ForwardDrop::Malformed, 1),
@@ -114,7 +114,7 @@ impl Forwarder {
                 continue;
             };
             self.stats.received += segments(run.len(), stride);
-            self.forward(Source::Stream(attachment), Run { contents: run, stride, ecn: Ecn(0) }, now, out);
+            self.forward(Source::Stream(attachment), Run { contents: run, stride, class: TrafficClass(0) }, now, out);
         }
         if !rest.is_empty() {
             self.stats.dropped.count(ForwardDrop::Malformed, 1);
@@ -132,7 +132,7 @@ impl Forwarder {
                 self.tell(ForwardEvent::LegDown { attachment });
             }
             if let Some((to, frame)) = step.send {
-                out.udp(to, &frame, frame.len(), Ecn(0));
+                out.udp(to, &frame, frame.len(), TrafficClass(0));
             }
         }
         if now >= self.next_sweep {
@@ -272,7 +272,7 @@ impl Forwarder {
         now: Instant,
         out: &mut impl ForwardSink,
     ) -> Result<u64, ForwardDrop> {
-        let Run { contents, stride, ecn } = run;
+        let Run { contents, stride, class } = run;
         let header = Header::parse(contents).ok_or(ForwardDrop::Malformed)?;
         let hops = header.hops.checked_sub(1).ok_or(ForwardDrop::HopLimit)?;
         let used = self.coarse(now);
@@ -310,7 +310,7 @@ impl Forwarder {
             header.write(segment);
         }
         match way {
-            Way::Udp(to) => out.udp(to, contents, stride, ecn),
+            Way::Udp(to) => out.udp(to, contents, stride, class),
             Way::Stream(stream) => out.stream(stream, contents, stride),
         }
         Ok(bytes)
@@ -318,7 +318,7 @@ impl Forwarder {
 
     fn handle_bind(&mut self, from: Endpoint, frame: &[u8], now: Instant, out: &mut impl ForwardSink) {
         match self.try_bind(from, frame, now) {
-            Ok(reply) => out.udp(from, &reply, reply.len(), Ecn(0)),
+            Ok(reply) => out.udp(from, &reply, reply.len(), TrafficClass(0)),
             Err(reason) => self.stats.dropped.count(reason, 1),
         }
     }
@@ -365,7 +365,7 @@ impl Forwarder {
             return;
         };
         match answer {
-            leg::Answer::Challenged { reply } => out.udp(from, &reply, reply.len(), Ecn(0)),
+            leg::Answer::Challenged { reply } => out.udp(from, &reply, reply.len(), TrafficClass(0)),
             leg::Answer::Bound { attachment, rtt, change } => {
                 if let Some(state) = self.attachments.get_mut(attachment.0) {
                     state.heard = now;
@@ -495,7 +495,7 @@ impl Forwarder {
 /// Where frames go. Production writes to sockets, tests to a `Vec`.
 pub trait ForwardSink {
     /// Sends `batch`, cut every `stride` bytes, as datagrams to `to`.
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, ecn: Ecn);
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass);
     /// Queues `batch`, cut every `stride` bytes, as frames of a data stream. The queue is bounded: what
     /// has no room is dropped and counted by the shell.
     fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize);
@@ -510,13 +510,13 @@ pub struct UdpBatch<'a> {
     pub contents: &'a mut [u8],
     /// Zero stands for a single datagram.
     pub stride: usize,
-    /// Of the outer IP header: copied through.
-    pub ecn: Ecn,
+    /// Of the outer IP header: copied through, so that every network on the way sees the same.
+    pub class: TrafficClass,
 }
 
-/// The two ECN bits of an IP header (RFC 3168).
+/// DSCP and ECN of an IP header (RFC 2474, RFC 3168).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ecn(pub u8);
+pub struct TrafficClass(pub u8);
 
 /// A stream, numbered by the shell. Never reused while the process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -852,7 +852,7 @@ enum Source {
 struct Run<'a> {
     contents: &'a mut [u8],
     stride: usize,
-    ecn: Ecn,
+    class: TrafficClass,
 }
 
 /// Bytes of the segments at the front that share the first one's header.

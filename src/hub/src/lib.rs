@@ -28,8 +28,8 @@ mod slots;
 
 pub use config::{Allow, HubConfig, Limits, PeerHub, StoredNetwork};
 pub use forward::{
-    AttachmentId, AttachmentKind, Carried, Ecn, ForwardCommand, ForwardConfig, ForwardDrop, ForwardDrops, ForwardEvent,
-    ForwardSink, ForwardStats, Forwarder, IDLE, Loopback, Quota, StreamId, UdpBatch,
+    AttachmentId, AttachmentKind, Carried, ForwardCommand, ForwardConfig, ForwardDrop, ForwardDrops, ForwardEvent,
+    ForwardSink, ForwardStats, Forwarder, IDLE, Loopback, Quota, StreamId, TrafficClass, UdpBatch,
 };
 pub use hub::{Hub, HubStats, NeighbourStatus, NetworkStatus, Opened, StoreOutcome, StreamOrigin};
 pub use output::{DetachReason, DialId, HubEvent, Output, StoreToken};

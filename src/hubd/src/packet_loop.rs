@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, io, os::fd::AsFd as _, thread::JoinHandle, time
 
 use bytes::{Bytes, BytesMut};
 use flatlan_hub::{
-    AttachmentId, Carried, Ecn, ForwardCommand, ForwardEvent, ForwardSink, ForwardStats, Forwarder, StreamId, UdpBatch,
+    AttachmentId, Carried, ForwardCommand, ForwardEvent, ForwardSink, ForwardStats, Forwarder, StreamId, TrafficClass,
+    UdpBatch,
 };
 use flatlan_os::{
     clock, panic,
@@ -186,7 +187,7 @@ impl PacketLoop {
                 from: received.from,
                 contents: received.contents,
                 stride: received.stride,
-                ecn: Ecn(received.ecn),
+                class: TrafficClass(received.traffic_class),
             };
             self.forwarder.handle_udp(batch, now, &mut self.io);
         }
@@ -223,9 +224,9 @@ impl PacketLoop {
 }
 
 impl ForwardSink for Io {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, ecn: Ecn) {
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) {
         let segment = (stride > 0 && stride < batch.len()).then_some(stride);
-        let transmit = Transmit { to, from: None, contents: batch, segment, traffic_class: ecn.0 };
+        let transmit = Transmit { to, from: None, contents: batch, segment, traffic_class: class.0 };
         if self.udp.send(&transmit).is_err() {
             self.udp_drops += batch.len().div_ceil(stride.max(1)) as u64;
         }

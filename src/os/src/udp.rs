@@ -1,7 +1,7 @@
 //! Datagrams, many to a system call.
 //!
 //! A send is one run of equal segments to one endpoint (GSO); a receive is up to [`RecvBatch::BUFFERS`]
-//! buffers, each of which may hold a whole run (GRO). `quinn-udp` talks to the kernel; what is added here:
+//! buffers, each of which may hold a whole run (GRO). `control` and `recv` talk to the kernel; and:
 //!
 //! * one socket for both families, or IPv4 alone where the machine has no IPv6;
 //! * runs cut to what the kernel takes;
@@ -12,17 +12,17 @@
 //!
 //! Path MTU is not the kernel's business here: fragments are forbidden and its guesses ignored
 //! (IP_PMTUDISC_PROBE), so that a datagram over the link's MTU fails with EMSGSIZE.
+#![expect(unsafe_code, reason = "socket options that no safe wrapper has")]
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use flatlan_types::Endpoint;
-use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -32,15 +32,15 @@ use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 use crate::{ExitClass, Why};
 
 mod control;
+mod recv;
 
 use control::{Control, Says};
+use recv::Meta;
 
 /// A bound socket. One thread should receive; any may send.
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
-    /// Receives.
-    state: UdpSocketState,
     local: SocketAddr,
     /// What the caller wanted.
     wanted: Gso,
@@ -107,8 +107,8 @@ pub struct Received<'a> {
     pub from: Endpoint,
     /// The address of ours that it was sent to.
     pub to: Option<IpAddr>,
-    /// The two ECN bits.
-    pub ecn: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
     /// The length of each datagram in `contents`; the last may be shorter. Never zero.
     pub stride: usize,
     /// One datagram, or a run of them. Never empty.
@@ -118,8 +118,11 @@ pub struct Received<'a> {
 /// Buffers to receive into, used again and again.
 pub struct RecvBatch {
     buffers: Box<[u8]>,
-    metas: [RecvMeta; Self::BUFFERS],
+    /// How long each buffer is.
+    len: usize,
+    metas: [Meta; Self::BUFFERS],
     filled: usize,
+    cut: u64,
 }
 
 impl RecvBatch {
@@ -130,26 +133,37 @@ impl RecvBatch {
 
     /// A batch with nothing in it.
     pub fn new() -> Self {
+        Self::with_buffers_of(Self::BUFFER_LEN)
+    }
+
+    fn with_buffers_of(len: usize) -> Self {
         Self {
-            buffers: vec![0; Self::BUFFERS * Self::BUFFER_LEN].into_boxed_slice(),
-            metas: [RecvMeta::default(); Self::BUFFERS],
+            buffers: vec![0; Self::BUFFERS * len].into_boxed_slice(),
+            len,
+            metas: [Meta::default(); Self::BUFFERS],
             filled: 0,
+            cut: 0,
         }
     }
 
     /// What the last receive brought, in order of arrival.
     pub fn received(&mut self) -> impl Iterator<Item = Received<'_>> {
         let filled = self.metas.iter().take(self.filled);
-        filled.zip(self.buffers.chunks_exact_mut(Self::BUFFER_LEN)).filter_map(|(meta, buffer)| {
+        filled.zip(self.buffers.chunks_exact_mut(self.len)).filter_map(|(meta, buffer)| {
             let contents = buffer.get_mut(..meta.len).filter(|contents| !contents.is_empty())?;
             Some(Received {
-                from: Endpoint::new(meta.addr),
-                to: meta.dst_ip.map(|ip| ip.to_canonical()),
-                ecn: meta.ecn.map_or(0, |ecn| ecn as u8),
-                stride: if meta.stride == 0 { meta.len } else { meta.stride },
+                from: Endpoint::new(meta.from?),
+                to: meta.to.map(|ip| ip.to_canonical()),
+                traffic_class: meta.traffic_class,
+                stride: meta.stride,
                 contents,
             })
         })
+    }
+
+    /// How many datagrams were longer than what is left of a buffer, and dropped.
+    pub fn cut(&self) -> u64 {
+        self.cut
     }
 }
 
@@ -198,16 +212,9 @@ impl UdpSocket {
             .or_else(|_| rustix::net::sockopt::set_socket_send_buffer_size(&socket, options.buffer));
         socket.bind(&address.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(Errno::AFNOSUPPORT)?;
-        let state = UdpSocketState::new((&socket).into())?;
-        let gso = options.gso == Gso::Auto && state.max_gso_segments() > 1;
-        Ok(Self {
-            socket,
-            state,
-            local,
-            wanted: options.gso,
-            gso: AtomicBool::new(gso),
-            clogged: AtomicBool::new(false),
-        })
+        set_up(&socket, local)?;
+        let gso = options.gso == Gso::Auto && can_segment(&socket);
+        Ok(Self { socket, local, wanted: options.gso, gso: AtomicBool::new(gso), clogged: AtomicBool::new(false) })
     }
 
     /// Receives what is there, without waiting; the number of buffers filled.
@@ -216,13 +223,13 @@ impl UdpSocket {
     /// [`io::ErrorKind::WouldBlock`] where nothing is there. Errors that ICMP brought are passed over.
     pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<usize> {
         batch.filled = 0;
-        let mut chunks = batch.buffers.chunks_exact_mut(RecvBatch::BUFFER_LEN);
-        let mut slices: [IoSliceMut<'_>; RecvBatch::BUFFERS] =
-            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         for _ in 0..ERRORS_IN_A_ROW {
-            match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut batch.metas) {
+            let mut buffers = batch.buffers.chunks_exact_mut(batch.len);
+            let buffers: [&mut [u8]; RecvBatch::BUFFERS] = std::array::from_fn(|_| buffers.next().unwrap_or_default());
+            match recv::recv(self.socket.as_fd(), buffers, &mut batch.metas) {
                 Ok(filled) => {
                     batch.filled = filled;
+                    batch.cut += batch.metas.iter().take(filled).filter(|meta| meta.cut).count() as u64;
                     return Ok(filled);
                 }
                 Err(error) if of_one_destination(&error) => {}
@@ -320,7 +327,7 @@ impl UdpSocket {
 
     /// Forgets what the kernel refused: after the network has changed, other links may segment.
     pub fn reset_offload(&self) {
-        let gso = self.wanted == Gso::Auto && self.state.max_gso_segments() > 1;
+        let gso = self.wanted == Gso::Auto && can_segment(&self.socket);
         self.gso.store(gso, Ordering::Relaxed);
     }
 
@@ -344,6 +351,38 @@ impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// What every socket is to do. Only what no packet can do without is insisted on.
+fn set_up(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    // Also for IPv4 by mapped addresses. Fragments are forbidden, the kernel's guesses ignored.
+    set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+    if local.is_ipv4() {
+        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    } else {
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+        // PROBE alone lets the kernel fragment what is over the link's MTU
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)?;
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+    }
+    let _ = set(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
+    // Linux 5.0; before, runs come as their datagrams
+    let _ = set(socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+    Ok(())
+}
+
+/// Whether the kernel knows runs (Linux 4.18). Whether a link takes them shows when one is sent.
+fn can_segment(socket: &Socket) -> bool {
+    set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+}
+
+fn set(socket: &Socket, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: `value` is `len` bytes, and outlives the call.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn refuses_runs(error: &io::Error) -> bool {

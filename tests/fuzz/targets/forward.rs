@@ -11,8 +11,8 @@ use std::{
 
 use flatlan_fuzz::{Fuzz, outcome, steps};
 use flatlan_hub::{
-    AttachmentId, AttachmentKind, Ecn, ForwardCommand, ForwardConfig, ForwardSink, Forwarder, Loopback, Quota,
-    StreamId, UdpBatch,
+    AttachmentId, AttachmentKind, ForwardCommand, ForwardConfig, ForwardSink, Forwarder, Loopback, Quota, StreamId,
+    TrafficClass, UdpBatch,
 };
 use flatlan_relay::{
     BindSecret,
@@ -80,7 +80,7 @@ struct Sink {
 }
 
 impl ForwardSink for Sink {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, _ecn: Ecn) {
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, _class: TrafficClass) {
         assert!(!places()[4..].contains(&to), "sent to {to}");
         assert!(stride > 0 && !batch.is_empty());
         *self.out.entry(to).or_default() += batch.len();
@@ -172,7 +172,7 @@ impl Net {
     fn udp(&mut self, from: Endpoint, mut contents: Vec<u8>, stride: usize) {
         *self.received.entry(from).or_default() += contents.len();
         self.total += contents.len();
-        let batch = UdpBatch { from, contents: &mut contents, stride, ecn: Ecn(0) };
+        let batch = UdpBatch { from, contents: &mut contents, stride, class: TrafficClass(0) };
         self.forwarder.handle_udp(batch, self.now, &mut self.sink);
     }
 }

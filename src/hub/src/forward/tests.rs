@@ -12,11 +12,11 @@ fn a_batch_is_cut_into_runs_of_equal_label_and_rewritten_in_place() {
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
     net.label(Label::new(2, 1), a, b, Label::new(8, 8));
     let batch = [frame(1, 1, b"aaaa"), frame(1, 1, b"bbbb"), frame(2, 1, b"cccc"), frame(2, 1, b"d")].concat();
-    net.udp("192.0.2.1:1000", batch, 12, Ecn(2));
+    net.udp("192.0.2.1:1000", batch, 12, TrafficClass(0xba));
     let sent = net.sent();
     assert_eq!(sent.len(), 2);
     assert_eq!(sent[0].to, To::Udp(at("192.0.2.2:2000")));
-    assert_eq!((sent[0].stride, sent[0].ecn), (12, Ecn(2)));
+    assert_eq!((sent[0].stride, sent[0].class), (12, TrafficClass(0xba)));
     let header = |label| Header { hops: MAX_HOPS - 1, label }.to_bytes();
     let seven = header(Label::new(7, 7));
     let eight = header(Label::new(8, 8));
@@ -31,8 +31,8 @@ fn a_frame_from_anyone_but_the_labels_upstream_is_dropped() {
     let (a, b) = (net.bound_node(1, "192.0.2.1:1000"), net.bound_node(2, "192.0.2.2:2000"));
     net.bound_node(3, "192.0.2.3:3000");
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
-    net.udp("192.0.2.3:3000", frame(1, 1, b"x"), 0, Ecn(0));
-    net.udp("203.0.113.9:9", frame(1, 1, b"x"), 0, Ecn(0));
+    net.udp("192.0.2.3:3000", frame(1, 1, b"x"), 0, TrafficClass(0));
+    net.udp("203.0.113.9:9", frame(1, 1, b"x"), 0, TrafficClass(0));
     assert!(net.sent().is_empty());
     assert_eq!(net.dropped(ForwardDrop::NotUpstream), 2);
 }
@@ -42,7 +42,7 @@ fn an_unknown_label_is_counted_and_told_to_its_sender_now_and_then() {
     let mut net = Net::new();
     let a = net.bound_node(1, "192.0.2.1:1000");
     for _ in 0..10 {
-        net.udp("192.0.2.1:1000", frame(9, 9, b"x"), 0, Ecn(0));
+        net.udp("192.0.2.1:1000", frame(9, 9, b"x"), 0, TrafficClass(0));
     }
     assert_eq!(net.dropped(ForwardDrop::LabelUnknown), 10);
     assert_eq!(net.events(), [ForwardEvent::LabelUnknown { attachment: a, label: Label::new(9, 9) }]);
@@ -55,9 +55,9 @@ fn a_freed_label_is_not_the_one_that_took_its_slot() {
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
     net.apply(ForwardCommand::RemoveLabel { label: Label::new(1, 1) });
     net.label(Label::new(1, 2), a, b, Label::new(7, 7));
-    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
     assert!(net.sent().is_empty());
-    net.udp("192.0.2.1:1000", frame(1, 2, b"x"), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", frame(1, 2, b"x"), 0, TrafficClass(0));
     assert_eq!(net.sent().len(), 1);
 }
 
@@ -67,7 +67,7 @@ fn a_frame_that_crossed_as_many_hubs_as_it_may_is_dropped() {
     let (a, b) = (net.bound_node(1, "192.0.2.1:1000"), net.bound_node(2, "192.0.2.2:2000"));
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
     let header = Header { hops: 0, label: Label::new(1, 1) };
-    net.udp("192.0.2.1:1000", [&header.to_bytes()[..], b"x"].concat(), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", [&header.to_bytes()[..], b"x"].concat(), 0, TrafficClass(0));
     assert_eq!(net.dropped(ForwardDrop::HopLimit), 1);
 }
 
@@ -78,8 +78,8 @@ fn a_label_never_leads_back_to_where_it_came_from() {
     net.label(Label::new(1, 1), a, a, Label::new(7, 7));
     net.label(Label::new(2, 1), a, b, Label::new(7, 7));
     net.apply(ForwardCommand::RedirectLabel { label: Label::new(2, 1), downstream: a, out: Label::new(9, 9) });
-    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
-    net.udp("192.0.2.1:1000", frame(2, 1, b"x"), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
+    net.udp("192.0.2.1:1000", frame(2, 1, b"x"), 0, TrafficClass(0));
     let sent = net.sent();
     assert_eq!(sent.len(), 1);
     assert_eq!(sent[0].to, To::Udp(at("192.0.2.2:2000")));
@@ -92,12 +92,12 @@ fn one_bind_after_a_nat_change_moves_all_labels_once_the_new_address_has_answere
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
     let bound = net.bind(b, "198.51.100.9:5", 10, 0);
     let Verdict::Challenge(nonce) = bound.verdict else { panic!("{bound:?}") };
-    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
     assert_eq!(net.sent()[0].to, To::Udp(at("192.0.2.2:2000")));
     let bound = net.bind(b, "198.51.100.9:5", 11, nonce);
     assert_eq!(bound.verdict, Verdict::Bound);
     assert_eq!(bound.reflexive, at("198.51.100.9:5"));
-    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
     assert_eq!(net.sent()[0].to, To::Udp(at("198.51.100.9:5")));
 }
 
@@ -108,9 +108,9 @@ fn an_address_that_turns_out_to_be_the_hubs_own_gets_nothing_more() {
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
     net.forwarder.set_own(vec![at("192.0.2.2:2000")], net.now);
     assert_eq!(net.events(), [ForwardEvent::Unbound { attachment: b }]);
-    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
     let bind = Bind { id: b.0, counter: 90, time: 0, nonce: 0 }.encode(&key(b));
-    net.udp("192.0.2.2:2000", bind.to_vec(), 0, Ecn(0));
+    net.udp("192.0.2.2:2000", bind.to_vec(), 0, TrafficClass(0));
     assert!(net.sent().is_empty());
     assert_eq!((net.dropped(ForwardDrop::NoLeg), net.dropped(ForwardDrop::BindAddress)), (1, 1));
 }
@@ -120,9 +120,9 @@ fn a_replayed_bind_from_another_address_moves_nothing() {
     let mut net = Net::new();
     let a = net.bound_node(1, "192.0.2.1:1000");
     let frame = Bind { id: a.0, counter: 10, time: 0, nonce: 0 }.encode(&key(a));
-    net.udp("192.0.2.1:1000", frame.to_vec(), 0, Ecn(0));
+    net.udp("192.0.2.1:1000", frame.to_vec(), 0, TrafficClass(0));
     assert_eq!(net.sent().len(), 1);
-    net.udp("203.0.113.9:9", frame.to_vec(), 0, Ecn(0));
+    net.udp("203.0.113.9:9", frame.to_vec(), 0, TrafficClass(0));
     assert!(net.sent().is_empty());
     assert_eq!(net.dropped(ForwardDrop::BindReplayed), 1);
     assert_eq!(net.forwarder.endpoint(a), Some(at("192.0.2.1:1000")));
@@ -143,7 +143,7 @@ fn a_bind_from_port_zero_loopback_multicast_or_the_hub_itself_is_not_answered() 
     let a = net.bound_node(1, "192.0.2.1:1000");
     for (n, from) in ["192.0.2.9:0", "127.0.0.1:5", "224.0.0.1:5", "[::]:5", "192.0.2.100:51820"].iter().enumerate() {
         let frame = Bind { id: a.0, counter: 10 + n as u64, time: 0, nonce: 0 }.encode(&key(a));
-        net.udp(from, frame.to_vec(), 0, Ecn(0));
+        net.udp(from, frame.to_vec(), 0, TrafficClass(0));
         assert!(net.sent().is_empty(), "{from}");
     }
     assert_eq!(net.dropped(ForwardDrop::BindAddress), 5);
@@ -156,7 +156,7 @@ fn a_node_gets_frames_by_the_leg_that_it_asks_for() {
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
     net.apply(ForwardCommand::SetStream { attachment: b, stream: Some(StreamId(5)) });
     let way = |net: &mut Net| {
-        net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
+        net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
         net.sent().first().map(|sent| sent.to)
     };
     assert_eq!(way(&mut net), Some(To::Udp(at("192.0.2.2:2000"))));
@@ -201,8 +201,8 @@ fn an_attachment_that_sends_more_than_its_quota_is_cut_and_no_other() {
     net.label(Label::new(1, 1), a, b, Label::new(7, 7));
     net.label(Label::new(2, 1), c, b, Label::new(8, 8));
     for _ in 0..1000 {
-        net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
-        net.udp("192.0.2.3:3000", frame(2, 1, b"x"), 0, Ecn(0));
+        net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
+        net.udp("192.0.2.3:3000", frame(2, 1, b"x"), 0, TrafficClass(0));
     }
     assert_eq!(net.dropped(ForwardDrop::Quota), 900);
     assert_eq!(net.sent().len(), 1100);
@@ -222,8 +222,8 @@ fn a_networks_quota_is_shared_by_its_attachments_only() {
         out: Label::new(8, 8),
     });
     for _ in 0..100 {
-        net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, Ecn(0));
-        net.udp("192.0.2.1:1000", frame(2, 1, b"x"), 0, Ecn(0));
+        net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
+        net.udp("192.0.2.1:1000", frame(2, 1, b"x"), 0, TrafficClass(0));
     }
     assert_eq!(net.dropped(ForwardDrop::NetworkQuota), 36);
     let carried: Vec<_> = net.forwarder.network_stats().map(|(_, carried)| carried.packets).collect();
@@ -239,7 +239,7 @@ fn a_label_not_used_for_long_is_freed_and_told_and_a_used_one_stays() {
     let mut freed = Vec::new();
     for _ in 0..70 {
         net.now += Duration::from_secs(1);
-        net.udp("192.0.2.1:1000", frame(900, 1, b"x"), 0, Ecn(0));
+        net.udp("192.0.2.1:1000", frame(900, 1, b"x"), 0, TrafficClass(0));
         net.timeouts();
         freed.extend(net.events().into_iter().filter(|event| matches!(event, ForwardEvent::LabelIdle { .. })));
     }
@@ -276,8 +276,8 @@ fn two_hubs_bind_to_each_other_and_find_out_when_one_is_gone() {
                 if !connected || (to_y.is_empty() && to_x.is_empty()) {
                     break;
                 }
-                to_y.into_iter().for_each(|sent| y.udp(&x_at.to_string(), sent.batch, 0, Ecn(0)));
-                to_x.into_iter().for_each(|sent| x.udp(&y_at.to_string(), sent.batch, 0, Ecn(0)));
+                to_y.into_iter().for_each(|sent| y.udp(&x_at.to_string(), sent.batch, 0, TrafficClass(0)));
+                to_x.into_iter().for_each(|sent| x.udp(&y_at.to_string(), sent.batch, 0, TrafficClass(0)));
             }
         }
     };
@@ -367,7 +367,7 @@ proptest! {
                 }
             };
             *received.entry(at(from)).or_default() += bytes.len();
-            net.udp(from, bytes, stride, Ecn(0));
+            net.udp(from, bytes, stride, TrafficClass(0));
             for out in net.sent() {
                 let To::Udp(to) = out.to else { panic!("no streams here") };
                 for frame in out.batch.chunks(out.stride) {
@@ -415,7 +415,7 @@ struct Sent {
     to: To,
     batch: Vec<u8>,
     stride: usize,
-    ecn: Ecn,
+    class: TrafficClass,
 }
 
 struct Net {
@@ -428,12 +428,12 @@ struct Net {
 struct Sink(Vec<Sent>);
 
 impl ForwardSink for Sink {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, ecn: Ecn) {
-        self.0.push(Sent { to: To::Udp(to), batch: batch.to_vec(), stride, ecn });
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) {
+        self.0.push(Sent { to: To::Udp(to), batch: batch.to_vec(), stride, class });
     }
 
     fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) {
-        self.0.push(Sent { to: To::Stream(to), batch: batch.to_vec(), stride, ecn: Ecn(0) });
+        self.0.push(Sent { to: To::Stream(to), batch: batch.to_vec(), stride, class: TrafficClass(0) });
     }
 }
 
@@ -478,7 +478,7 @@ impl Net {
     fn bind(&mut self, attachment: AttachmentId, from: &str, counter: u64, nonce: u64) -> Bound {
         let frame = Bind { id: attachment.0, counter, time: 77, nonce }.encode(&key(attachment));
         assert_eq!(frame.len(), LEN);
-        self.udp(from, frame.to_vec(), 0, Ecn(0));
+        self.udp(from, frame.to_vec(), 0, TrafficClass(0));
         let sent = self.sent();
         assert_eq!(sent[0].to, To::Udp(at(from)));
         Bound::open(&sent[0].batch, &key(attachment)).unwrap()
@@ -488,8 +488,8 @@ impl Net {
         self.apply(ForwardCommand::AddLabel { label, network: network(1), upstream, downstream, out });
     }
 
-    fn udp(&mut self, from: &str, mut contents: Vec<u8>, stride: usize, ecn: Ecn) {
-        let batch = UdpBatch { from: at(from), contents: &mut contents, stride, ecn };
+    fn udp(&mut self, from: &str, mut contents: Vec<u8>, stride: usize, class: TrafficClass) {
+        let batch = UdpBatch { from: at(from), contents: &mut contents, stride, class };
         self.forwarder.handle_udp(batch, self.now, &mut self.sink);
     }
 

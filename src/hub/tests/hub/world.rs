@@ -8,8 +8,8 @@ use std::{
 };
 
 use flatlan_hub::{
-    Allow, AttachmentId, DialId, Ecn, ForwardConfig, ForwardDrop, ForwardSink, Forwarder, Hub, HubConfig, HubEvent,
-    Limits, Loopback, Opened, Output, Quota, StoreOutcome, StoredNetwork, StreamId, StreamOrigin, UdpBatch,
+    Allow, AttachmentId, DialId, ForwardConfig, ForwardDrop, ForwardSink, Forwarder, Hub, HubConfig, HubEvent, Limits,
+    Loopback, Opened, Output, Quota, StoreOutcome, StoredNetwork, StreamId, StreamOrigin, TrafficClass, UdpBatch,
 };
 use flatlan_relay::{
     Attach, BindKey, Control, MAX_PART, PathOpen, PathReason, Presence, PresenceOrder, Proof, RefusedCode, Role,
@@ -128,13 +128,13 @@ pub struct HubSite {
 
 #[derive(Default)]
 struct Sink {
-    udp: Vec<(Endpoint, Vec<u8>, usize, Ecn)>,
+    udp: Vec<(Endpoint, Vec<u8>, usize, TrafficClass)>,
     streams: Vec<(StreamId, Vec<u8>, usize)>,
 }
 
 impl ForwardSink for Sink {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, ecn: Ecn) {
-        self.udp.push((to, batch.to_vec(), stride, ecn));
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) {
+        self.udp.push((to, batch.to_vec(), stride, class));
     }
 
     fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) {
@@ -169,7 +169,7 @@ enum Event {
     Message { to: StreamId, message: Control },
     Packed { to: StreamId, message: Vec<u8> },
     Closed { to: StreamId },
-    Udp { from: Endpoint, to: Endpoint, bytes: Vec<u8>, ecn: Ecn },
+    Udp { from: Endpoint, to: Endpoint, bytes: Vec<u8>, class: TrafficClass },
     DialFailed { hub: usize, dial: DialId },
 }
 
@@ -469,7 +469,7 @@ impl World {
         node.counter += 1;
         let bind = Bind { id: key.id, counter: node.counter, time: 0, nonce };
         let (from, bytes) = (node.endpoint, bind.encode(&key.key).to_vec());
-        self.later(Event::Udp { from, to: hub, bytes, ecn: Ecn(0) });
+        self.later(Event::Udp { from, to: hub, bytes, class: TrafficClass(0) });
     }
 
     pub fn open(
@@ -515,7 +515,7 @@ impl World {
     pub fn send(&mut self, node: usize, hub: usize, label: Label, payload: &[u8]) {
         let bytes = [&frame::Header::new(label).to_bytes()[..], payload].concat();
         let from = self.nodes[node].endpoint;
-        self.later(Event::Udp { from, to: hub_udp(hub), bytes, ecn: Ecn(0) });
+        self.later(Event::Udp { from, to: hub_udp(hub), bytes, class: TrafficClass(0) });
     }
 
     pub fn send_packed(&mut self, stream: StreamId, label: Label, payload: &[u8]) {
@@ -655,7 +655,7 @@ impl World {
                     self.hubs[at].hub.handle_stream_closed(to, self.now);
                 }
             }
-            Event::Udp { from, to, mut bytes, ecn } => {
+            Event::Udp { from, to, mut bytes, class } => {
                 let (a, b) = (self.at(from), self.at(to));
                 let (Some(a), Some(b)) = (a, b) else { return };
                 if self.is_cut(Some(a), b) || self.udp_cut.contains(&(a, b)) {
@@ -664,7 +664,7 @@ impl World {
                 match b {
                     Who::Hub(at) if self.hubs[at].alive => {
                         let site = &mut self.hubs[at];
-                        let batch = UdpBatch { from, contents: &mut bytes, stride: 0, ecn };
+                        let batch = UdpBatch { from, contents: &mut bytes, stride: 0, class };
                         site.forwarder.handle_udp(batch, self.now, &mut site.sink);
                     }
                     Who::Hub(_) => {}
@@ -725,9 +725,9 @@ impl World {
         if !self.hubs[at].alive {
             return;
         }
-        for (to, batch, stride, ecn) in sink.udp {
+        for (to, batch, stride, class) in sink.udp {
             for bytes in batch.chunks(stride) {
-                self.later(Event::Udp { from: hub_udp(at), to, bytes: bytes.to_vec(), ecn });
+                self.later(Event::Udp { from: hub_udp(at), to, bytes: bytes.to_vec(), class });
             }
         }
         for (stream, batch, stride) in sink.streams {

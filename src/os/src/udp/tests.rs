@@ -1,7 +1,3 @@
-#![expect(unsafe_code, reason = "SO_NO_CHECK, by which a kernel is made to refuse segmentation, has no safe wrapper")]
-
-use std::os::fd::AsRawFd;
-
 use super::*;
 use crate::{
     clock, poll as wait,
@@ -26,7 +22,7 @@ fn transmit<'a>(to: Endpoint, contents: &'a [u8], segment: usize) -> Transmit<'a
 struct Got {
     from: Endpoint,
     to: Option<IpAddr>,
-    ecn: u8,
+    traffic_class: u8,
     stride: usize,
     contents: Vec<u8>,
 }
@@ -46,7 +42,7 @@ fn recv(socket: &UdpSocket, bytes: usize) -> Vec<Got> {
         all.extend(batch.received().map(|r| Got {
             from: r.from,
             to: r.to,
-            ecn: r.ecn,
+            traffic_class: r.traffic_class,
             stride: r.stride,
             contents: r.contents.to_vec(),
         }));
@@ -99,7 +95,7 @@ fn a_refused_run_is_sent_in_single_datagrams_and_nothing_is_lost() {
         a.send(&Transmit { traffic_class: 1, ..transmit(here(&b), &contents, 1000) }).unwrap();
         assert!(!a.gso(), "the kernel refused");
         let got = recv(&b, contents.len());
-        assert!(got.iter().all(|g| g.ecn == 1), "ECN outlives the refusal");
+        assert!(got.iter().all(|g| g.traffic_class == 1), "ECN outlives the refusal");
         assert_eq!(got.into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
 
         a.send(&transmit(here(&b), &contents, 1000)).unwrap();
@@ -130,14 +126,9 @@ fn runs_that_were_switched_off_stay_off() {
     });
 }
 
+/// The kernel refuses to segment where checksums are off.
 fn set_no_check(socket: &UdpSocket, value: libc::c_int) {
-    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap();
-    let value: *const libc::c_int = &raw const value;
-    // SAFETY: `value` points to `length` bytes for the whole call.
-    let done = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, value.cast(), length)
-    };
-    assert_eq!(done, 0);
+    set(&socket.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, value).unwrap();
 }
 
 #[test]
@@ -190,11 +181,50 @@ fn one_socket_speaks_both_families_and_sees_ecn_and_its_own_address() {
             let to = Endpoint::new(SocketAddr::new(ip, port));
             peer.send(&Transmit { traffic_class: 3, ..transmit(to, b"ask", 3) }).unwrap();
             let got = recv(&both, 3);
-            assert_eq!((got[0].from, got[0].to, got[0].ecn), (here(&peer), Some(ip), 3));
+            assert_eq!((got[0].from, got[0].to, got[0].traffic_class), (here(&peer), Some(ip), 3));
             both.send(&Transmit { traffic_class: 2, from: got[0].to, ..transmit(got[0].from, b"answer", 6) }).unwrap();
             let got = recv(&peer, 6);
-            assert_eq!((got[0].from, got[0].ecn), (to, 2), "the answer comes from the address that was asked");
+            assert_eq!(
+                (got[0].from, got[0].traffic_class),
+                (to, 2),
+                "the answer comes from the address that was asked"
+            );
         }
+    });
+}
+
+#[test]
+fn the_traffic_class_goes_there_whole_in_both_families_single_or_in_a_run() {
+    in_empty_netns(|| {
+        let both = bind("[::]:0");
+        for address in [V4, "[::1]:0"] {
+            let peer = bind(address);
+            let to = Endpoint::new(SocketAddr::new(peer.local().ip(), both.local().port()));
+            for (traffic_class, segments) in [(0xb8, 1), (0xbb, 30), (0, 30), (0x2e, 2)] {
+                let contents = run(segments, 1000, 7);
+                peer.send(&Transmit { traffic_class, ..transmit(to, &contents, 1000) }).unwrap();
+                let got = recv(&both, contents.len());
+                assert_eq!((got.len(), got[0].traffic_class), (1, traffic_class));
+                both.send(&Transmit { traffic_class, ..transmit(got[0].from, &contents, 1000) }).unwrap();
+                let got = recv(&peer, contents.len());
+                assert_eq!((got.len(), got[0].traffic_class), (1, traffic_class));
+            }
+            assert!(peer.gso() && both.gso());
+        }
+    });
+}
+
+#[test]
+fn a_run_longer_than_its_buffer_loses_what_was_cut_off_and_it_is_counted() {
+    in_empty_netns(|| {
+        let (a, b) = (bind(V4), bind(V4));
+        let mut batch = RecvBatch::with_buffers_of(2500);
+        a.send(&transmit(here(&b), &run(4, 1000, 1000), 1000)).unwrap();
+        a.send(&transmit(here(&b), &[9; 3000], 3000)).unwrap();
+        a.send(&transmit(here(&b), b"z", 1)).unwrap();
+        assert_eq!(b.recv(&mut batch).unwrap(), 3);
+        let got: Vec<_> = batch.received().map(|r| (r.stride, r.contents.len())).collect();
+        assert_eq!((got, batch.cut()), (vec![(1000, 2000), (1, 1)], 2));
     });
 }
 
