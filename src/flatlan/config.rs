@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use flatlan_os::{stream::Proxy, tun::TunBackend, udp::Gso};
+use flatlan_os::{Offload, stream::Proxy, tun::TunBackend};
 use serde::{Deserialize, Serialize};
 
 /// What a node needs to know that its state directory does not hold.
@@ -16,8 +16,12 @@ pub struct NodeConfig {
     pub port: u16,
     /// How packets get to the kernel.
     pub tun_backend: TunBackend,
-    /// Whether runs of datagrams are handed to the kernel as one.
-    pub udp_gso: Gso,
+    /// Whether super-packets are exchanged with the TUN.
+    pub tun_offload: Offload,
+    /// Whether runs of datagrams are exchanged with the kernel as one.
+    pub udp_gso: Offload,
+    /// Whether the underlay sees the packets' DSCP.
+    pub dscp: Dscp,
     /// Which underlay may be used.
     pub transport: TransportChoice,
     /// The HTTP proxy by which hubs are dialled.
@@ -61,8 +65,12 @@ pub struct NodeFile {
     pub transport: TransportChoice,
     /// `auto`, `offload` or `plain`.
     pub tun_backend: TunBackendChoice,
-    /// `auto` or `off`: segmentation of UDP by the kernel.
-    pub udp_gso: GsoChoice,
+    /// `auto`, `on` or `off`: super-packets between the kernel's TCP and UDP and the node.
+    pub tun_offload: Offload,
+    /// `auto`, `on` or `off`: segmentation of UDP by the kernel.
+    pub udp_gso: Offload,
+    /// `copy` or `zero`: the DSCP of the datagrams.
+    pub dscp: Dscp,
     /// `http://[user@]HOST:PORT` of a proxy that allows CONNECT; empty: none.
     pub proxy: String,
     /// File with the proxy's password; empty: none.
@@ -77,7 +85,9 @@ impl Default for NodeFile {
             port: DEFAULT_PORT,
             transport: TransportChoice::default(),
             tun_backend: TunBackendChoice::default(),
-            udp_gso: GsoChoice::default(),
+            tun_offload: Offload::default(),
+            udp_gso: Offload::default(),
+            dscp: Dscp::default(),
             proxy: String::new(),
             proxy_password_file: PathBuf::new(),
         }
@@ -107,24 +117,15 @@ impl From<TunBackendChoice> for TunBackend {
     }
 }
 
-/// Whether runs of datagrams are handed to the kernel as one.
+/// Whether the underlay sees the DSCP of the packets inside (RFC 2983). Theirs stays as its sender wrote it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum GsoChoice {
-    /// Until it refuses.
+pub enum Dscp {
+    /// Each datagram has the one of its packet.
     #[default]
-    Auto,
-    /// Never.
-    Off,
-}
-
-impl From<GsoChoice> for Gso {
-    fn from(choice: GsoChoice) -> Self {
-        match choice {
-            GsoChoice::Auto => Self::Auto,
-            GsoChoice::Off => Self::Off,
-        }
-    }
+    Copy,
+    /// Every datagram has zero.
+    Zero,
 }
 
 /// Where a node's state is unless told otherwise.

@@ -21,16 +21,17 @@ use flatlan_os::{
     tun::{Offloads, Queues, Tun, TunConfig, TunError},
     udp::{Port, UdpError, UdpOptions, UdpSocket},
 };
-use flatlan_packet::{Gro, Offload};
+use flatlan_packet::Gro;
 use flatlan_types::{Endpoint, HostPort, HubSlot, Prefix};
 use flatlan_wg::{Boringtun, Engine};
 use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    config::{NodeConfig, TransportChoice},
+    config::{Dscp, NodeConfig, TransportChoice},
     control::{self, Request},
-    packet_loop::{Order, PacketLoopError, PacketThread, Unstarted},
+    packet_loop::{ECN, Order, PacketLoopError, PacketThread, Unstarted},
+    refused::Refused,
     state::{NodeState, SOCKET, StateError},
     status::Status,
     streams::{StreamEvent, Streams},
@@ -276,6 +277,7 @@ impl Driver {
             epoch,
             mtu: usize::from(DEFAULT_MTU),
             gro: Gro::ALL,
+            class_mask: class_mask(config.dscp),
             seed: entropy::seed(),
         };
         let netlink = Netlink::open().map_err(NodeError::Route)?;
@@ -482,6 +484,7 @@ impl Driver {
             mtu: u32::from(interface.mtu),
             super_packet: Some(flatlan_datapath::super_packet_len(usize::from(interface.mtu))),
             backend: self.config.tun_backend,
+            offload: self.config.tun_offload,
             queues: Queues::One,
             addresses: addresses(interface),
         };
@@ -492,11 +495,12 @@ impl Driver {
             .map_err(NodeError::Tun)?;
         worker.mtu = usize::from(interface.mtu);
         worker.gro = gro(tun.offloads());
+        let refused = Refused::new(self.config.tun_offload, worker.gro);
         let engine = Engine::<Boringtun>::new(&worker.secret, worker.seed);
         let (ended_tx, ended) = oneshot::channel();
         self.packets_ended = Some(ended);
         let worker = Worker::new(worker, engine);
-        let started = self.packets.start(unstarted, worker, tun, udp, ended_tx);
+        let started = self.packets.start(unstarted, worker, tun, udp, refused, ended_tx);
         started.map_err(|e| NodeError::Packets(e.to_string()))
     }
 
@@ -599,8 +603,16 @@ fn candidates(hosts: &[HostAddress], port: u16) -> Vec<Endpoint> {
     hosts.iter().map(|host| Endpoint::new(SocketAddr::new(host.ip, port))).collect()
 }
 
+/// What of a packet's traffic class its datagram has.
+fn class_mask(dscp: Dscp) -> u8 {
+    match dscp {
+        Dscp::Copy => 0xff,
+        Dscp::Zero => ECN,
+    }
+}
+
 fn gro(offloads: Offloads) -> Gro {
-    let of = |on: bool| if on { Offload::On } else { Offload::Off };
+    let of = |on: bool| if on { flatlan_packet::Offload::On } else { flatlan_packet::Offload::Off };
     Gro { tcp: of(offloads.tcp), udp: of(offloads.udp) }
 }
 

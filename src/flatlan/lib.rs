@@ -16,6 +16,7 @@ mod driver;
 pub mod hub_client;
 pub mod join;
 mod packet_loop;
+mod refused;
 pub mod state;
 pub mod status;
 mod streams;

@@ -19,10 +19,11 @@ use flatlan_os::{
     tun::{self, Tun},
     udp::{self, RecvBatch, UdpSocket},
 };
-use flatlan_packet::{Segments, SuperPacket, VNET_LEN, VnetHeader};
 use flatlan_types::HubSlot;
 use flatlan_wg::Sessions;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::refused::Refused;
 
 /// What the control side sends to a packet thread.
 pub(crate) enum Order {
@@ -45,6 +46,12 @@ pub(crate) enum Order {
 pub(crate) struct Report {
     pub(crate) peers: Vec<PeerReport>,
     pub(crate) stats: WorkerStats,
+    /// Super-packets that the TUN refused, written in single packets.
+    pub(crate) tun_refused: u64,
+    /// Runs of datagrams that the socket refused, sent in single datagrams.
+    pub(crate) udp_refused: u64,
+    /// Datagrams that were longer than the buffer.
+    pub(crate) udp_cut: u64,
 }
 
 /// The control side's end of a packet thread.
@@ -75,6 +82,14 @@ pub(crate) enum PacketLoopError {
     /// The thread could not be started.
     #[error("the packet thread could not be started: {0}")]
     Spawn(Why),
+    /// The TUN device cannot be read, again and again.
+    #[error("the TUN device {name} cannot be read: {why}")]
+    Tun {
+        /// Its name.
+        name: String,
+        /// The kernel's reason.
+        why: Why,
+    },
     /// Somebody deleted the TUN device.
     #[error("the TUN device {name} was deleted under us")]
     TunGone {
@@ -90,6 +105,10 @@ struct PacketLoop<S> {
     orders: mpsc::Receiver<Order>,
     streams: mpsc::Receiver<(HubSlot, Bytes)>,
     events: mpsc::Sender<Event>,
+    /// Reads of the TUN that failed in a row.
+    failed_reads: u32,
+    /// Datagrams that were longer than the buffer.
+    udp_cut: u64,
 }
 
 /// Where the worker's output goes.
@@ -97,6 +116,7 @@ struct Io {
     tun: Tun,
     udp: UdpSocket,
     streams: BTreeMap<HubSlot, SendQueue>,
+    refused: Refused,
     gone: bool,
 }
 
@@ -118,11 +138,12 @@ impl PacketThread {
         worker: Worker<S>,
         tun: Tun,
         udp: UdpSocket,
+        refused: Refused,
         ended: oneshot::Sender<Result<(), PacketLoopError>>,
     ) -> Result<(), PacketLoopError> {
         let Unstarted { waker, orders, streams, events } = unstarted;
-        let io = Io { tun, udp, streams: BTreeMap::new(), gone: false };
-        let mut packet_loop = PacketLoop { worker, io, waker, orders, streams, events };
+        let io = Io { tun, udp, streams: BTreeMap::new(), refused, gone: false };
+        let mut packet_loop = PacketLoop { worker, io, waker, orders, streams, events, failed_reads: 0, udp_cut: 0 };
         let thread = std::thread::Builder::new()
             .name("flatlan-packets".to_owned())
             .spawn(move || {
@@ -200,6 +221,9 @@ impl<S: Sessions> PacketLoop<S> {
             busy |= self.receive_streams(now);
             busy |= self.receive_udp(&mut received, now);
             busy |= self.receive_tun(&mut packet, now)?;
+            if let Some(gro) = self.io.refused.poll_gro() {
+                self.worker.set_gro(gro);
+            }
             if self.io.gone {
                 return Err(PacketLoopError::TunGone { name: self.io.tun.name().to_owned() });
             }
@@ -218,7 +242,12 @@ impl<S: Sessions> PacketLoop<S> {
 
     fn handle_order(&mut self, order: Order, now: Instant) -> Flow {
         match order {
-            Order::Command(command) => self.worker.handle_command(command, now, &mut self.io),
+            Order::Command(command) => {
+                if matches!(command, Command::NetworkChanged) {
+                    self.io.udp.reset_offload();
+                }
+                self.worker.handle_command(command, now, &mut self.io);
+            }
             Order::Snapshot(snapshot) => self.worker.set_snapshot(snapshot, now),
             Order::OpenStream(hub, sender) => {
                 self.io.streams.insert(hub, sender);
@@ -227,11 +256,21 @@ impl<S: Sessions> PacketLoop<S> {
                 self.io.streams.remove(&hub);
             }
             Order::Report(reply) => {
-                let _ = reply.send(Report { peers: self.worker.report(now), stats: self.worker.stats().clone() });
+                let _ = reply.send(self.report(now));
             }
             Order::Stop => return Flow::Stop,
         }
         Flow::Go
+    }
+
+    fn report(&self, now: Instant) -> Report {
+        Report {
+            peers: self.worker.report(now),
+            stats: self.worker.stats().clone(),
+            tun_refused: self.io.refused.count(),
+            udp_refused: self.io.udp.refused(),
+            udp_cut: self.udp_cut,
+        }
     }
 
     fn receive_streams(&mut self, now: Instant) -> bool {
@@ -255,6 +294,7 @@ impl<S: Sessions> PacketLoop<S> {
             let udp::Received { from, contents, stride, traffic_class, to: _ } = received;
             self.worker.handle_network(from, contents, stride, traffic_class & ECN, now, &mut self.io);
         }
+        self.udp_cut = batch.cut();
         self.worker.flush_inbound(now, &mut self.io);
         count > 0
     }
@@ -265,6 +305,7 @@ impl<S: Sessions> PacketLoop<S> {
             match self.io.tun.recv(buffer) {
                 Ok(len) => {
                     any = true;
+                    self.failed_reads = 0;
                     if let Some(packet) = buffer.get_mut(..len) {
                         self.worker.handle_tun(packet, now, &mut self.io);
                     }
@@ -272,7 +313,19 @@ impl<S: Sessions> PacketLoop<S> {
                 Err(error) if tun::is_gone(&error) => {
                     return Err(PacketLoopError::TunGone { name: self.io.tun.name().to_owned() });
                 }
-                Err(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.failed_reads = 0;
+                    break;
+                }
+                Err(error) => {
+                    self.failed_reads += 1;
+                    let why = Why(error);
+                    tracing::debug!(reason = %why, "a read of the TUN device failed");
+                    if self.failed_reads >= FAILED_READS {
+                        return Err(PacketLoopError::Tun { name: self.io.tun.name().to_owned(), why });
+                    }
+                    break;
+                }
             }
         }
         if any {
@@ -324,31 +377,14 @@ impl Sink for Io {
     fn write_tun(&mut self, header_and_packet: &mut [u8]) -> Result<(), DropReason> {
         match self.tun.send(header_and_packet) {
             Ok(()) => Ok(()),
-            Err(error) if tun::is_refused(&error) => self.write_segments(header_and_packet),
+            Err(error) if tun::is_refused(&error) => {
+                self.refused.handle(header_and_packet, error, |segment| self.tun.send(segment))
+            }
             Err(error) => {
                 self.gone |= tun::is_gone(&error);
                 Err(DropReason::Backpressure)
             }
         }
-    }
-}
-
-impl Io {
-    /// The kernel does not take this super-packet: its segments one by one.
-    fn write_segments(&mut self, header_and_packet: &[u8]) -> Result<(), DropReason> {
-        let (header, packet) = header_and_packet.split_at_checked(VNET_LEN).ok_or(DropReason::Malformed)?;
-        let header = VnetHeader::parse(header).map_err(|_| DropReason::Malformed)?;
-        let mut segments = Segments::new(SuperPacket { header, packet }, flatlan_packet::MAX_PACKET)
-            .map_err(|_| DropReason::Malformed)?;
-        let mut single = vec![0; VNET_LEN + flatlan_packet::MAX_PACKET];
-        let mut refused = Ok(());
-        while let Some(len) = single.get_mut(VNET_LEN..).and_then(|packet| segments.write_next(packet)) {
-            let frame = single.get(..VNET_LEN + len).unwrap_or_default();
-            if self.tun.send(frame).is_err() {
-                refused = Err(DropReason::Backpressure);
-            }
-        }
-        refused
     }
 }
 
@@ -359,7 +395,9 @@ enum Flow {
 }
 
 /// The congestion bits of a traffic class (RFC 3168).
-const ECN: u8 = 3;
+pub(crate) const ECN: u8 = 3;
+/// Reads of the TUN that may fail in a row: what passes by itself passes before.
+const FAILED_READS: u32 = 1000;
 /// Packets read from the TUN before anything else is looked at.
 const TUN_BURST: usize = 32;
 /// Messages of data streams handed in before anything else is looked at.

@@ -24,6 +24,8 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<&'static str, u64>,
+    /// What the kernel refused as one piece and took in many: nothing of it is lost.
+    pub refused: BTreeMap<&'static str, u64>,
     /// What a human should look at.
     pub alarms: Vec<String>,
     /// Why this node is of no use yet.
@@ -122,6 +124,7 @@ pub struct Path {
 impl Status {
     /// Puts both halves together.
     pub(crate) fn new(node: &NodeStatus, report: &Report, tun: &str, port: u16) -> Self {
+        let cut = [("truncated", report.udp_cut)];
         Self {
             network: Network {
                 name: node.network.name.as_ref().map(ToString::to_string),
@@ -139,7 +142,8 @@ impl Status {
             },
             hubs: node.hubs.iter().map(hub).collect(),
             peers: node.peers.iter().map(|peer| self::peer(peer, node, report)).collect(),
-            drops: report.stats.drops.iter().map(|(reason, count)| (reason.name(), count)).collect(),
+            drops: report.stats.drops.iter().map(|(reason, count)| (reason.name(), count)).chain(cut).collect(),
+            refused: [("tun_super_packets", report.tun_refused), ("udp_runs", report.udp_refused)].into(),
             alarms: texts(&node.alarms),
             waiting: node.waiting.as_ref().map(ToString::to_string),
         }

@@ -160,7 +160,9 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
         tun: file.tun,
         port: file.port,
         tun_backend: file.tun_backend.into(),
-        udp_gso: file.udp_gso.into(),
+        tun_offload: file.tun_offload,
+        udp_gso: file.udp_gso,
+        dscp: file.dscp,
         transport: file.transport,
         proxy,
     })

@@ -197,7 +197,7 @@ impl<S: Sessions> Worker<S> {
 
     fn sealer(&mut self, lane: LaneKey, route: Route, traffic_class: u8) -> Sealer<'_, S> {
         let traffic_class = match route.to {
-            Destination::Udp(_) => traffic_class,
+            Destination::Udp(_) => traffic_class & self.config.class_mask,
             Destination::Stream(_) => 0,
         };
         Sealer {

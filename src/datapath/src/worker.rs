@@ -37,6 +37,8 @@ pub struct WorkerConfig {
     pub mtu: usize,
     /// Which packets may be joined before they are written to the TUN.
     pub gro: Gro,
+    /// Which bits of a packet's traffic class its datagram has: the lower two are ECN and stay (RFC 6040).
+    pub class_mask: u8,
     /// Seed of everything that is random here.
     pub seed: u64,
 }
@@ -166,6 +168,11 @@ impl<S: Sessions> Worker<S> {
         while let Some(slot) = self.peers.pop_due(now) {
             self.handle_peer_timeout(slot, now, out);
         }
+    }
+
+    /// Which packets may be joined before they are written to the TUN, from here on.
+    pub fn set_gro(&mut self, gro: Gro) {
+        self.coalescer.set_gro(gro);
     }
 
     /// The roster changed: who is no member any more loses its sessions at once.

@@ -2,7 +2,7 @@
 
 use flatlan_datapath::Worker;
 use flatlan_lab::Namespace;
-use flatlan_os::tun::TunBackend;
+use flatlan_os::{Offload, tun::TunBackend};
 use flatlan_types::{BootEpoch, LaneKey, NetworkId, NodeSeed, PeerSlot};
 use flatlan_wg::{Admission, Handshake, OpenError, Opened, PeerSession, SealError, Sessions};
 
@@ -20,8 +20,8 @@ async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() 
         let config = TunConfig {
             name: "fl0".to_owned(),
             mtu: 1400,
-            super_packet: None,
             backend,
+            offload: Offload::Auto,
             queues: Queues::One,
             addresses: vec![],
         };
@@ -34,10 +34,13 @@ async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() 
         epoch: BootEpoch(1),
         mtu: 1400,
         gro: Gro::ALL,
+        class_mask: 0xff,
         seed: 1,
     };
     let (ended, when_ended) = oneshot::channel();
-    thread.start(unstarted, Worker::new(worker, Broken), tun, udp, ended).unwrap();
+    thread
+        .start(unstarted, Worker::new(worker, Broken), tun, udp, Refused::new(Offload::Auto, Gro::ALL), ended)
+        .unwrap();
     let error = packets_ended(&mut Some(when_ended)).await;
     assert_eq!(
         error.to_string(),

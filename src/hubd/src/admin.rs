@@ -73,11 +73,13 @@ fn exposition(view: &View) -> String {
         ("received_datagrams", report.stats.received),
         ("forwarded_datagrams", report.stats.forwarded.packets),
         ("forwarded_bytes", report.stats.forwarded.bytes),
+        ("refused_runs", report.udp_refused),
     ] {
         let _ = writeln!(text, "# TYPE flatlan_hub_{name} counter\nflatlan_hub_{name}_total {value}");
     }
     text.push_str("# TYPE flatlan_hub_dropped_datagrams counter\n");
-    let queues = [("stream_full", report.stream_drops), ("socket_full", report.udp_drops)];
+    let queues =
+        [("stream_full", report.stream_drops), ("socket_full", report.udp_drops), ("truncated", report.udp_cut)];
     let dropped = report.stats.dropped.iter().map(|(reason, count)| (reason.label(), count));
     for (reason, count) in queues.into_iter().chain(dropped) {
         let _ = writeln!(text, "flatlan_hub_dropped_datagrams_total{{reason=\"{reason}\"}} {count}");

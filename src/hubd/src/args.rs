@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use flatlan_hub::{Limits, PeerHub, Quota};
-use flatlan_os::{Why, located};
+use flatlan_os::{Offload, Why, located};
 use flatlan_types::{HostPort, NetworkId};
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,8 @@ pub struct HubFile {
     /// Where to take UDP; absent: port 51820 of the same address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp: Option<SocketAddr>,
+    /// `auto`, `on` or `off`: segmentation of UDP by the kernel.
+    pub udp_gso: Offload,
     /// Networks to serve.
     pub allow: Vec<NetworkId>,
     /// Serve whatever network is published here.
@@ -111,6 +113,7 @@ impl Default for HubFile {
             state: PathBuf::from(DEFAULT_STATE),
             tls: SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 443),
             udp: None,
+            udp_gso: Offload::default(),
             allow: Vec::new(),
             allow_any: false,
             peers: Vec::new(),
@@ -133,6 +136,7 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     pub(crate) tls: SocketAddr,
     pub(crate) udp: SocketAddr,
+    pub(crate) udp_gso: Offload,
     pub(crate) allow: flatlan_hub::Allow,
     pub(crate) peers: Vec<PeerHub>,
     pub(crate) admin: Option<SocketAddr>,
@@ -201,6 +205,7 @@ impl RunArgs {
             state: file.state,
             tls: file.tls,
             udp: self.udp.or(file.udp).unwrap_or_else(|| SocketAddr::new(file.tls.ip(), DEFAULT_UDP)),
+            udp_gso: file.udp_gso,
             allow,
             peers,
             admin: self.admin.or(file.admin),

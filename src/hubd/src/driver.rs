@@ -215,7 +215,8 @@ impl RunningHub {
         let state = HubState::open(&config.state)?;
         let secret = state.secret()?;
         let key = secret.public();
-        let udp = UdpSocket::bind(config.udp, UdpOptions::default()).map_err(HubError::Udp)?;
+        let udp = UdpSocket::bind(config.udp, UdpOptions { gso: config.udp_gso, ..UdpOptions::default() })
+            .map_err(HubError::Udp)?;
         let listener = Listener::bind(config.tls).map_err(HubError::Listen)?;
         let certificate = Certificate::open(config.certificate)?;
         let local = udp.local();

@@ -46,6 +46,10 @@ pub(crate) struct Report {
     pub(crate) stream_drops: u64,
     /// Datagrams that the socket did not take.
     pub(crate) udp_drops: u64,
+    /// Runs of datagrams that the socket refused, sent in single datagrams.
+    pub(crate) udp_refused: u64,
+    /// Datagrams that were longer than the buffer.
+    pub(crate) udp_cut: u64,
 }
 
 /// The control side's end of the packet thread.
@@ -70,6 +74,7 @@ struct Io {
     streams: BTreeMap<StreamId, SendQueue>,
     stream_drops: u64,
     udp_drops: u64,
+    udp_cut: u64,
 }
 
 impl PacketThread {
@@ -83,7 +88,7 @@ impl PacketThread {
         let (orders, orders_rx) = mpsc::channel(ORDERS);
         let (frames, frames_rx) = mpsc::channel(MESSAGES);
         let (events, events_rx) = mpsc::channel(EVENTS);
-        let io = Io { udp, streams: BTreeMap::new(), stream_drops: 0, udp_drops: 0 };
+        let io = Io { udp, streams: BTreeMap::new(), stream_drops: 0, udp_drops: 0, udp_cut: 0 };
         let mut packet_loop =
             PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, frames: frames_rx, events };
         let thread = std::thread::Builder::new().name("hub-packets".to_owned()).spawn(move || {
@@ -155,7 +160,11 @@ impl PacketLoop {
                     Order::CloseStream(stream) => {
                         self.io.streams.remove(&stream);
                     }
-                    Order::SetOwn(own) => self.forwarder.set_own(own, now),
+                    Order::SetOwn(own) => {
+                        // other links may segment
+                        self.io.udp.reset_offload();
+                        self.forwarder.set_own(own, now);
+                    }
                     Order::Report(reply) => {
                         let _ = reply.send(self.report());
                     }
@@ -191,6 +200,7 @@ impl PacketLoop {
             };
             self.forwarder.handle_udp(batch, now, &mut self.io);
         }
+        self.io.udp_cut = batch.cut();
         count > 0
     }
 
@@ -219,6 +229,8 @@ impl PacketLoop {
             labels: self.forwarder.labels(),
             stream_drops: self.io.stream_drops,
             udp_drops: self.io.udp_drops,
+            udp_refused: self.io.udp.refused(),
+            udp_cut: self.io.udp_cut,
         }
     }
 }

@@ -20,6 +20,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "other crates' enums: what is not named is not meant")]
 
 mod exit;
+mod offload;
 
 pub mod clock;
 pub mod entropy;
@@ -40,3 +41,4 @@ pub mod watchdog;
 mod testing;
 
 pub use exit::{ExitClass, Why, located};
+pub use offload::Offload;

@@ -22,7 +22,7 @@ use rustix::{
 };
 
 use crate::{
-    ExitClass, Why,
+    ExitClass, Offload, Why,
     route::{self, Netlink, RouteError},
 };
 
@@ -44,6 +44,8 @@ pub struct TunConfig {
     pub super_packet: Option<u32>,
     /// How to move packets.
     pub backend: TunBackend,
+    /// Whether to move super-packets.
+    pub offload: Offload,
     /// How many queues there may be.
     pub queues: Queues,
     /// Its own addresses; a shorter prefix than the full one makes a route as well.
@@ -81,6 +83,8 @@ pub struct Offloads {
 
 enum Backend {
     Offload(tun_rs::SyncDevice),
+    /// The same device, without the header.
+    Single(tun_rs::SyncDevice),
     Plain(tun_tap::Iface),
 }
 
@@ -120,10 +124,13 @@ impl Tun {
     pub fn create(config: &TunConfig) -> Result<Self, TunError> {
         let name = &config.name;
         Self::check_name(name)?;
-        let tun = match config.backend {
-            TunBackend::Offload => Self::open_offload(name, config.queues)?,
-            TunBackend::Plain => Self::open_plain(name)?,
-            TunBackend::Auto => match Self::open_offload(name, config.queues) {
+        let tun = match (config.backend, config.offload) {
+            (TunBackend::Plain, Offload::On) => return Err(TunError::NoOffload { name: name.clone() }),
+            (TunBackend::Plain, Offload::Auto | Offload::Off) => Self::open_plain(name)?,
+            (TunBackend::Offload, offload) | (TunBackend::Auto, offload @ Offload::On) => {
+                Self::open_offload(name, config.queues, offload)?
+            }
+            (TunBackend::Auto, offload) => match Self::open_offload(name, config.queues, offload) {
                 Err(TunError::Open { why, .. }) => {
                     tracing::warn!(reason = %why, "no offloads, using the plain TUN backend");
                     Self::open_plain(name)?
@@ -141,27 +148,32 @@ impl Tun {
     /// Where the device was not made with [`Queues::Many`], or is plain.
     pub fn queue(&self) -> Result<Self, TunError> {
         let failed = |e| TunError::of(&self.name, e);
-        let Backend::Offload(device) = &self.backend else {
-            return Err(failed(Errno::OPNOTSUPP.into()));
+        let again = |device: &tun_rs::SyncDevice| {
+            let device = device.try_clone().map_err(failed)?;
+            device.set_nonblocking(true).map_err(failed).map(|()| device)
         };
-        let device = device.try_clone().map_err(failed)?;
-        device.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { backend: Backend::Offload(device), name: self.name.clone(), offloads: self.offloads })
+        let backend = match &self.backend {
+            Backend::Offload(device) => Backend::Offload(again(device)?),
+            Backend::Single(device) => Backend::Single(again(device)?),
+            Backend::Plain(_) => return Err(failed(Errno::OPNOTSUPP.into())),
+        };
+        Ok(Self { backend, name: self.name.clone(), offloads: self.offloads })
     }
 
-    fn open_offload(name: &str, queues: Queues) -> Result<Self, TunError> {
+    fn open_offload(name: &str, queues: Queues, offload: Offload) -> Result<Self, TunError> {
         check_device_node()?;
         let failed = |e| TunError::of(name, e);
         let device = tun_rs::DeviceBuilder::new()
             .name(name)
-            .offload(true)
+            .offload(offload != Offload::Off)
             .multi_queue(queues == Queues::Many)
             .inherit_enable_state()
             .build_sync()
             .map_err(failed)?;
         device.set_nonblocking(true).map_err(failed)?;
         let offloads = Offloads { tcp: device.tcp_gso(), udp: device.udp_gso() };
-        Ok(Self { backend: Backend::Offload(device), name: name.to_owned(), offloads })
+        let backend = if offload == Offload::Off { Backend::Single(device) } else { Backend::Offload(device) };
+        Ok(Self { backend, name: name.to_owned(), offloads })
     }
 
     fn open_plain(name: &str) -> Result<Self, TunError> {
@@ -198,14 +210,8 @@ impl Tun {
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.backend {
             Backend::Offload(device) => device.recv(buffer),
-            Backend::Plain(device) => {
-                let Some((header, packet)) = buffer.split_at_mut_checked(VNET_LEN) else {
-                    return Err(io::ErrorKind::InvalidInput.into());
-                };
-                let length = device.recv(packet)?;
-                header.fill(0);
-                Ok(VNET_LEN + length)
-            }
+            Backend::Single(device) => recv_bare(buffer, |packet| device.recv(packet)),
+            Backend::Plain(device) => recv_bare(buffer, |packet| device.recv(packet)),
         }
     }
 
@@ -216,16 +222,8 @@ impl Tun {
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         match &self.backend {
             Backend::Offload(device) => device.send(frame)?,
-            Backend::Plain(device) => {
-                let Some((header, packet)) = frame.split_at_checked(VNET_LEN) else {
-                    return Err(io::ErrorKind::InvalidInput.into());
-                };
-                // This device cannot cut, nor finish a checksum.
-                if header.first().is_some_and(|flags| flags & NEEDS_CSUM != 0) || header.get(1) != Some(&0) {
-                    return Err(Errno::INVAL.into());
-                }
-                device.send(packet)?
-            }
+            Backend::Single(device) => device.send(bare(frame)?)?,
+            Backend::Plain(device) => device.send(bare(frame)?)?,
         };
         Ok(())
     }
@@ -244,7 +242,7 @@ impl Tun {
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         let raw: RawFd = match &self.backend {
-            Backend::Offload(device) => device.as_raw_fd(),
+            Backend::Offload(device) | Backend::Single(device) => device.as_raw_fd(),
             Backend::Plain(device) => device.as_raw_fd(),
         };
         // SAFETY: the backend owns this descriptor and closes it only when dropped; the borrow ends before.
@@ -256,6 +254,27 @@ impl std::fmt::Debug for Tun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tun").field("name", &self.name).field("offloads", &self.offloads).finish_non_exhaustive()
     }
+}
+
+/// Reads from a device that gives no header: a zero one is put before the packet.
+fn recv_bare(buffer: &mut [u8], recv: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
+    let Some((header, packet)) = buffer.split_at_mut_checked(VNET_LEN) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let length = recv(packet)?;
+    header.fill(0);
+    Ok(VNET_LEN + length)
+}
+
+/// The packet, for a device that takes no header: it cannot cut, nor finish a checksum.
+fn bare(frame: &[u8]) -> io::Result<&[u8]> {
+    let Some((header, packet)) = frame.split_at_checked(VNET_LEN) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if header.first().is_some_and(|flags| flags & NEEDS_CSUM != 0) || header.get(1) != Some(&0) {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(packet)
 }
 
 /// Whether a read or write failed because the device was deleted.
@@ -311,6 +330,14 @@ pub enum TunError {
         "cannot create a TUN device: /dev/net/tun does not exist: `modprobe tun`, or in a container pass --device /dev/net/tun"
     )]
     NoDevice,
+    /// Offloads are to be on, and the device that is asked for has none.
+    #[error(
+        "cannot create TUN device {name}: tun_offload = on, but the plain backend moves single packets: set tun_backend = \"auto\" or tun_offload = \"auto\""
+    )]
+    NoOffload {
+        /// Its name.
+        name: String,
+    },
     /// /dev/net/tun may not be opened, or TUNSETIFF is not allowed.
     #[error(
         "cannot create TUN device {name}: not permitted: this needs root, or the capability CAP_NET_ADMIN and access to /dev/net/tun"
@@ -361,7 +388,7 @@ impl TunError {
     /// Which exit code it asks for.
     pub fn exit_class(&self) -> ExitClass {
         match self {
-            Self::BadName { .. } => ExitClass::Wrong,
+            Self::BadName { .. } | Self::NoOffload { .. } => ExitClass::Wrong,
             Self::Busy { .. } | Self::Taken { .. } => ExitClass::Failed,
             Self::NoDevice | Self::NotPermitted { .. } => ExitClass::NotPermitted,
             Self::Open { why, .. } => ExitClass::of(why),

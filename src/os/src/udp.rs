@@ -6,7 +6,7 @@
 //! * one socket for both families, or IPv4 alone where the machine has no IPv6;
 //! * runs cut to what the kernel takes;
 //! * a refused run is sent again in single datagrams, so that nothing is lost, and only where those go
-//!   through are runs given up, until [`UdpSocket::reset_offload`];
+//!   through are runs given up, for every destination, until [`UdpSocket::reset_offload`];
 //! * a full send buffer is waited for, briefly and never twice in a row;
 //! * errors of one destination never look like errors of the socket.
 //!
@@ -18,7 +18,7 @@ use std::{
     io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -29,7 +29,7 @@ use rustix::{
 };
 use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
-use crate::{ExitClass, Why};
+use crate::{ExitClass, Offload, Why};
 
 mod control;
 mod recv;
@@ -43,9 +43,11 @@ pub struct UdpSocket {
     socket: Socket,
     local: SocketAddr,
     /// What the caller wanted.
-    wanted: Gso,
+    wanted: Offload,
     /// Whether runs are sent as such.
     gso: AtomicBool,
+    /// How many runs were refused.
+    refused: AtomicU64,
     /// The last send found no room in time.
     clogged: AtomicBool,
 }
@@ -53,8 +55,8 @@ pub struct UdpSocket {
 /// How to bind.
 #[derive(Debug, Clone, Copy)]
 pub struct UdpOptions {
-    /// Whether to hand runs to the kernel.
-    pub gso: Gso,
+    /// Whether to hand runs to the kernel; where it is off, none are taken from it either.
+    pub gso: Offload,
     /// Whether several sockets may share the port: the kernel spreads senders over them.
     pub port: Port,
     /// What to ask for as send and receive buffer, in bytes.
@@ -63,17 +65,8 @@ pub struct UdpOptions {
 
 impl Default for UdpOptions {
     fn default() -> Self {
-        Self { gso: Gso::Auto, port: Port::Own, buffer: BUFFER }
+        Self { gso: Offload::Auto, port: Port::Own, buffer: BUFFER }
     }
-}
-
-/// Segmentation by the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gso {
-    /// Until it refuses.
-    Auto,
-    /// Never: some kernels corrupt runs.
-    Off,
 }
 
 /// Who owns the port.
@@ -186,15 +179,18 @@ impl UdpSocket {
     /// # Errors
     /// Where the port is taken or not allowed, or the address is not this machine's.
     pub fn bind(address: SocketAddr, options: UdpOptions) -> Result<Self, UdpError> {
-        let bound = Self::bind_exactly(address, options);
-        match bound {
+        let bound = match Self::bind_exactly(address, options) {
             Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && no_such_family(&error) => {
                 let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
                 Self::bind_exactly(v4, options).map_err(|e| UdpError::bind(v4, e))
             }
             Err(error) => Err(UdpError::bind(address, error)),
             Ok(socket) => Ok(socket),
+        }?;
+        if options.gso == Offload::On && !bound.gso() {
+            return Err(UdpError::NoSegmentation { address });
         }
+        Ok(bound)
     }
 
     fn bind_exactly(address: SocketAddr, options: UdpOptions) -> io::Result<Self> {
@@ -212,9 +208,16 @@ impl UdpSocket {
             .or_else(|_| rustix::net::sockopt::set_socket_send_buffer_size(&socket, options.buffer));
         socket.bind(&address.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(Errno::AFNOSUPPORT)?;
-        set_up(&socket, local)?;
-        let gso = options.gso == Gso::Auto && can_segment(&socket);
-        Ok(Self { socket, local, wanted: options.gso, gso: AtomicBool::new(gso), clogged: AtomicBool::new(false) })
+        set_up(&socket, local, options.gso)?;
+        let gso = options.gso != Offload::Off && can_segment(&socket);
+        Ok(Self {
+            socket,
+            local,
+            wanted: options.gso,
+            gso: AtomicBool::new(gso),
+            refused: AtomicU64::new(0),
+            clogged: AtomicBool::new(false),
+        })
     }
 
     /// Receives what is there, without waiting; the number of buffers filled.
@@ -275,15 +278,29 @@ impl UdpSocket {
                 Err(error) if refuses_runs(&error) => {
                     self.send_singles(to, says, run, segment)?;
                     // The same bytes went through one by one: it is the segmentation that is refused.
-                    if self.gso.swap(false, Ordering::Relaxed) {
-                        tracing::warn!(reason = %Why(error), "segmentation offload refused, sending single datagrams");
-                    }
+                    self.on_refused(error);
                     return Ok(());
                 }
                 done => return done,
             }
         }
         self.send_singles(to, says, run, segment)
+    }
+
+    /// Told once: after a change of the network, the same link may refuse again.
+    fn on_refused(&self, error: io::Error) {
+        let first = self.refused.fetch_add(1, Ordering::Relaxed) == 0;
+        let why = Why(error);
+        if self.wanted == Offload::On {
+            if first {
+                tracing::error!(reason = %why, "the kernel refuses UDP segmentation, which is to be on: sending single datagrams");
+            }
+            return;
+        }
+        self.gso.store(false, Ordering::Relaxed);
+        if first {
+            tracing::warn!(reason = %why, "the kernel refuses UDP segmentation: sending single datagrams");
+        }
     }
 
     fn send_singles(&self, to: &SockAddr, says: &Says, run: &[u8], segment: usize) -> io::Result<()> {
@@ -327,18 +344,18 @@ impl UdpSocket {
 
     /// Forgets what the kernel refused: after the network has changed, other links may segment.
     pub fn reset_offload(&self) {
-        let gso = self.wanted == Gso::Auto && can_segment(&self.socket);
+        let gso = self.wanted != Offload::Off && can_segment(&self.socket);
         self.gso.store(gso, Ordering::Relaxed);
-    }
-
-    /// Stops handing runs to the kernel: for a caller that sees it lose them.
-    pub fn disable_gso(&self) {
-        self.gso.store(false, Ordering::Relaxed);
     }
 
     /// Whether runs are handed to the kernel whole.
     pub fn gso(&self) -> bool {
         self.gso.load(Ordering::Relaxed)
+    }
+
+    /// How many runs the kernel refused and were sent in single datagrams.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Where it is bound.
@@ -354,7 +371,7 @@ impl AsFd for UdpSocket {
 }
 
 /// What every socket is to do. Only what no packet can do without is insisted on.
-fn set_up(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+fn set_up(socket: &Socket, local: SocketAddr, gso: Offload) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     // Also for IPv4 by mapped addresses. Fragments are forbidden, the kernel's guesses ignored.
     set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
@@ -369,7 +386,7 @@ fn set_up(socket: &Socket, local: SocketAddr) -> io::Result<()> {
     }
     let _ = set(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
     // Linux 5.0; before, runs come as their datagrams
-    let _ = set(socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+    let _ = set(socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(gso != Offload::Off));
     Ok(())
 }
 
@@ -427,6 +444,14 @@ pub enum UdpError {
         /// The kernel's reason.
         why: Why,
     },
+    /// Segmentation is to be on, and the kernel has none.
+    #[error(
+        "cannot bind UDP {address}: udp_gso = on, but this kernel does not segment UDP (Linux 4.18 does): set udp_gso = \"auto\""
+    )]
+    NoSegmentation {
+        /// Where.
+        address: SocketAddr,
+    },
     /// The address is of another machine.
     #[error("cannot bind UDP {address}: this machine has no address {}: use 0.0.0.0 or [::] for all", address.ip())]
     NotLocal {
@@ -463,7 +488,7 @@ impl UdpError {
     pub fn exit_class(&self) -> ExitClass {
         match self {
             Self::Bind { why, .. } => ExitClass::of(why),
-            Self::NotLocal { .. } => ExitClass::Wrong,
+            Self::NoSegmentation { .. } | Self::NotLocal { .. } => ExitClass::Wrong,
             Self::NotPermitted { .. } => ExitClass::NotPermitted,
             Self::Taken { .. } => ExitClass::Failed,
         }

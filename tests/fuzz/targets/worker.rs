@@ -259,6 +259,7 @@ fn new_worker(me: PeerSlot) -> Worker<Engine<Plain>> {
         epoch: BootEpoch(1),
         mtu: 1400,
         gro: Gro::ALL,
+        class_mask: 0xff,
         seed: me.0.into(),
     };
     Worker::new(config, engine)

@@ -216,6 +216,7 @@ impl<T: Tunnel> Net<Engine<T>> {
             epoch: BootEpoch(epoch),
             mtu: 1400,
             gro: Gro::ALL,
+            class_mask: 0xff,
             seed,
         };
         Worker::new(config, Engine::new(&secret(n), seed))

@@ -5,6 +5,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::{
+    Offload,
     testing::{as_nobody, async_in_empty_netns, runtime},
     tun::{Queues, Tun, TunBackend, TunConfig},
 };
@@ -43,8 +44,8 @@ fn tun() -> Tun {
     let config = TunConfig {
         name: "os0".into(),
         mtu: 1400,
-        super_packet: None,
         backend: TunBackend::Plain,
+        offload: Offload::Off,
         queues: Queues::One,
         addresses,
     };

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::*;
 use crate::{
+    Offload,
     testing::{as_nobody, async_in_empty_netns, in_empty_netns, runtime},
     tun::{Queues, Tun, TunBackend, TunConfig},
 };
@@ -187,8 +188,8 @@ fn the_next_address_is_tried_while_the_first_is_silent() {
         let config = TunConfig {
             name: "os0".into(),
             mtu: 1400,
-            super_packet: None,
             backend: TunBackend::Plain,
+            offload: Offload::Off,
             queues: Queues::One,
             addresses,
         };

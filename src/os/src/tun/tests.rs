@@ -19,6 +19,7 @@ fn config(backend: TunBackend) -> TunConfig {
         mtu: 1400,
         super_packet: Some(60_000),
         backend,
+        offload: Offload::Auto,
         queues: Queues::One,
         addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd09::1/64".parse().unwrap()],
     }
@@ -155,9 +156,15 @@ fn a_refused_super_packet_is_told_from_a_deleted_device() {
 }
 
 #[test]
-fn the_plain_backend_carries_packets_both_ways_in_the_same_format() {
+fn a_device_without_offloads_carries_packets_both_ways_in_the_same_format() {
+    let off = TunConfig { offload: Offload::Off, ..config(TunBackend::Auto) };
+    carries_single_packets(&config(TunBackend::Plain));
+    carries_single_packets(&off);
+}
+
+fn carries_single_packets(config: &TunConfig) {
     in_empty_netns(|| {
-        let tun = Tun::create(&config(TunBackend::Plain)).unwrap();
+        let tun = Tun::create(config).unwrap();
         assert_eq!(tun.offloads(), Offloads { tcp: false, udp: false });
         let app = UdpSocket::bind((HERE, 0)).unwrap();
         app.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -178,6 +185,21 @@ fn the_plain_backend_carries_packets_both_ways_in_the_same_format() {
 }
 
 #[test]
+fn offloads_that_are_to_be_on_are_refused_to_the_plain_backend() {
+    in_empty_netns(|| {
+        let on = |backend| TunConfig { offload: Offload::On, ..config(backend) };
+        let error = Tun::create(&on(TunBackend::Plain)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot create TUN device os0: tun_offload = on, but the plain backend moves single packets: set \
+             tun_backend = \"auto\" or tun_offload = \"auto\""
+        );
+        assert_eq!(error.exit_class(), ExitClass::Wrong);
+        assert!(Tun::create(&on(TunBackend::Auto)).unwrap().offloads().tcp);
+    });
+}
+
+#[test]
 fn ipv6_works_and_the_kernel_sends_nothing_on_its_own() {
     in_empty_netns(|| {
         for backend in [TunBackend::Auto, TunBackend::Plain] {
@@ -194,17 +216,22 @@ fn ipv6_works_and_the_kernel_sends_nothing_on_its_own() {
 #[test]
 fn a_second_queue_belongs_to_the_same_device() {
     in_empty_netns(|| {
-        let many = TunConfig { queues: Queues::Many, ..config(TunBackend::Offload) };
-        let first = Tun::create(&many).unwrap();
-        let second = first.queue().unwrap();
-        assert_eq!((second.name(), second.offloads()), ("os0", first.offloads()));
-        assert_eq!(second.recv(&mut [0; RECV_LEN]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert!(Tun::create(&config(TunBackend::Plain)).unwrap_err().to_string().contains("os0"));
-        drop(first);
-        let app = UdpSocket::bind((HERE, 0)).unwrap();
-        app.send_to(b"x", (THERE, 7)).unwrap();
-        recv(&second, |p| is_protocol(p, 17));
+        for offload in [Offload::Off, Offload::Auto] {
+            has_a_second_queue(&TunConfig { queues: Queues::Many, offload, ..config(TunBackend::Offload) });
+        }
     });
+}
+
+fn has_a_second_queue(many: &TunConfig) {
+    let first = Tun::create(many).unwrap();
+    let second = first.queue().unwrap();
+    assert_eq!((second.name(), second.offloads()), ("os0", first.offloads()));
+    assert_eq!(second.recv(&mut [0; RECV_LEN]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert!(Tun::create(&config(TunBackend::Plain)).unwrap_err().to_string().contains("os0"));
+    drop(first);
+    let app = UdpSocket::bind((HERE, 0)).unwrap();
+    app.send_to(b"x", (THERE, 7)).unwrap();
+    recv(&second, |p| is_protocol(p, 17));
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn a_refused_run_is_sent_in_single_datagrams_and_nothing_is_lost() {
         set_no_check(&a, 1);
         let contents = run(100, 1000, 10);
         a.send(&Transmit { traffic_class: 1, ..transmit(here(&b), &contents, 1000) }).unwrap();
-        assert!(!a.gso(), "the kernel refused");
+        assert_eq!((a.gso(), a.refused()), (false, 1), "the kernel refused");
         let got = recv(&b, contents.len());
         assert!(got.iter().all(|g| g.traffic_class == 1), "ECN outlives the refusal");
         assert_eq!(got.into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
@@ -111,9 +111,47 @@ fn a_refused_run_is_sent_in_single_datagrams_and_nothing_is_lost() {
 }
 
 #[test]
+fn what_is_to_be_on_is_tried_again_each_time_and_refusals_are_counted() {
+    in_empty_netns(|| {
+        let on = UdpOptions { gso: Offload::On, ..UdpOptions::default() };
+        let (a, b) = (UdpSocket::bind(V4.parse().unwrap(), on).unwrap(), bind(V4));
+        let contents = run(10, 1000, 10);
+        set_no_check(&a, 1);
+        for times in 1..4 {
+            a.send(&transmit(here(&b), &contents, 1000)).unwrap();
+            assert_eq!((a.gso(), a.refused()), (true, times));
+            assert_eq!(recv(&b, contents.len()).into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
+        }
+        set_no_check(&a, 0);
+        a.send(&transmit(here(&b), &contents, 1000)).unwrap();
+        assert_eq!((recv(&b, contents.len()).len(), a.refused()), (1, 3));
+    });
+    let without = UdpError::NoSegmentation { address: V4.parse().unwrap() };
+    assert_eq!(without.exit_class(), ExitClass::Wrong);
+    assert_eq!(
+        without.to_string(),
+        "cannot bind UDP 127.0.0.1:0: udp_gso = on, but this kernel does not segment UDP (Linux 4.18 does): set udp_gso = \"auto\""
+    );
+}
+
+#[test]
+fn a_socket_that_takes_no_runs_gets_every_datagram_of_one() {
+    in_empty_netns(|| {
+        let off = UdpOptions { gso: Offload::Off, ..UdpOptions::default() };
+        let (a, b) = (bind(V4), UdpSocket::bind(V4.parse().unwrap(), off).unwrap());
+        let contents = run(30, 1400, 900);
+        a.send(&transmit(here(&b), &contents, 1400)).unwrap();
+        let got = recv(&b, contents.len());
+        assert_eq!((got.len(), a.gso()), (30, true));
+        assert!(got.iter().all(|g| g.stride == g.contents.len()));
+        assert_eq!(got.into_iter().flat_map(|g| g.contents).collect::<Vec<_>>(), contents);
+    });
+}
+
+#[test]
 fn runs_that_were_switched_off_stay_off() {
     in_empty_netns(|| {
-        let off = UdpOptions { gso: Gso::Off, ..UdpOptions::default() };
+        let off = UdpOptions { gso: Offload::Off, ..UdpOptions::default() };
         let (a, b) = (UdpSocket::bind(V4.parse().unwrap(), off).unwrap(), bind(V4));
         let contents = run(10, 1000, 10);
         for _ in 0..2 {

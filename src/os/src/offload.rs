@@ -1,0 +1,17 @@
+//! Whether work on many packets is handed to the kernel as one piece.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether an offload is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Offload {
+    /// Where it is there, until it is refused.
+    #[default]
+    Auto,
+    /// Never: some kernels corrupt what they cut or join.
+    Off,
+    /// It must be there at the start. What is refused later goes in single packets and is an error each time it
+    /// is counted; it is never given up.
+    On,
+}
