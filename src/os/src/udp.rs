@@ -14,6 +14,8 @@
 //! (IP_PMTUDISC_PROBE), so that a datagram over the link's MTU fails with EMSGSIZE.
 #![expect(unsafe_code, reason = "socket options that no safe wrapper has")]
 
+mod steer;
+
 use std::{
     io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

@@ -16,6 +16,8 @@
 //! 5. Data goes as labelled frames ([`frame`]), one per datagram, or packed into the messages of a data
 //!    stream. A hub rewrites eight bytes and never opens what follows them.
 //!
+//! Where a process has several workers on one port, the first bytes of a datagram say whose it is ([`steer`]).
+//!
 //! Nothing here opens a socket, keeps state or decides anything. Every decoder is fail-closed, works in
 //! memory bounded by its input, and takes `&[u8]`.
 //!
@@ -29,6 +31,7 @@ mod control;
 pub mod frame;
 mod lsa;
 pub mod presence;
+pub mod steer;
 
 pub use control::{
     Attach, Attached, BindKey, BindSecret, CRITICAL_BELOW, ClaimsSummary, Control, DecodeError, Echo, Leg, LsaEntry,

@@ -14,6 +14,7 @@ mod prefix;
 mod slot;
 mod text;
 mod time;
+mod worker;
 
 pub use endpoint::{Endpoint, HostPort, ParseHostPortError};
 pub use key::{
@@ -26,3 +27,4 @@ pub use prefix::{ParsePrefixError, Prefix, VirtualIp};
 pub use slot::{HubSlot, Label, LaneId, LaneKey, PeerSlot};
 pub use text::KeyTextError;
 pub use time::{BootEpoch, UnixTime};
+pub use worker::{Share, WorkerId, Workers};

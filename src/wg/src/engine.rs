@@ -21,7 +21,7 @@ use blake2::{
     Blake2sMac256,
     digest::{FixedOutput as _, KeyInit as _, Update as _},
 };
-use flatlan_types::{Endpoint, LaneId, LaneKey, NodeSecret, PeerSlot, SessionKey};
+use flatlan_types::{Endpoint, LaneId, LaneKey, NodeSecret, PeerSlot, SessionKey, Share};
 
 use crate::{
     index::IndexTable,
@@ -54,10 +54,15 @@ struct Peer<T> {
 impl<T: Tunnel> Engine<T> {
     /// An engine without lanes. `seed` must be random: the indices on the wire come from it.
     pub fn new(secret: &NodeSecret, seed: u64) -> Self {
+        Self::shared(secret, seed, Share::default())
+    }
+
+    /// The engine of one worker of several: its indices name it.
+    pub fn shared(secret: &NodeSecret, seed: u64, share: Share) -> Self {
         Self {
             identity: T::identity(secret, seed),
             peers: Vec::new(),
-            indices: IndexTable::new(seed),
+            indices: IndexTable::new(seed, share),
             wheel: Wheel::new(seed),
             stock: BTreeMap::new(),
             limiter: SourceLimiter::new(seed),

@@ -2,7 +2,8 @@
 //!
 //! They are drawn at random, so that an observer learns neither how many lanes there are nor which belong
 //! together, and they are unique among the open ones. The low 8 bits of a receiver index on the wire are
-//! the tunnel's own session counter.
+//! the tunnel's own session counter. Where several workers share a port, the lowest of the 24 bits' highest
+//! eight name the worker, so that a datagram finds it by its receiver index.
 
 use std::{
     collections::HashMap,
@@ -10,23 +11,25 @@ use std::{
 };
 
 use blake2::{Blake2s256, Digest as _};
-use flatlan_types::LaneKey;
+use flatlan_types::{LaneKey, Share};
 
 /// The open lanes by index.
 pub(crate) struct IndexTable {
     seed: u64,
+    share: Share,
     drawn: u64,
     lanes: HashMap<u32, LaneKey, BuildHasherDefault<Spread>>,
 }
 
 impl IndexTable {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, drawn: 0, lanes: HashMap::default() }
+    /// The indices of one worker.
+    pub(crate) fn new(seed: u64, share: Share) -> Self {
+        Self { seed, share, drawn: 0, lanes: HashMap::default() }
     }
 
-    /// Draws an index for `lane`; `None` where most of the 2^24 are taken.
+    /// Draws an index for `lane`; `None` where most of the worker's are taken.
     pub(crate) fn insert(&mut self, lane: LaneKey) -> Option<u32> {
-        if self.lanes.len() >= CAPACITY {
+        if self.lanes.len() >= CAPACITY / self.share.of.count() {
             return None;
         }
         loop {
@@ -55,7 +58,8 @@ impl IndexTable {
             .chain_update(self.drawn.to_le_bytes())
             .finalize();
         let [a, b, c, ..]: [u8; 32] = hash.into();
-        u32::from_le_bytes([a, b, c, 0])
+        let Share { worker, of } = self.share;
+        u32::from_le_bytes([a, b, (c & !of.mask()) | worker.0, 0])
     }
 }
 
@@ -87,13 +91,13 @@ const CAPACITY: usize = 1 << 23;
 mod tests {
     use std::collections::BTreeSet;
 
-    use flatlan_types::{LaneId, PeerSlot};
+    use flatlan_types::{LaneId, PeerSlot, Workers};
 
     use super::*;
 
     #[test]
     fn indices_are_unique_24_bit_and_do_not_count_up() {
-        let mut table = IndexTable::new(7);
+        let mut table = IndexTable::new(7, Share::default());
         let lane = |n| LaneKey { peer: PeerSlot(n), lane: LaneId::PRIMARY };
         let drawn: Vec<u32> = (0..5000).map(|n| table.insert(lane(n)).unwrap()).collect();
         assert_eq!(drawn.iter().collect::<BTreeSet<_>>().len(), drawn.len());
@@ -110,6 +114,29 @@ mod tests {
     #[test]
     fn another_seed_draws_other_indices() {
         let lane = LaneKey { peer: PeerSlot(0), lane: LaneId::PRIMARY };
-        assert_ne!(IndexTable::new(1).insert(lane), IndexTable::new(2).insert(lane));
+        assert_ne!(
+            IndexTable::new(1, Share::default()).insert(lane),
+            IndexTable::new(2, Share::default()).insert(lane)
+        );
+    }
+
+    #[test]
+    fn the_wire_names_the_worker_in_the_byte_that_steers_and_all_other_bits_are_random() {
+        for count in [1, 2, 4, 16] {
+            let of = Workers::new(count).unwrap();
+            for worker in of.all() {
+                let mut table = IndexTable::new(7, Share { worker, of });
+                let (mut ones, mut zeros) = (0, 0);
+                for n in 0..300 {
+                    let lane = LaneKey { peer: PeerSlot(n), lane: LaneId::PRIMARY };
+                    let index = table.insert(lane).unwrap();
+                    let wire = (index << 8 | 0x5a).to_le_bytes();
+                    assert_eq!(of.of_byte(wire[3]), worker);
+                    (ones, zeros) = (ones | index, zeros | !index);
+                }
+                let random = 0x00ff_ffff & !(u32::from(of.mask()) << 16);
+                assert_eq!((ones & random, zeros & random), (random, random));
+            }
+        }
     }
 }
