@@ -44,6 +44,7 @@ fn tun() -> Tun {
     let config = TunConfig {
         name: "os0".into(),
         mtu: 1400,
+        super_packet: None,
         backend: TunBackend::Plain,
         offload: Offload::Off,
         queues: Queues::One,
