@@ -34,6 +34,7 @@ pub struct Lab {
     pub(crate) admin: Namespace,
     pub(crate) hubs: BTreeMap<String, Hub>,
     pub(crate) sites: BTreeMap<String, Site>,
+    pub(crate) bare: BTreeMap<String, Bare>,
     pub(crate) wires: Wires,
     pub(crate) faults: Mutex<BTreeSet<Injected>>,
     pub(crate) flatlan: PathBuf,
@@ -49,6 +50,7 @@ impl Lab {
     #[must_use]
     pub fn builder() -> LabBuilder {
         LabBuilder {
+            bare: Vec::new(),
             flatlan: PathBuf::from("flatlan"),
             hubs: Vec::new(),
             keep: false,
@@ -99,6 +101,14 @@ impl Lab {
         self.sites.get(name).ok_or_else(|| LabError::UnknownName(name.to_owned()))
     }
 
+    /// One of the machines that [`LabBuilder::bare`] added.
+    ///
+    /// # Errors
+    /// [`LabError::UnknownName`].
+    pub fn bare(&self, name: &str) -> Result<&Bare, LabError> {
+        self.bare.get(name).ok_or_else(|| LabError::UnknownName(name.to_owned()))
+    }
+
     /// All hubs, by name.
     pub fn hubs(&self) -> impl Iterator<Item = &Hub> {
         self.hubs.values()
@@ -126,6 +136,7 @@ impl Lab {
     pub fn machines(&self) -> Vec<&Namespace> {
         let mut all = vec![&self.core, &self.admin];
         all.extend(self.hubs.values().map(|hub| &hub.namespace));
+        all.extend(self.bare.values().map(|machine| &machine.namespace));
         for site in self.sites.values() {
             all.extend(&site.routers);
             all.push(&site.gateway);
@@ -227,6 +238,27 @@ impl Hub {
     #[must_use]
     pub fn process(&self) -> Option<Arc<Process>> {
         self.process.current()
+    }
+}
+
+/// A machine with a public address, on which the lab runs nothing.
+#[derive(Debug)]
+pub struct Bare {
+    pub(crate) namespace: Namespace,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+impl Bare {
+    /// The machine.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its public addresses.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
     }
 }
 
@@ -360,6 +392,7 @@ impl Slot {
 /// Describes a lab to be.
 #[derive(Debug, Clone)]
 pub struct LabBuilder {
+    bare: Vec<String>,
     flatlan: PathBuf,
     hubs: Vec<HubSpec>,
     keep: bool,
@@ -400,6 +433,14 @@ impl LabBuilder {
     #[must_use]
     pub fn site_with(mut self, site: SiteSpec) -> Self {
         self.sites.push(site);
+        self
+    }
+
+    /// Adds a machine with a public address, one cable from the core, on which the lab runs nothing. Faults know it by
+    /// this name.
+    #[must_use]
+    pub fn bare(mut self, name: &str) -> Self {
+        self.bare.push(name.to_owned());
         self
     }
 
@@ -463,6 +504,13 @@ impl LabBuilder {
             wires.parties.insert(spec.name.clone(), vec![spec.name.clone()]);
             hubs.insert(spec.name, hub);
         }
+        let mut bare = BTreeMap::new();
+        for name in self.bare {
+            let (namespace, cable) = (machine(&run, &name, &hosts_file)?, cable(self.underlay));
+            plug(&core, &namespace, &name, "eth0", cable, 0)?;
+            wires.parties.insert(name.clone(), vec![name.clone()]);
+            bare.insert(name, Bare { namespace, addresses: public(cable) });
+        }
         let mut sites = BTreeMap::new();
         for (number, spec) in (1_u8..).zip(self.sites) {
             let underlay = spec.underlay.unwrap_or(self.underlay);
@@ -478,6 +526,7 @@ impl LabBuilder {
             admin,
             hubs,
             sites,
+            bare,
             wires,
             faults: Mutex::default(),
             flatlan: self.flatlan,
@@ -521,7 +570,7 @@ struct SitePlan<'a> {
 fn build_hub(run: &RunDir, hosts: &Path, core: &Namespace, spec: &HubSpec, cable: Cable) -> Result<Hub, LabError> {
     let namespace = machine(run, &spec.name, hosts)?;
     plug(core, &namespace, &spec.name, "eth0", cable, 0)?;
-    let addresses: Vec<IpAddr> = cable.party().into_iter().map(|network| network.ip()).collect();
+    let addresses = public(cable);
     let host = match addresses.as_slice() {
         [IpAddr::V4(only)] if !spec.by_name => only.to_string(),
         [IpAddr::V6(only)] if !spec.by_name => format!("[{only}]"),
@@ -660,6 +709,11 @@ fn plug(
         party.add_route(default_route(way.ip()), way.ip(), metric)?;
     }
     Ok(())
+}
+
+/// The addresses of the machine at the far end of a cable.
+fn public(cable: Cable) -> Vec<IpAddr> {
+    cable.party().into_iter().map(|network| network.ip()).collect()
 }
 
 /// Plugs a machine into the router's LAN and gives it its addresses.

@@ -64,7 +64,7 @@ mod wire;
 pub use capture::{Capture, occurrences};
 pub use error::LabError;
 pub use fault::{Direction, Fault, Injected, Place};
-pub use lab::{Host, Hub, Lab, LabBuilder, Site};
+pub use lab::{Bare, Host, Hub, Lab, LabBuilder, Site};
 pub use link::{End, connect};
 pub use look::{Socket, iperf3, sockets};
 pub use namespace::{Namespace, require};
