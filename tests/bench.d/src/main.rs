@@ -13,10 +13,12 @@
 mod arena;
 mod cpu;
 mod figure;
+mod limit;
 mod measure;
 mod packets;
 mod path;
 mod peer;
+mod readme;
 mod run;
 mod stats;
 mod table;
@@ -53,9 +55,9 @@ pub(crate) struct Args {
     /// Where the tables go; without it tests/results/bench.md, and a short one into README.md
     #[arg(long)]
     out: Option<PathBuf>,
-    /// The flatlan binary
+    /// A flatlan binary, in place of the one of this checkout
     #[arg(long)]
-    flatlan: PathBuf,
+    flatlan: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {

@@ -3,14 +3,15 @@
 //! Flows are iperf3's, round trips those of `ping`, datagrams those of `packets`. Processor time is counted from before
 //! the client starts until it has ended, over payload that arrived.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use flatlan_lab::{Namespace, Probe, Process};
+use flatlan_lab::{Namespace, Probe};
 use serde_json::Value;
 
 use crate::arena::{Arena, Machine, Mode};
-use crate::cpu::Cpu;
+use crate::cpu::{self, Cpu};
 use crate::figure::{Figure, Figures, Flow, Part, Rate, Share};
 use crate::packets;
 use crate::peer::{Peer, Running};
@@ -27,21 +28,15 @@ pub(crate) fn start<'a>(arena: &'a Arena, peer: Peer, mode: Mode, binary: &str) 
 
 /// A TCP flow for so many seconds.
 pub(crate) fn tcp(running: &Running<'_>, flow: Flow, seconds: u32) -> Result<Figures> {
-    let arena = running.arena;
-    let _server = iperf3_server(arena)?;
-    let to = Machine::B.overlay().to_string();
-    let mut client = Namespace::command("iperf3");
-    client.args(["--json", "--time", &seconds.to_string(), "--client", &to]);
-    client.args(match flow {
-        Flow::One => &[][..],
+    let words: &[&str] = match flow {
+        Flow::One => &[],
         Flow::Four => &["--parallel", "4"],
         Flow::Reverse => &["--reverse"],
         Flow::Both => &["--bidir"],
-    });
-    let before = Cpu::of(running);
-    let outcome = arena.at(Machine::A)?.output_within(client, limit(seconds))?;
-    let spent = Cpu::of(running).since(before);
-    let (gigabytes, rate) = parse_iperf3(&outcome.stdout).with_context(|| format!("iperf3: {}", outcome.stderr))?;
+    };
+    let cpu = || Cpu::of(running);
+    let (gigabytes, rate, before, after) = iperf3(running.arena, Machine::B.overlay(), seconds, words, cpu)?;
+    let spent = after.since(before);
     let mut figures = Figures::from([
         (Figure::Tcp(flow, Part::Rate), rate),
         (Figure::Tcp(flow, Part::Ends), spent.ends / gigabytes),
@@ -80,11 +75,31 @@ pub(crate) fn udp(arena: &Arena, bytes: u16, rate: Rate) -> Result<Figures> {
     Ok(Figures::from([(Figure::Udp(bytes, rate), received / 1e3)]))
 }
 
-fn iperf3_server(arena: &Arena) -> Result<Process> {
-    let words = ["--server", "--one-off", "--forceflush", "--bind", &Machine::B.overlay().to_string()];
-    let server = arena.spawn(Machine::B, "iperf3", words)?;
+/// One stream from A to an address of B, whoever carries it: gigabytes received, gigabits a second, and processor
+/// seconds of the whole machine.
+pub(crate) fn plain_tcp(arena: &Arena, to: Ipv4Addr, seconds: u32) -> Result<(f64, f64, f64)> {
+    let (gigabytes, rate, before, after) = iperf3(arena, to, seconds, &[], cpu::host)?;
+    Ok((gigabytes, rate, after - before))
+}
+
+/// Gigabytes received, gigabits a second, and what `look` saw before and after.
+fn iperf3<T>(
+    arena: &Arena,
+    to: Ipv4Addr,
+    seconds: u32,
+    words: &[&str],
+    look: impl Fn() -> T,
+) -> Result<(f64, f64, T, T)> {
+    let server = ["--server", "--one-off", "--forceflush", "--bind", &to.to_string()];
+    let server = arena.spawn(Machine::B, "iperf3", server)?;
     server.wait_line("Server listening", Duration::from_secs(10))?;
-    Ok(server)
+    let mut client = Namespace::command("iperf3");
+    client.args(["--json", "--time", &seconds.to_string(), "--client", &to.to_string()]).args(words);
+    let before = look();
+    let outcome = arena.at(Machine::A)?.output_within(client, limit(seconds))?;
+    let after = look();
+    let (gigabytes, rate) = parse_iperf3(&outcome.stdout).with_context(|| format!("iperf3: {}", outcome.stderr))?;
+    Ok((gigabytes, rate, before, after))
 }
 
 fn ping<const N: usize>(arena: &Arena, words: [String; N], within: Duration) -> Result<String> {

@@ -1,7 +1,7 @@
 //! The run: rounds in turns, and what becomes of what fails.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,14 +12,18 @@ use crate::Args;
 use crate::arena::{Arena, Machine, Mode};
 use crate::cpu;
 use crate::figure::{Figure, Figures, Flow, Rate};
+use crate::limit::{self, Limit, Part};
 use crate::peer::{Peer, Running};
-use crate::{measure, path, table};
+use crate::stats::Summary;
+use crate::{measure, path, readme, table};
 
 /// Everything that was measured.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     /// The values of all rounds.
     pub(crate) values: BTreeMap<(Mode, Peer), BTreeMap<Figure, Vec<f64>>>,
+    /// What the parts of a tunnel took, once a round.
+    pub(crate) limits: Vec<Limit>,
     /// The paths that flatlan's nodes told, in words.
     pub(crate) paths: BTreeMap<Mode, BTreeSet<String>>,
     /// Measurements of flatlan that are void or failed: the run fails.
@@ -31,12 +35,20 @@ pub(crate) struct Results {
 /// Measures everything that the arguments ask for.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     require(["iperf3", "ip", "ping", "nft", "ss"])?;
-    let binary = args.flatlan.canonicalize().with_context(|| format!("cannot find {}", args.flatlan.display()))?;
+    let binary = binary(args)?;
     let binary = binary.to_str().context("--flatlan: a path that is no text")?;
     let peers = installed(args.peers.as_deref())?;
     let arena = Arena::open()?;
     let mut results = Results::default();
     for round in 1..=args.rounds {
+        eprintln!("round {round}, the limit");
+        match limit::measure(&arena) {
+            Ok(limit) => {
+                eprintln!("  {limit:.2?}");
+                results.limits.push(limit);
+            }
+            Err(error) => results.fail(format!("round {round}, the limit: {error:#}")),
+        }
         for mode in &args.modes {
             for peer in peers.iter().filter(|peer| peer.supports(*mode)) {
                 let what = format!("round {round}, {}, {}", mode.word(), peer.word());
@@ -51,16 +63,41 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     drop(arena);
-    let text = table::render(args, &peers, binary, &results);
+    finish(args, &peers, binary, &results)
+}
+
+/// Writes what was measured, and judges whether it counts.
+fn finish(args: &Args, peers: &[Peer], binary: &str, results: &Results) -> Result<ExitCode> {
+    let invalid = results.invalid();
+    let head = table::Head::new(args, peers, binary);
+    let text = table::render(&head, args, peers, results);
     println!("{text}");
     let out = args.out.clone().unwrap_or_else(|| root().join("tests/results/bench.md"));
     std::fs::write(&out, &text).with_context(|| format!("cannot write {}", out.display()))?;
     eprintln!("written to {}", out.display());
-    if results.voids.is_empty() {
+    if results.voids.is_empty() && invalid.is_none() {
+        if args.out.is_none() && !args.quick {
+            readme::replace(&root().join("README.md"), &table::short(&head, args, peers, results))?;
+            eprintln!("the table in README.md is this run's");
+        }
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("error: {} measurements of flatlan do not count", results.voids.len());
+    if !results.voids.is_empty() {
+        eprintln!("error: {} measurements of flatlan do not count", results.voids.len());
+    }
+    if let Some(invalid) = invalid {
+        eprintln!("error: {invalid}");
+    }
     Ok(ExitCode::FAILURE)
+}
+
+/// The binary that is measured: the one given, else the one beside this program.
+fn binary(args: &Args) -> Result<PathBuf> {
+    let path = match &args.flatlan {
+        Some(given) => given.clone(),
+        None => std::env::current_exe().context("cannot find this program")?.with_file_name("flatlan"),
+    };
+    path.canonicalize().with_context(|| format!("cannot find {}", path.display()))
 }
 
 /// The checkout that this was built from.
@@ -82,6 +119,32 @@ fn installed(wanted: Option<&[Peer]>) -> Result<Vec<Peer>> {
 }
 
 impl Results {
+    /// Why no number of this run counts, where that is so. Its ratios still do.
+    pub(crate) fn invalid(&self) -> Option<String> {
+        if self.limits.is_empty() {
+            return Some("the limit of this machine could not be measured".to_owned());
+        }
+        let slow = |part: &Part| {
+            let seconds = self.limit(*part)?.median;
+            let percent = (seconds / part.reference() - 1.0) * 100.0;
+            part.is_worse(seconds).then(|| format!("{part}: {percent:.0} % worse"))
+        };
+        let slow: Vec<String> = Part::ALL.iter().filter_map(slow).collect();
+        let why = "this machine is slower than the reference, or busy: only the ratios in this run hold";
+        (!slow.is_empty()).then(|| format!("{why} ({})", slow.join("; ")))
+    }
+
+    /// What a part took, in processor seconds per gigabyte.
+    pub(crate) fn limit(&self, part: Part) -> Option<Summary> {
+        let of = |limit: &Limit| Part::ALL.into_iter().zip(limit.seconds).find(|(other, _)| *other == part);
+        Summary::of(&self.limits.iter().filter_map(of).map(|(_, seconds)| seconds).collect::<Vec<_>>())
+    }
+
+    /// The sum of all parts.
+    pub(crate) fn whole_limit(&self) -> Option<Summary> {
+        Summary::of(&self.limits.iter().map(|limit| limit.seconds.iter().sum()).collect::<Vec<_>>())
+    }
+
     fn add(&mut self, mode: Mode, peer: Peer, figures: Figures) {
         let values = self.values.entry((mode, peer)).or_default();
         for (figure, value) in figures {
@@ -186,3 +249,30 @@ impl Turn<'_> {
 
 /// How long an overlay has to come to rest.
 const SETTLE: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(seconds: [f64; 5]) -> Results {
+        let limit =
+            Limit { others: 0.0, cipher_ns: 2200.0, super_packet: 40_000.0, tun_rate: 12.0, udp_rate: 39.0, seconds };
+        Results { limits: vec![limit], ..Results::default() }
+    }
+
+    #[test]
+    fn a_machine_like_the_reference_makes_a_run_that_counts() {
+        assert_eq!(results(Part::ALL.map(Part::reference)).invalid(), None);
+    }
+
+    #[test]
+    fn a_slow_part_is_named_where_it_voids_a_run() {
+        let told = results([1.55, 1.07 * 1.5, 0.3, 0.08, 0.05]).invalid().unwrap();
+        assert!(told.contains("TUN to TUN") && told.contains("50 % worse") && !told.contains("ChaCha"), "{told}");
+    }
+
+    #[test]
+    fn a_run_without_a_limit_does_not_count() {
+        assert!(Results::default().invalid().is_some());
+    }
+}

@@ -1,4 +1,4 @@
-//! What is written: per mode a table of medians and spreads, and one of ratios.
+//! What is written: the machine and its limit, then per mode a table of medians and spreads, and one of ratios.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,14 +6,64 @@ use std::process::Command;
 
 use crate::Args;
 use crate::arena::Mode;
-use crate::figure::Figure;
+use crate::figure::{Figure, Flow, Part, Rate, Share};
+use crate::limit::{self, REFERENCE_MACHINE, SUPER_PACKET};
 use crate::peer::Peer;
 use crate::run::{Results, root};
 use crate::stats::Summary;
 
+/// When, where and what.
+#[derive(Debug)]
+pub(crate) struct Head {
+    date: String,
+    commit: String,
+    kernel: String,
+    cores: usize,
+    processor: String,
+    versions: String,
+}
+
+impl Head {
+    /// Looks at the machine.
+    pub(crate) fn new(args: &Args, peers: &[Peer], binary: &str) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let info = read("/proc/cpuinfo");
+        let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
+        let versions: Vec<String> =
+            peers.iter().map(|peer| format!("{}: {}", peer.word(), peer.version(binary))).collect();
+        let folder = root().to_string_lossy().into_owned();
+        let hash = said("git", &["-C", &folder, "rev-parse", "--short=12", "HEAD"]);
+        let changed = !said("git", &["-C", &folder, "status", "--porcelain", "--untracked-files=no"]).is_empty();
+        let with_changes = if changed { " with changes" } else { "" };
+        let given = if args.flatlan.is_some() { ", flatlan's binary given" } else { "" };
+        Self {
+            date: said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+            commit: format!("{hash}{with_changes}{given}"),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            processor: model.unwrap_or("unknown").trim().to_owned(),
+            versions: versions.join("; "),
+        }
+    }
+}
+
 /// The whole text.
-pub(crate) fn render(args: &Args, peers: &[Peer], binary: &str, results: &Results) -> String {
-    let mut text = head(args, peers, binary);
+pub(crate) fn render(head: &Head, args: &Args, peers: &[Peer], results: &Results) -> String {
+    let mut text = "# flatlan beside others\n\n".to_owned();
+    if let Some(invalid) = results.invalid() {
+        let _ = writeln!(text, "**Invalid: {invalid}.**\n");
+    }
+    if !results.voids.is_empty() {
+        let _ = writeln!(text, "**{} measurements of flatlan do not count: see the end.**\n", results.voids.len());
+    }
+    text.push_str("`tests/bench`: median (least-most). Both ends, hubs, router and the measuring programs share the\n");
+    text.push_str("cores of this one machine: only ratios within one run hold.\n\n");
+    let _ = writeln!(text, "* {}, commit {}", head.date, head.commit);
+    let _ = writeln!(text, "* kernel {}, {} cores, {}", head.kernel, head.cores, head.processor);
+    let _ = writeln!(text, "* rounds in turns: {}; each TCP flow {} s", args.rounds, args.seconds);
+    let _ = writeln!(text, "* {}", head.versions);
+    text.push_str("\n## The limit\n\n");
+    text.push_str(&limits(results));
     for mode in &args.modes {
         let _ = writeln!(text, "\n## {}\n", mode.title());
         text.push_str(&values(*mode, peers, results));
@@ -32,20 +82,83 @@ pub(crate) fn render(args: &Args, peers: &[Peer], binary: &str, results: &Result
     text
 }
 
-fn head(args: &Args, peers: &[Peer], binary: &str) -> String {
-    let mut text = "# flatlan beside others\n\n".to_owned();
-    text.push_str("`tests/bench`: median (least-most). Everything shares the cores of this one machine: only ratios within one run hold.\n\n");
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let info = read("/proc/cpuinfo");
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let _ = writeln!(text, "* {}, commit {}", command("date", &["-u", "+%Y-%m-%d %H:%M UTC"]), commit());
-    let _ = writeln!(text, "* kernel {}, {cores} cores,{}", kernel.trim(), model.unwrap_or(" unknown"));
-    let _ = writeln!(text, "* {} rounds in turns, TCP {} s each", args.rounds, args.seconds);
-    let versions: Vec<String> = peers.iter().map(|peer| format!("{}: {}", peer.word(), peer.version(binary))).collect();
-    let _ = writeln!(text, "* {}", versions.join("; "));
+/// What README.md shows.
+pub(crate) fn short(head: &Head, args: &Args, peers: &[Peer], results: &Results) -> String {
+    let Head { date, commit, kernel, cores, .. } = head;
+    let mut text = format!("{date}, kernel {kernel}, {cores} cores, commit {commit}, medians of {}:\n\n", args.rounds);
+    let columns = [
+        ("TCP Gbit/s", Figure::Tcp(Flow::One, Part::Rate)),
+        ("CPU s/GB, ends", Figure::Tcp(Flow::One, Part::Ends)),
+        ("CPU s/GB, hubs", Figure::Tcp(Flow::One, Part::Hubs)),
+        ("ping idle p50 ms", Figure::PingIdle(Share::P50)),
+        ("ping under TCP p99 ms", Figure::PingLoaded(Share::P99)),
+        ("64 B UDP k/s of 200", Figure::Udp(64, Rate::PerSecond(200_000))),
+    ];
+    text.push_str(&row("", columns.iter().map(|(title, _)| (*title).to_owned())));
+    text.push_str(&rule(columns.len()));
+    for mode in &args.modes {
+        for peer in peers.iter().filter(|peer| results.values.contains_key(&(*mode, **peer))) {
+            let cell = |(_, figure): &(_, Figure)| {
+                let summary = summary(*mode, *peer, *figure, results);
+                summary.map_or_else(|| "-".to_owned(), |summary| format!("{:.*}", figure.decimals(), summary.median))
+            };
+            text.push_str(&row(&format!("{}, {}", mode.word(), peer.word()), columns.iter().map(cell)));
+        }
+    }
+    if let Some(share) = shares_of_limit(results).into_iter().next() {
+        let _ = writeln!(text, "\n{share}");
+    }
     text
+}
+
+fn limits(results: &Results) -> String {
+    let mut text = row("CPU s/GB", ["this run", "reference", "this / reference"].map(str::to_owned).into_iter());
+    text.push_str(&rule(3));
+    for part in limit::Part::ALL {
+        text.push_str(&limit_row(&part.to_string(), results.limit(part), part.reference()));
+    }
+    let reference = limit::Part::ALL.into_iter().map(limit::Part::reference).sum();
+    text.push_str(&limit_row("sum: the limit", results.whole_limit(), reference));
+    let of = |of: fn(&limit::Limit) -> f64| Summary::of(&results.limits.iter().map(of).collect::<Vec<_>>());
+    let median = |value: fn(&limit::Limit) -> f64| of(value).map_or(f64::NAN, |summary| summary.median);
+    let packet = median(|limit| limit.super_packet);
+    let least = if packet < SUPER_PACKET { ", less than the reference's 36 KB" } else { "" };
+    let _ = writeln!(
+        text,
+        "\nSealed and opened in {:.0} ns; TUN to TUN {:.1} Gbit/s, mean super-packet {:.1} KB{least}; runs {:.1} Gbit/s.",
+        median(|limit| limit.cipher_ns),
+        median(|limit| limit.tun_rate),
+        packet / 1e3,
+        median(|limit| limit.udp_rate),
+    );
+    let others = of(|limit| limit.others).map_or_else(String::new, |summary| summary.shown(2));
+    let _ =
+        writeln!(text, "Busy with something else, before each round: {others} cores. Reference: {REFERENCE_MACHINE}.");
+    for share in shares_of_limit(results) {
+        let _ = writeln!(text, "\n{share}");
+    }
+    text
+}
+
+fn limit_row(name: &str, summary: Option<Summary>, reference: f64) -> String {
+    let shown = summary.map_or_else(|| "-".to_owned(), |summary| summary.shown(2));
+    let ratio = summary.map_or_else(|| "-".to_owned(), |summary| format!("{:.2}", summary.median / reference));
+    row(name, [shown, format!("{reference:.2}"), ratio].into_iter())
+}
+
+/// How near flatlan comes to the limit: direct, TCP one stream.
+fn shares_of_limit(results: &Results) -> Vec<String> {
+    let Some(limit) = results.whole_limit() else { return Vec::new() };
+    let of = [(Part::Ends, "flatlan's processes at both ends"), (Part::Host, "the whole machine")];
+    let share = |(part, whose): (Part, &str)| {
+        let ours = summary(Mode::Direct, Peer::Flatlan, Figure::Tcp(Flow::One, part), results)?;
+        let (limit, ours) = (limit.median, ours.median);
+        Some(format!(
+            "limit / ours, direct, one TCP stream: {:.2} ({limit:.2} / {ours:.2} CPU s/GB of {whose})",
+            limit / ours
+        ))
+    };
+    of.into_iter().filter_map(share).collect()
 }
 
 fn values(mode: Mode, peers: &[Peer], results: &Results) -> String {
@@ -54,8 +167,8 @@ fn values(mode: Mode, peers: &[Peer], results: &Results) -> String {
     text.push_str(&rule(peers.len()));
     for figure in figures(mode, results) {
         let cell = |peer: &Peer| {
-            summary(mode, *peer, figure, results)
-                .map_or_else(|| "-".to_owned(), |summary| summary.shown(figure.decimals()))
+            let summary = summary(mode, *peer, figure, results);
+            summary.map_or_else(|| "-".to_owned(), |summary| summary.shown(figure.decimals()))
         };
         text.push_str(&row(&figure.to_string(), peers.iter().map(cell)));
     }
@@ -95,14 +208,7 @@ fn rule(columns: usize) -> String {
     format!("|---|{}\n", "---|".repeat(columns))
 }
 
-fn commit() -> String {
-    let folder = root().to_string_lossy().into_owned();
-    let hash = command("git", &["-C", &folder, "rev-parse", "--short=12", "HEAD"]);
-    let changed = !command("git", &["-C", &folder, "status", "--porcelain", "--untracked-files=no"]).is_empty();
-    if changed { format!("{hash} with changes") } else { hash }
-}
-
-fn command(program: &str, args: &[&str]) -> String {
+fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
