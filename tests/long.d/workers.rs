@@ -417,9 +417,9 @@ impl Wire {
 impl Sink for Wire {
     fn send_udp(&mut self, transmit: &Transmit<'_>) -> Result<(), DropReason> {
         if self.keeps {
-            let Transmit { contents, segment, ecn, .. } = *transmit;
+            let Transmit { contents, segment, traffic_class, .. } = *transmit;
             self.bytes.extend_from_slice(contents);
-            self.sends.push(Send { len: contents.len(), segment, ecn });
+            self.sends.push(Send { len: contents.len(), segment, ecn: traffic_class & 3 });
         }
         Ok(())
     }
@@ -443,6 +443,7 @@ fn worker(node: usize, worker: usize) -> Worker<Engine<Boringtun>> {
         epoch: BootEpoch(1),
         mtu: 1400,
         gro: Gro::ALL,
+        class_mask: 0xff,
         seed,
     };
     Worker::new(config, Engine::new(&secret(node), seed))

@@ -34,7 +34,6 @@ async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() 
         secret: Arc::new(NodeSeed::from_bytes([1; 32]).derive()),
         epoch: BootEpoch(1),
         mtu: 1400,
-        super_packet: None,
         gro: Gro::ALL,
         class_mask: 0xff,
         seed: 1,
