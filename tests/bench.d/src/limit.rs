@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use flatlan_lab::Namespace;
+use flatlan_os::Offload;
 use flatlan_os::tun::{Queues, RECV_LEN, Tun, TunBackend, TunConfig, VNET_LEN};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
@@ -209,6 +210,8 @@ fn device(machine: &Namespace, address: Ipv4Addr) -> Result<Tun> {
     let config = TunConfig {
         name: "limit".to_owned(),
         mtu: PACKET as u32,
+        super_packet: None,
+        offload: Offload::Auto,
         backend: TunBackend::Offload,
         queues: Queues::One,
         addresses: vec![network],
