@@ -10,7 +10,9 @@
 use std::{collections::BTreeMap, io, sync::Arc, thread::JoinHandle, time::Instant};
 
 use bytes::Bytes;
-use flatlan_datapath::{Command, DropReason, Event, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats};
+use flatlan_datapath::{
+    Command, DropReason, Event, FlowQueue, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
+};
 use flatlan_os::{
     Why, clock,
     panic::{self, Panicked},
@@ -105,6 +107,8 @@ struct PacketLoop<S> {
     orders: mpsc::Receiver<Order>,
     streams: mpsc::Receiver<(HubSlot, Bytes)>,
     events: mpsc::Sender<Event>,
+    /// What was read from the TUN and is still to be sealed.
+    waiting: FlowQueue,
     /// Reads of the TUN that failed in a row.
     failed_reads: u32,
     /// Datagrams that were longer than the buffer.
@@ -143,7 +147,9 @@ impl PacketThread {
     ) -> Result<(), PacketLoopError> {
         let Unstarted { waker, orders, streams, events } = unstarted;
         let io = Io { tun, udp, streams: BTreeMap::new(), refused, gone: false };
-        let mut packet_loop = PacketLoop { worker, io, waker, orders, streams, events, failed_reads: 0, udp_cut: 0 };
+        let waiting = FlowQueue::new();
+        let mut packet_loop =
+            PacketLoop { worker, io, waker, orders, streams, events, waiting, failed_reads: 0, udp_cut: 0 };
         let thread = std::thread::Builder::new()
             .name("flatlan-packets".to_owned())
             .spawn(move || {
@@ -208,7 +214,6 @@ impl StreamInbox {
 impl<S: Sessions> PacketLoop<S> {
     fn run(&mut self) -> Result<(), PacketLoopError> {
         let mut received = RecvBatch::new();
-        let mut packet = vec![0; tun::RECV_LEN].into_boxed_slice();
         loop {
             let now = clock::now();
             let mut busy = false;
@@ -220,7 +225,8 @@ impl<S: Sessions> PacketLoop<S> {
             }
             busy |= self.receive_streams(now);
             busy |= self.receive_udp(&mut received, now);
-            busy |= self.receive_tun(&mut packet, now)?;
+            // in part, where much waits: what is left keeps the loop busy
+            busy |= self.receive_tun(now)?;
             if let Some(gro) = self.io.refused.poll_gro() {
                 self.worker.set_gro(gro);
             }
@@ -299,39 +305,60 @@ impl<S: Sessions> PacketLoop<S> {
         count > 0
     }
 
-    fn receive_tun(&mut self, buffer: &mut [u8], now: Instant) -> Result<bool, PacketLoopError> {
-        let mut any = false;
+    fn receive_tun(&mut self, now: Instant) -> Result<bool, PacketLoopError> {
+        self.read_tun()?;
+        let (mut any, mut bytes) = (false, 0);
         for _ in 0..TUN_BURST {
-            match self.io.tun.recv(buffer) {
-                Ok(len) => {
-                    any = true;
-                    self.failed_reads = 0;
-                    if let Some(packet) = buffer.get_mut(..len) {
-                        self.worker.handle_tun(packet, now, &mut self.io);
-                    }
-                }
-                Err(error) if tun::is_gone(&error) => {
-                    return Err(PacketLoopError::TunGone { name: self.io.tun.name().to_owned() });
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.failed_reads = 0;
-                    break;
-                }
-                Err(error) => {
-                    self.failed_reads += 1;
-                    let why = Why(error);
-                    tracing::debug!(reason = %why, "a read of the TUN device failed");
-                    if self.failed_reads >= FAILED_READS {
-                        return Err(PacketLoopError::Tun { name: self.io.tun.name().to_owned(), why });
-                    }
-                    break;
-                }
+            let Some(mut frame) = self.waiting.pop() else { break };
+            let packet = frame.bytes();
+            (any, bytes) = (true, bytes + packet.len());
+            self.worker.handle_tun(packet, now, &mut self.io);
+            self.waiting.done(frame);
+            if bytes >= TUN_BYTES {
+                break;
             }
         }
         if any {
             self.worker.flush_outbound(&mut self.io);
         }
         Ok(any)
+    }
+
+    /// Takes in what the kernel has, as far as there is room.
+    fn read_tun(&mut self) -> Result<(), PacketLoopError> {
+        while let Some(mut buffer) = self.waiting.buffer() {
+            match self.io.tun.recv(&mut buffer) {
+                Ok(len) => {
+                    self.failed_reads = 0;
+                    if let Some(mut dropped) = self.waiting.push(buffer, len) {
+                        self.worker.drop_tun(dropped.bytes());
+                        self.waiting.done(dropped);
+                    }
+                }
+                Err(error) => {
+                    self.waiting.give_back(buffer);
+                    return self.tun_failed(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tun_failed(&mut self, error: io::Error) -> Result<(), PacketLoopError> {
+        if tun::is_gone(&error) {
+            return Err(PacketLoopError::TunGone { name: self.io.tun.name().to_owned() });
+        }
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.failed_reads = 0;
+            return Ok(());
+        }
+        self.failed_reads += 1;
+        let why = Why(error);
+        tracing::debug!(reason = %why, "a read of the TUN device failed");
+        if self.failed_reads >= FAILED_READS {
+            return Err(PacketLoopError::Tun { name: self.io.tun.name().to_owned(), why });
+        }
+        Ok(())
     }
 
     /// Hands events up while there is room; `false` where some had to wait.
@@ -398,8 +425,10 @@ enum Flow {
 pub(crate) const ECN: u8 = 3;
 /// Reads of the TUN that may fail in a row: what passes by itself passes before.
 const FAILED_READS: u32 = 1000;
-/// Packets read from the TUN before anything else is looked at.
+/// Packets sealed before anything else is looked at.
 const TUN_BURST: usize = 32;
+/// Their bytes: a packet that comes now waits no longer than this takes to seal, a quarter of a millisecond.
+const TUN_BYTES: usize = 192 << 10;
 /// Messages of data streams handed in before anything else is looked at.
 const STREAM_BURST: usize = 16;
 /// Orders that may wait.

@@ -24,6 +24,7 @@
 mod batch;
 mod command;
 mod drops;
+mod flow_queue;
 mod handshake;
 mod hub_leg;
 mod inbound;
@@ -38,6 +39,7 @@ mod worker;
 pub use batch::super_packet_len;
 pub use command::{Command, Event, HubUdp};
 pub use drops::{DropReason, Drops};
+pub use flow_queue::{FlowQueue, Frame};
 pub use probe::MAX_MESSAGE;
 pub use sink::{Sink, Transmit};
 pub use snapshot::{NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
