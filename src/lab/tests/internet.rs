@@ -31,6 +31,16 @@ fn every_machine_has_a_way_to_the_hubs() {
 }
 
 #[test]
+fn a_bare_machine_is_one_hop_from_the_core_and_faults_know_its_name() {
+    let lab = Lab::builder().bare("x").bare("y").build().unwrap();
+    let (x, to) = (lab.bare("x").unwrap().namespace(), lab.bare("y").unwrap().addresses()[0]);
+    assert!(pings(x, to, Expect::Answer));
+    lab.cut_between("x", "y").unwrap();
+    assert!(!pings(x, to, Expect::Silence));
+    assert!(pings(lab.admin(), to, Expect::Answer));
+}
+
+#[test]
 fn an_ipv6_internet_has_no_ipv4() {
     let lab = Lab::builder().underlay(Underlay::V6).hub("h1").site("a", Nat::Cone).build().unwrap();
     let hub = lab.hub("h1").unwrap();

@@ -166,7 +166,7 @@ fn sum(packet: &[u8]) -> u64 {
 
 /// Nanoseconds to copy one packet.
 fn copy() -> f64 {
-    let (from, mut to) = (vec![0x5a; PACKET], vec![0; PACKET]);
+    let (from, mut to) = (vec![0x5a_u8; PACKET], vec![0; PACKET]);
     nanoseconds(|| black_box(&mut to).copy_from_slice(black_box(&from)))
 }
 

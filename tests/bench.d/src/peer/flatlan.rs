@@ -1,6 +1,8 @@
 //! flatlan by the commands of its command line, as an operator would bring it up. Both nodes are attached to the hubs of
 //! the mode, and to hub H in direct mode as well.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 use flatlan_lab::{Namespace, Outcome, TLS_PORT, UDP_PORT};
 
@@ -11,7 +13,8 @@ pub(super) fn prepare(arena: &Arena, mode: Mode, binary: &str) -> Result<()> {
     let folder = arena.fresh_folder(FOLDER)?;
     let admin = folder.join("lab.flatlan");
     let admin = admin.to_str().context("a folder that is no text")?;
-    run(arena.admin(), binary, &["network", "create", "lab", "--range", "10.77.0.0/24", "--state", admin])?;
+    let id = run(arena.admin(), binary, &["network", "create", "lab", "--range", "10.77.0.0/24", "--state", admin])?;
+    std::fs::write(id_file(arena), id.last_line()).context("cannot keep the network's id")?;
     for hub in hubs(mode) {
         let key = run(arena.at(*hub)?, binary, &["hub", "init", "--state", &state(arena, *hub)])?;
         let (tls, udp) = listen(arena, *hub)?;
@@ -56,10 +59,12 @@ pub(crate) fn status(arena: &Arena, node: Machine, binary: &str) -> Result<serde
 }
 
 fn run_hubs(running: &mut Running<'_>, mode: Mode, binary: &str) -> Result<()> {
+    // hubs dial the other hubs of networks that they allow by name
+    let id = std::fs::read_to_string(id_file(running.arena)).context("cannot read the network's id")?;
     for hub in hubs(mode) {
         let (tls, udp) = listen(running.arena, *hub)?;
         let state = state(running.arena, *hub);
-        let words = ["hub", "run", "--state", &state, "--tls", &tls, "--udp", &udp, "--allow-any"];
+        let words = ["hub", "run", "--state", &state, "--tls", &tls, "--udp", &udp, "--allow", &id];
         running.add(*hub, running.arena.spawn(*hub, binary, words)?);
     }
     Ok(())
@@ -75,6 +80,10 @@ fn hubs(mode: Mode) -> &'static [Machine] {
 fn listen(arena: &Arena, hub: Machine) -> Result<(String, String)> {
     let address = arena.underlay(hub)?;
     Ok((format!("{address}:{TLS_PORT}"), format!("{address}:{UDP_PORT}")))
+}
+
+fn id_file(arena: &Arena) -> PathBuf {
+    arena.folder(FOLDER).join("network-id")
 }
 
 fn state(arena: &Arena, machine: Machine) -> String {
