@@ -16,6 +16,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use flatlan_lab::{Lab, Namespace, Process};
+use rustix::mount::MountFlags;
 
 /// The lab, and the folder where the overlays keep their keys and logs.
 #[derive(Debug)]
@@ -57,6 +58,11 @@ impl Arena {
         // hubs of overlays that route in the kernel
         for machine in [Machine::H, Machine::G] {
             arena.at(machine)?.sysctl("net/ipv4/ip_forward", "1")?;
+        }
+        std::fs::create_dir_all(SOCKETS).with_context(|| format!("cannot create {SOCKETS}"))?;
+        for machine in Machine::ALL {
+            let private = || rustix::mount::mount("tmpfs", SOCKETS, "tmpfs", MountFlags::empty(), c"mode=0700");
+            arena.at(machine)?.run(private).with_context(|| format!("cannot mount {SOCKETS}"))?;
         }
         Ok(arena)
     }
@@ -110,11 +116,6 @@ impl Arena {
         }
     }
 
-    /// The name of an interface that no other lab has: some programs keep sockets of its name in a folder of all.
-    pub(crate) fn interface(&self, machine: Machine) -> String {
-        format!("w{}{}", self.lab.prefix(), machine.word())
-    }
-
     /// An empty folder for keys and configuration.
     pub(crate) fn fresh_folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder(name);
@@ -157,6 +158,11 @@ impl Machine {
             Self::G => "g",
             Self::H => "h",
         }
+    }
+
+    /// The name of its interface in an overlay that asks for one.
+    pub(crate) fn interface(self) -> String {
+        format!("bench-{}", self.word())
     }
 
     /// Its address in every overlay.
@@ -233,3 +239,6 @@ impl FromStr for Mode {
         Self::ALL.into_iter().find(|mode| mode.word() == word).ok_or_else(|| anyhow!("direct, hub, hub2 or tls"))
     }
 }
+
+/// Where every WireGuard keeps its control sockets: each machine has its own here, which goes with it.
+pub(crate) const SOCKETS: &str = "/run/wireguard";

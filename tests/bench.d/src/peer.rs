@@ -11,7 +11,6 @@ mod plain;
 mod tinc;
 mod wireguard;
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
@@ -139,7 +138,7 @@ impl Peer {
 
     /// Starts every machine's part.
     pub(crate) fn start<'a>(self, arena: &'a Arena, mode: Mode, binary: &str) -> Result<Running<'a>> {
-        let mut running = Running { arena, peer: self, processes: Vec::new(), sockets: Vec::new() };
+        let mut running = Running { arena, peer: self, processes: Vec::new() };
         match self {
             Self::Plain => plain::start(arena)?,
             Self::Flatlan => flatlan::start(&mut running, mode, binary)?,
@@ -167,7 +166,6 @@ pub(crate) struct Running<'a> {
     pub(crate) arena: &'a Arena,
     peer: Peer,
     processes: Vec<(Machine, Process)>,
-    sockets: Vec<PathBuf>,
 }
 
 impl Running<'_> {
@@ -194,9 +192,6 @@ impl Drop for Running<'_> {
                 scope.spawn(|| process.stop(STOP_LIMIT));
             }
         });
-        for socket in &self.sockets {
-            let _ = std::fs::remove_file(socket);
-        }
         if self.peer == Peer::Plain {
             plain::stop(self.arena);
         }

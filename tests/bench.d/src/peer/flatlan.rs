@@ -21,7 +21,7 @@ pub(super) fn prepare(arena: &Arena, mode: Mode, binary: &str) -> Result<()> {
         let words = ["network", "hub", "add", hub.word(), "--key", key.last_line(), "--tls", &tls, "--udp", &udp];
         run(arena.admin(), binary, &[&words[..], &["--state", admin]].concat())?;
     }
-    let mut running = Running { arena, peer: super::Peer::Flatlan, processes: Vec::new(), sockets: Vec::new() };
+    let mut running = Running { arena, peer: super::Peer::Flatlan, processes: Vec::new() };
     run_hubs(&mut running, mode, binary)?;
     for (hub, process) in running.processes() {
         let namespace = arena.at(hub)?;

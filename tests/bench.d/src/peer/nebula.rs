@@ -51,7 +51,7 @@ fn config(arena: &Arena, mode: Mode, machine: Machine) -> Result<String> {
     let _ = writeln!(text, "lighthouse: {{ am_lighthouse: {shines}, interval: 10, hosts: [{asked}] }}");
     let (relay, uses) = (relayed && shines, relayed && !shines);
     let _ = writeln!(text, "relay: {{ am_relay: {relay}, use_relays: {uses}, relays: [{relays}] }}");
-    let _ = writeln!(text, "tun: {{ dev: {}, mtu: 1300 }}", arena.interface(machine));
+    let _ = writeln!(text, "tun: {{ dev: {}, mtu: 1300 }}", machine.interface());
     text.push_str(
         "listen: { host: 0.0.0.0, port: 4242 }
 punchy: { punch: true }

@@ -64,7 +64,7 @@ fn pins(arena: &Arena, of: Machine, accepted: &[Machine], more: &str) -> Result<
 }
 
 fn shared(arena: &Arena, machine: Machine, config: &str, protocol: &str) -> Vec<String> {
-    let (key, crt, device) = (path(arena, machine, "key"), path(arena, machine, "crt"), arena.interface(machine));
+    let (key, crt, device) = (path(arena, machine, "key"), path(arena, machine, "crt"), machine.interface());
     let words =
         ["--config", config, "--dev", &device, "--dev-type", "tun", "--proto", protocol, "--topology", "subnet"];
     let keys = ["--cert", &crt, "--key", &key, "--data-ciphers", "AES-256-GCM", "--disable-dco"];

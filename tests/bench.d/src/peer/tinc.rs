@@ -16,7 +16,7 @@ pub(super) fn prepare(arena: &Arena, mode: Mode) -> Result<()> {
         let name = machine.word();
         let own = folder.join(name);
         std::fs::create_dir_all(own.join("hosts"))?;
-        let mut config = format!("Name = {name}\nInterface = {}\nAddressFamily = ipv4\n", arena.interface(*machine));
+        let mut config = format!("Name = {name}\nInterface = {}\nAddressFamily = ipv4\n", machine.interface());
         for to in connects(mode, *machine) {
             let _ = writeln!(config, "ConnectTo = {}", to.word());
         }

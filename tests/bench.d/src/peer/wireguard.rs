@@ -2,7 +2,7 @@
 //! it. A hub is a peer that forwards: it opens and seals every packet again.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -25,7 +25,7 @@ pub(super) fn prepare(arena: &Arena, mode: Mode) -> Result<()> {
 
 pub(super) fn start(running: &mut Running<'_>, peer: Peer, mode: Mode) -> Result<()> {
     for machine in mode.machines() {
-        let interface = running.arena.interface(machine);
+        let interface = machine.interface();
         let quiet = ["-f", "--disable-drop-privileges", "-l", "/dev/null"];
         let words: &[&str] = match peer {
             Peer::Gotatun => &[&quiet[..], &["-v", "error", &interface]].concat(),
@@ -35,7 +35,6 @@ pub(super) fn start(running: &mut Running<'_>, peer: Peer, mode: Mode) -> Result
             }
         };
         let program = peer.programs().first().context("a WireGuard is a program")?;
-        running.sockets.push(socket(&interface));
         running.add(machine, running.arena.spawn(machine, program, words)?);
     }
     let arena = running.arena;
@@ -46,8 +45,12 @@ pub(super) fn start(running: &mut Running<'_>, peer: Peer, mode: Mode) -> Result
 }
 
 fn set_up(arena: &Arena, mode: Mode, machine: Machine) -> Result<()> {
-    let (namespace, interface) = (arena.at(machine)?, arena.interface(machine));
-    until("the control socket", || Ok(socket(&interface).exists()))?;
+    let (namespace, interface) = (arena.at(machine)?, machine.interface());
+    let socket = Path::new(crate::arena::SOCKETS).join(format!("{interface}.sock"));
+    until("the control socket", || {
+        let socket = socket.clone();
+        Ok(namespace.run(move || socket.exists()))
+    })?;
     let (key, port) = (arena.folder(FOLDER).join(machine.word()), flatlan_lab::UDP_PORT.to_string());
     let key = key.to_str().context("a folder that is no text")?;
     until("the device", || {
@@ -91,10 +94,6 @@ pub(super) fn until(what: &str, condition: impl Fn() -> Result<bool>) -> Result<
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
-}
-
-fn socket(interface: &str) -> PathBuf {
-    PathBuf::from(format!("/var/run/wireguard/{interface}.sock"))
 }
 
 const FOLDER: &str = "wireguard";
