@@ -219,10 +219,10 @@ const ONE_USER: &[(&str, &[&str])] = &[
     ("tokio-rustls", &["flatlan-os"]),
     ("tokio-tungstenite", &["flatlan-os"]),
     ("tun-rs", &["flatlan-os"]),
-    ("tun-tap", &["flatlan-os"]),
-    // the lab makes its internet itself
+    // the lab makes its internet itself, and its bad wires
     ("rtnetlink", &["flatlan-os", "flatlan-lab"]),
-    ("rustix", &["flatlan-os", "flatlan-lab"]),
+    ("tun-tap", &["flatlan-os", "flatlan-lab"]),
+    ("rustix", &["flatlan-os", "flatlan-lab", "flatlan-bench"]),
 ];
 
 /// Who contains whom, by name.

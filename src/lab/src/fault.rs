@@ -3,7 +3,7 @@
 //! The set of faults is data; every change renders all of it and loads it in one transaction, so there is never a
 //! moment with half a set. A cut is silent: packets vanish in both directions, ICMP too, and no error comes back.
 //!
-//! This kernel has no netem: there is loss, cuts and holes, but no delay and no reordering.
+//! Loss, cuts and holes are here; delay, duplicates and reordering are in `emulator`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

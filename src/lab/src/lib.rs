@@ -16,6 +16,7 @@
 //! * [`enter`] makes sure that this process may do all that, by running it again in a user namespace if it is not root.
 //! * [`Lab::builder`] describes, [`LabBuilder::build`] makes. That much needs no flatlan binary.
 //! * [`Lab::bring_up`] and its parts run the binary by the commands of its command line.
+//! * [`Lab::emulate`] makes a wire a bad one: delay, jitter, loss, duplicates, reordering, a rate.
 //! * [`Lab::cut`], [`Lab::lose`], [`Lab::kill`], [`Lab::freeze`] and the like break things; [`Lab::heal`] mends wires.
 //! * [`Probe`], [`Transfer`], [`sockets`], [`Capture`], [`Lab::watch_traffic`] measure what is felt, seen and carried.
 //! * Dropping the lab removes it. So does a panic, Ctrl-C, SIGTERM; what SIGKILL leaves is removed when the next lab starts.
@@ -38,11 +39,11 @@
 //! ```
 //!
 //! Everything blocks: a lab is driven by plain threads. It never touches the machine's own network, and kills only
-//! what runs inside its own namespaces. What it does not do: delay and reorder packets (that needs a link emulator in
-//! user space).
+//! what runs inside its own namespaces.
 
 mod capture;
 pub mod demo;
+mod emulator;
 mod error;
 mod fault;
 mod lab;
@@ -62,6 +63,7 @@ mod topology;
 mod wire;
 
 pub use capture::{Capture, occurrences};
+pub use emulator::{Emulator, Fates, Quality};
 pub use error::LabError;
 pub use fault::{Direction, Fault, Injected, Place};
 pub use lab::{Bare, Host, Hub, Lab, LabBuilder, Site};

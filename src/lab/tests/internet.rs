@@ -13,10 +13,11 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use flatlan_lab::{
-    Capture, Direction, Fault, HubSpec, Lab, LabError, Namespace, Nat, Payload, Place, Probe, ProxySpec, SiteSpec,
-    Transfer, Underlay, occurrences, sockets,
+    Capture, Direction, Fault, HubSpec, Lab, LabError, Namespace, Nat, Payload, Place, Probe, ProxySpec, Quality,
+    SiteSpec, Transfer, Underlay, occurrences, sockets,
 };
 use support::{Expect, MS, Server, ask_udp, first_v4, open_tcp, pings, punch};
 
@@ -239,6 +240,36 @@ fn random_loss_loses_about_what_it_says() {
 }
 
 #[test]
+fn a_bad_wire_delays_and_doubles_and_is_a_good_one_again_when_it_is_dropped() {
+    let lab = Lab::builder().bare("x").bare("y").build().unwrap();
+    let (x, to) = (lab.bare("x").unwrap().namespace(), lab.bare("y").unwrap().addresses()[0]);
+    let emulator = lab.emulate("x", Quality { delay: MS * 40, doubled: 1000, ..Quality::default() }, 1).unwrap();
+    let probe = Probe::ping(x, to, MS * 10).unwrap();
+    probe.wait_answers(20, LONG).unwrap();
+    assert!(probe.stop().round_trip_quantile(0.0) >= MS * 40);
+    let fates = emulator.fates();
+    assert!(fates.doubled >= 20 && fates.doubled == fates.came, "{fates:?}");
+    drop(emulator);
+    let probe = Probe::ping(x, to, MS * 10).unwrap();
+    probe.wait_answers(20, LONG).unwrap();
+    assert!(probe.stop().round_trip_quantile(0.0) < MS * 40);
+}
+
+#[test]
+fn what_a_bad_wire_loses_does_not_arrive_and_tcp_heals_it() {
+    let lab = Lab::builder().bare("x").bare("y").build().unwrap();
+    let (x, y) = (lab.bare("x").unwrap(), lab.bare("y").unwrap());
+    let quality = Quality { lost: 20, doubled: 20, held: 50, hold: MS * 3, jitter: MS, ..Quality::default() };
+    let emulator = lab.emulate("x", quality, 5).unwrap();
+    let (bytes, address) = (4 << 20, y.addresses()[0]);
+    let transfer = Transfer::start(x.namespace(), y.namespace(), address, Payload::Random, Some(bytes)).unwrap();
+    let report = transfer.finish(LONG * 4).unwrap();
+    assert!(report.equal && report.bytes == bytes, "{report:?}");
+    let fates = emulator.fates();
+    assert!(fates.lost > 0 && fates.doubled > 0 && fates.held > 0 && fates.refused == 0, "{fates:?}");
+}
+
+#[test]
 fn an_mtu_hole_swallows_large_packets_of_a_batch_and_no_small_ones() {
     let lab = Lab::builder().hub("h1").site("a", Nat::None).build().unwrap();
     let (gateway, hub) = (lab.machine("a").unwrap(), first_v4(&lab, "h1").to_string());
@@ -358,3 +389,6 @@ fn an_idle_mapping_is_forgotten_after_the_time_that_was_set() {
     server.poke(mapped);
     assert!(!gateway.heard_text("poke", Expect::Silence));
 }
+
+/// How long answers may take to come.
+const LONG: Duration = Duration::from_secs(10);
