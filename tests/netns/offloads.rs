@@ -36,10 +36,7 @@ fn each_offload_can_be_switched_off_and_everything_arrives_as_it_was_sent() {
         for site in ["a", "b"] {
             lab.up_with(site, &config(&lab, site, settings)).unwrap();
         }
-        let _talk = ping(&lab, "a", "b");
-        wait_path(&lab, "a", "b", "a direct path", is_direct);
-        send_by_every_address(&lab, "a", "b", 4 * MIB);
-        every_datagram_comes_back(&lab);
+        everything_arrives(&lab);
         assert_eq!([refused(&lab, "a"), refused(&lab, "b")], [(0, 0), (0, 0)], "{settings}");
     }
 }
@@ -58,7 +55,8 @@ fn a_hub_that_is_to_send_single_datagrams_relays_as_well() {
 #[test]
 fn a_run_that_the_kernel_refuses_costs_nothing_but_the_offload_and_one_warning() {
     for errno in ["EIO", "EINVAL"] {
-        let lab = refusing("sendmsg", errno, &[]);
+        let lab = joined(Nat::Cone, Underlay::Dual);
+        refusing(&lab, "sendmsg", errno, NOW_AND_THEN, &[]);
         all_arrives_until(&lab, "a refused run", |(_, runs)| runs > 0);
         assert_eq!(refused(&lab, "a"), (0, 1), "{errno}: a run is tried once only");
         one_warning(&lab, "the kernel refuses UDP segmentation: sending single datagrams");
@@ -67,7 +65,8 @@ fn a_run_that_the_kernel_refuses_costs_nothing_but_the_offload_and_one_warning()
 
 #[test]
 fn a_super_packet_that_the_tun_refuses_costs_nothing_but_the_offload_and_one_warning() {
-    let lab = refusing("write", "EINVAL", &["-P", "/dev/net/tun"]);
+    let lab = joined(Nat::Cone, Underlay::Dual);
+    refusing(&lab, "write", "EINVAL", NOW_AND_THEN, TUN_ONLY);
     all_arrives_until(&lab, "a refused super-packet", |(super_packets, _)| super_packets > 0);
     assert_eq!(refused(&lab, "a"), (1, 0), "TCP is not joined again");
     one_warning(&lab, "the TUN device refuses super-packets of a kind: writing single packets");
@@ -75,12 +74,50 @@ fn a_super_packet_that_the_tun_refuses_costs_nothing_but_the_offload_and_one_war
 
 #[test]
 fn a_read_of_the_tun_that_fails_now_and_then_ends_nothing() {
-    let lab = refusing("read", "EIO", &["-P", "/dev/net/tun"]);
+    let lab = joined(Nat::Cone, Underlay::Dual);
+    refusing(&lab, "read", "EIO", NOW_AND_THEN, TUN_ONLY);
     send(&lab, "a", "b", 16 * MIB);
     send(&lab, "b", "a", 16 * MIB);
     assert!(lab.process("a").unwrap().is_running());
     let injected = std::fs::read_to_string(trace(&lab)).unwrap();
     assert!(injected.contains("INJECTED"), "{injected}");
+}
+
+#[test]
+fn a_kernel_without_some_of_it_is_used_for_what_it_has() {
+    let lab = joined(Nat::Cone, Underlay::Dual);
+    let plain = "no offloads, using the plain TUN backend";
+    // of the device: its virtio header (TUNSETIFF), TSO, USO (TUNSETOFFLOAD twice)
+    for (times, said) in [("1", Some(plain)), ("2", Some(plain)), ("3", None)] {
+        refusing(&lab, "ioctl", "EINVAL", times, TUN_ONLY);
+        everything_arrives(&lab);
+        let lines = lab.process("a").unwrap().lines();
+        let warnings: Vec<&LogLine> = lines.iter().filter(|line| line.text.contains("WARN")).collect();
+        assert_eq!(warnings.len(), usize::from(said.is_some()), "{warnings:?}");
+        assert!(warnings.iter().all(|line| said.is_some_and(|said| line.text.contains(said))), "{warnings:?}");
+    }
+    // of the socket: which of its options it is tells a look
+    refusing(&lab, "setsockopt", "ENOPROTOOPT", "65535", &[]);
+    let looked = std::fs::read_to_string(trace(&lab)).unwrap();
+    // an older strace has no names for them
+    for (name, number) in [("UDP_SEGMENT", "0x67"), ("UDP_GRO", "0x68")] {
+        let place = looked
+            .lines()
+            .filter(|line| line.contains("setsockopt("))
+            .position(|line| line.contains("SOL_UDP") && [name, number].iter().any(|word| line.contains(word)));
+        let times = (place.unwrap_or_else(|| panic!("no {name} in {looked}")) + 1).to_string();
+        refusing(&lab, "setsockopt", "ENOPROTOOPT", &times, &[]);
+        everything_arrives(&lab);
+        assert_eq!(refused(&lab, "a"), (0, 0));
+        if name == "UDP_SEGMENT" {
+            down(&lab);
+            let options = config(&lab, "a", "udp_gso = \"on\"");
+            let node = lab.start_node("a", &with_refusals(&lab, "setsockopt", "ENOPROTOOPT", &times, &[], options));
+            let node = node.unwrap();
+            assert_eq!(node.wait_exit(PATIENCE).unwrap().code(), Some(2), "{}", node.tail(5));
+            assert!(node.tail(5).contains("this kernel does not segment UDP"), "{}", node.tail(5));
+        }
+    }
 }
 
 #[test]
@@ -186,18 +223,45 @@ fn config(lab: &Lab, name: &str, settings: &str) -> RunOptions {
     RunOptions::args(["--config", file.to_str().unwrap()])
 }
 
-/// A lab on which the kernel refuses the 300th of a's system calls of a kind and every 200th after it.
-fn refusing(call: &str, errno: &str, only: &[&str]) -> Lab {
-    let lab = joined(Nat::Cone, Underlay::Dual);
-    let inject = format!("inject={call}:error={errno}:when=300+200");
-    let words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "signal=none", "-e", &inject, "-o"];
-    let file = trace(&lab);
-    let words = words.into_iter().chain([file.to_str().unwrap()]).chain(only.iter().copied());
-    let wrapper = words.map(str::to_owned).collect();
-    lab.up_with("a", &RunOptions { wrapper, ..RunOptions::default() }).unwrap();
+/// Runs both nodes; to a's the kernel refuses a kind of system call, so many times as strace says it.
+fn refusing(lab: &Lab, call: &str, errno: &str, times: &str, only: &[&str]) {
+    down(lab);
+    lab.up_with("a", &with_refusals(lab, call, errno, times, only, RunOptions::default())).unwrap();
     lab.up("b").unwrap();
-    drop(ping(&lab, "a", "b"));
-    lab
+    drop(ping(lab, "a", "b"));
+}
+
+/// Ends a's node where one runs, and with it its strace.
+fn down(lab: &Lab) {
+    let state = lab.site("a").unwrap().state().to_str().unwrap();
+    if lab.process("a").is_ok_and(|node| node.is_running()) {
+        lab.flatlan(gateway(lab, "a"), ["down", "--state", state]).unwrap().success().unwrap();
+        lab.process("a").unwrap().wait_exit(PATIENCE).unwrap();
+    }
+}
+
+fn with_refusals(lab: &Lab, call: &str, errno: &str, times: &str, only: &[&str], options: RunOptions) -> RunOptions {
+    let (traced, inject) = (format!("trace={call}"), format!("inject={call}:error={errno}:when={times}"));
+    let file = trace(lab);
+    let words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "signal=none", "-e", &traced, "-e", &inject, "-o"];
+    let words = words.into_iter().chain([file.to_str().unwrap()]).chain(only.iter().copied());
+    // who is traced outlives its strace unless told otherwise
+    let words = words.chain(["setpriv", "--pdeathsig", "KILL", "--"]);
+    RunOptions { wrapper: words.map(str::to_owned).collect(), ..options }
+}
+
+/// The 300th time and every 200th after it.
+const NOW_AND_THEN: &str = "300+200";
+/// Of calls on the TUN device.
+const TUN_ONLY: &[&str] = &["-P", "/dev/net/tun"];
+
+/// TCP by each address, and datagrams.
+fn everything_arrives(lab: &Lab) {
+    let _talk = ping(lab, "a", "b");
+    wait_path(lab, "a", "b", "a direct path", is_direct);
+    send_by_every_address(lab, "a", "b", 4 * MIB);
+    send(lab, "b", "a", 4 * MIB);
+    every_datagram_comes_back(lab);
 }
 
 fn trace(lab: &Lab) -> std::path::PathBuf {
