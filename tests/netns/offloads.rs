@@ -60,6 +60,17 @@ fn a_run_that_the_kernel_refuses_costs_nothing_but_the_offload_and_one_warning()
         all_arrives_until(&lab, "a refused run", |(_, runs)| runs > 0);
         assert_eq!(refused(&lab, "a"), (0, 1), "{errno}: a run is tried once only");
         one_warning(&lab, "the kernel refuses UDP segmentation: sending single datagrams");
+        // on another network it is tried again, and another refusal is no news
+        for words in [
+            "link add another type veth peer name far",
+            "link set far up",
+            "link set another up",
+            "addr add 203.0.113.77/24 dev another",
+        ] {
+            gateway(&lab, "a").exec("ip", words.split(' ')).unwrap();
+        }
+        all_arrives_until(&lab, "another refused run", |(_, runs)| runs > 1);
+        one_warning(&lab, "the kernel refuses UDP segmentation: sending single datagrams");
     }
 }
 
