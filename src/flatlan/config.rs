@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use flatlan_os::{Offload, stream::Proxy, tun::TunBackend};
+use flatlan_types::Workers;
 use serde::{Deserialize, Serialize};
 
 /// What a node needs to know that its state directory does not hold.
@@ -26,6 +27,8 @@ pub struct NodeConfig {
     pub transport: TransportChoice,
     /// The HTTP proxy by which hubs are dialled.
     pub proxy: Option<Proxy>,
+    /// How many packet threads there are.
+    pub workers: Workers,
 }
 
 /// Which underlay may be used.
@@ -75,6 +78,8 @@ pub struct NodeFile {
     pub proxy: String,
     /// File with the proxy's password; empty: none.
     pub proxy_password_file: PathBuf,
+    /// Packet threads: 1, 2, 4, 8 or 16. All that goes to or comes from one peer stays in one thread.
+    pub workers: WorkersChoice,
 }
 
 impl Default for NodeFile {
@@ -90,7 +95,32 @@ impl Default for NodeFile {
             dscp: Dscp::default(),
             proxy: String::new(),
             proxy_password_file: PathBuf::new(),
+            workers: WorkersChoice::default(),
         }
+    }
+}
+
+/// How many packet threads there are, as a file or a flag says it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "usize", try_from = "usize")]
+pub struct WorkersChoice(pub Workers);
+
+/// Not a number of workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is no number of workers: use 1, 2, 4, 8 or 16")]
+pub struct WorkersError(usize);
+
+impl TryFrom<usize> for WorkersChoice {
+    type Error = WorkersError;
+
+    fn try_from(count: usize) -> Result<Self, WorkersError> {
+        Workers::new(count).map(Self).ok_or(WorkersError(count))
+    }
+}
+
+impl From<WorkersChoice> for usize {
+    fn from(choice: WorkersChoice) -> Self {
+        choice.0.count()
     }
 }
 

@@ -19,10 +19,11 @@ use flatlan_os::{
     file::FileMode,
     route::{Connected, HostAddress, Ipv6, Netlink, RouteError},
     tun::{Offloads, Queues, Tun, TunConfig, TunError},
-    udp::{Port, UdpError, UdpOptions, UdpSocket},
+    udp::{UdpError, UdpOptions, UdpSocket},
 };
 use flatlan_packet::Gro;
-use flatlan_types::{Endpoint, HostPort, HubSlot, Prefix};
+use flatlan_relay::steer::owner_byte;
+use flatlan_types::{Endpoint, HostPort, HubSlot, Prefix, Share, Workers};
 use flatlan_wg::{Boringtun, Engine};
 use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, oneshot};
@@ -30,12 +31,13 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{Dscp, NodeConfig, TransportChoice},
     control::{self, Request},
-    packet_loop::{ECN, Order, PacketLoopError, PacketThread, Unstarted},
+    packet_loop::{ECN, PacketLoopError, Unstarted},
     refused::Refused,
     state::{NodeState, SOCKET, StateError},
     status::Status,
     streams::{StreamEvent, Streams},
     underlay::Underlay,
+    workers::{PacketThreads, StartError},
 };
 
 /// A node that runs. Dropping it does not stop it; [`NodeHandle::stop`] does.
@@ -197,11 +199,11 @@ struct Driver {
     node: Node,
     streams: Streams,
     stream_events: mpsc::Receiver<StreamEvent>,
-    packets: PacketThread,
+    packets: PacketThreads,
     worker_events: mpsc::Receiver<Event>,
-    /// What the packet thread is started with, until it is.
-    unstarted: Option<(Unstarted, UdpSocket, WorkerConfig)>,
-    packets_ended: Option<oneshot::Receiver<Result<(), PacketLoopError>>>,
+    /// What the packet threads are started with, until they are.
+    unstarted: Option<(Vec<Unstarted>, Vec<UdpSocket>, WorkerConfig)>,
+    packets_ended: mpsc::Receiver<Result<(), PacketLoopError>>,
     /// The data stream of each hub that has one.
     data_streams: BTreeMap<HubSlot, StreamId>,
     interface: Option<Interface>,
@@ -245,10 +247,10 @@ impl Driver {
             .dir()
             .write(flatlan_node::persist::EPOCH, &epoch_file, FileMode::Secret)
             .map_err(|e| NodeError::State(StateError::File(e)))?;
-        let options = UdpOptions { gso: config.udp_gso, port: Port::Own, ..UdpOptions::default() };
-        let udp = UdpSocket::bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), config.port), options)
-            .map_err(NodeError::Udp)?;
-        let port = udp.local().port();
+        let options = UdpOptions { gso: config.udp_gso, ..UdpOptions::default() };
+        let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), config.port);
+        let udp = UdpSocket::bind_group(any, options, config.workers, owner_byte).map_err(NodeError::Udp)?;
+        let port = udp.first().map_or(config.port, |udp| udp.local().port());
         let socket = config.state.join(SOCKET);
         let listener = control::bind(&socket)
             .map_err(|why| NodeError::Control { path: socket.display().to_string(), why: why.into() })?;
@@ -266,11 +268,12 @@ impl Driver {
             epoch,
             bootstrap: network.hubs,
             transport: config.transport.into(),
+            workers: config.workers,
         };
         let mut node = Node::new(node_config, persisted, entropy::seed(), now, unix);
         let (streams, stream_events) = Streams::new(config.proxy.clone());
-        let (packets, unstarted, worker_events) =
-            PacketThread::prepare().map_err(|e| NodeError::Packets(e.to_string()))?;
+        let (packets, unstarted, told) =
+            PacketThreads::prepare(config.workers).map_err(|e| NodeError::Packets(e.to_string()))?;
         let worker = WorkerConfig {
             network: network.network,
             secret,
@@ -279,6 +282,7 @@ impl Driver {
             gro: Gro::ALL,
             class_mask: class_mask(config.dscp),
             seed: entropy::seed(),
+            share: Share::default(),
         };
         let netlink = Netlink::open().map_err(NodeError::Route)?;
         let underlay = Underlay::watch(&netlink).await.map_err(NodeError::Route)?;
@@ -291,9 +295,9 @@ impl Driver {
             streams,
             stream_events,
             packets,
-            worker_events,
+            worker_events: told.events,
             unstarted: Some((unstarted, udp, worker)),
-            packets_ended: None,
+            packets_ended: told.ended,
             data_streams: BTreeMap::new(),
             interface: None,
             lans: Vec::new(),
@@ -343,7 +347,10 @@ impl Driver {
                 },
                 Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
                 Some((place, found)) = self.resolver.1.recv() => self.node.handle_resolved(&place, &found, clock::now()),
-                Some(event) = self.worker_events.recv() => self.node.handle_event(event, clock::now(), clock::unix()),
+                Some(event) = self.worker_events.recv() => {
+                    self.packets.echo(&event).await;
+                    self.node.handle_event(event, clock::now(), clock::unix());
+                }
                 ended = packets_ended(&mut self.packets_ended) => return Err(ended),
                 () = self.underlay.changed() => self.look(Changed::Perhaps).await?,
                 () = until(deadline) => {}
@@ -391,7 +398,7 @@ impl Driver {
         let hub = self.data_streams.iter().find(|(_, of)| **of == stream).map(|(hub, _)| *hub);
         if let Some(hub) = hub {
             self.data_streams.remove(&hub);
-            self.packets.order(Order::CloseStream(hub)).await;
+            self.packets.close_stream(hub).await;
         }
     }
 
@@ -413,11 +420,11 @@ impl Driver {
                 Output::BindData { stream, hub } => {
                     if let Some(sender) = self.streams.bind(stream, hub, self.packets.stream_inbox()) {
                         self.data_streams.insert(hub, stream);
-                        self.packets.order(Order::OpenStream(hub, sender)).await;
+                        self.packets.open_stream(hub, sender).await;
                     }
                 }
-                Output::Worker(command) => self.packets.order(Order::Command(command)).await,
-                Output::Snapshot(snapshot) => self.packets.order(Order::Snapshot(snapshot)).await,
+                Output::Worker(command) => self.packets.command(command).await,
+                Output::Snapshot(snapshot) => self.packets.snapshot(snapshot).await,
                 Output::Interface(interface) => self.set_interface(interface).await?,
                 Output::Resolve { place } => {
                     let answers = self.resolver.0.clone();
@@ -478,30 +485,33 @@ impl Driver {
     /// Makes the TUN and starts the packet thread.
     async fn start_packets(&mut self, interface: &Interface) -> Result<(), NodeError> {
         self.refuse_overlap(interface).await?;
-        let Some((unstarted, udp, mut worker)) = self.unstarted.take() else { return Ok(()) };
-        let config = TunConfig {
+        let Some((unstarted, udp, mut config)) = self.unstarted.take() else { return Ok(()) };
+        let tun = TunConfig {
             name: self.config.tun.clone(),
             mtu: u32::from(interface.mtu),
             super_packet: Some(flatlan_datapath::super_packet_len(usize::from(interface.mtu))),
             backend: self.config.tun_backend,
             offload: self.config.tun_offload,
-            queues: Queues::One,
+            queues: if self.config.workers == Workers::ONE { Queues::One } else { Queues::Many },
             addresses: addresses(interface),
         };
         // making a device waits for the kernel
-        let tun = tokio::task::spawn_blocking(move || Tun::create(&config))
+        let tun = tokio::task::spawn_blocking(move || Tun::create(&tun))
             .await
             .map_err(|e| NodeError::Packets(e.to_string()))?
             .map_err(NodeError::Tun)?;
-        worker.mtu = usize::from(interface.mtu);
-        worker.gro = gro(tun.offloads());
-        let refused = Refused::new(self.config.tun_offload, worker.gro);
-        let engine = Engine::<Boringtun>::new(&worker.secret, worker.seed);
-        let (ended_tx, ended) = oneshot::channel();
-        self.packets_ended = Some(ended);
-        let worker = Worker::new(worker, engine);
-        let started = self.packets.start(unstarted, worker, tun, udp, refused, ended_tx);
-        started.map_err(|e| NodeError::Packets(e.to_string()))
+        config.mtu = usize::from(interface.mtu);
+        config.gro = gro(tun.offloads());
+        let refused = Refused::new(self.config.tun_offload, config.gro);
+        let started = self.packets.start(unstarted, udp, (tun, refused), |share| {
+            let config = WorkerConfig { seed: entropy::seed(), share, ..config.clone() };
+            let engine = Engine::<Boringtun>::shared(&config.secret, config.seed, share);
+            Worker::new(config, engine)
+        });
+        started.map_err(|error| match error {
+            StartError::Thread(error) => NodeError::Packets(error.to_string()),
+            StartError::Tun(error) => NodeError::Tun(error),
+        })
     }
 
     /// Gives the TUN the addresses and routes that it is to have.
@@ -616,14 +626,11 @@ fn gro(offloads: Offloads) -> Gro {
     Gro { tcp: of(offloads.tcp), udp: of(offloads.udp) }
 }
 
-async fn packets_ended(ended: &mut Option<oneshot::Receiver<Result<(), PacketLoopError>>>) -> NodeError {
-    let Some(receiver) = ended else { return std::future::pending().await };
-    let how = receiver.await;
-    *ended = None;
-    match how {
-        Ok(Ok(())) => NodeError::Packets("the packet thread stopped".to_owned()),
-        Ok(Err(error)) => NodeError::Packets(error.to_string()),
-        Err(_) => NodeError::Packets("the packet thread is gone".to_owned()),
+async fn packets_ended(ended: &mut mpsc::Receiver<Result<(), PacketLoopError>>) -> NodeError {
+    match ended.recv().await {
+        Some(Ok(())) => NodeError::Packets("the packet thread stopped".to_owned()),
+        Some(Err(error)) => NodeError::Packets(error.to_string()),
+        None => NodeError::Packets("the packet thread is gone".to_owned()),
     }
 }
 

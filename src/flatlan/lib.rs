@@ -21,6 +21,7 @@ pub mod state;
 pub mod status;
 mod streams;
 mod underlay;
+mod workers;
 
 pub use config::{NodeConfig, NodeFile, TransportChoice};
 pub use driver::{NodeError, NodeHandle, Notice, RunningNode};

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, io, sync::Arc, thread::JoinHandle, time::Instan
 
 use bytes::Bytes;
 use flatlan_datapath::{
-    Command, DropReason, Event, FlowQueue, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
+    Command, DropReason, Event, FlowQueue, Handed, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
 };
 use flatlan_os::{
     Why, clock,
@@ -21,11 +21,14 @@ use flatlan_os::{
     tun::{self, Tun},
     udp::{self, RecvBatch, UdpSocket},
 };
-use flatlan_types::HubSlot;
+use flatlan_types::{HubSlot, WorkerId};
 use flatlan_wg::Sessions;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::refused::Refused;
+use crate::{
+    refused::Refused,
+    workers::{Belongs, Doors, Room},
+};
 
 /// What the control side sends to a packet thread.
 pub(crate) enum Order {
@@ -66,10 +69,12 @@ pub(crate) struct PacketThread {
 
 /// The thread's ends of the channels, before it runs.
 pub(crate) struct Unstarted {
-    waker: Waker,
     orders: mpsc::Receiver<Order>,
     streams: mpsc::Receiver<(HubSlot, Bytes)>,
     events: mpsc::Sender<Event>,
+    room: Room,
+    doors: Doors,
+    ended: mpsc::Sender<Result<(), PacketLoopError>>,
 }
 
 /// How a packet thread ended.
@@ -103,7 +108,8 @@ pub(crate) enum PacketLoopError {
 struct PacketLoop<S> {
     worker: Worker<S>,
     io: Io,
-    waker: Waker,
+    /// What other workers have for this one.
+    room: Room,
     orders: mpsc::Receiver<Order>,
     streams: mpsc::Receiver<(HubSlot, Bytes)>,
     events: mpsc::Sender<Event>,
@@ -121,21 +127,28 @@ struct Io {
     udp: UdpSocket,
     streams: BTreeMap<HubSlot, SendQueue>,
     refused: Refused,
+    /// To the other workers.
+    doors: Doors,
     gone: bool,
 }
 
 impl PacketThread {
-    /// A thread that is still to be started: orders wait until then.
-    pub(crate) fn prepare() -> Result<(Self, Unstarted, mpsc::Receiver<Event>), PacketLoopError> {
-        let waker = Waker::new().map_err(|error| PacketLoopError::Poll(error.into()))?;
+    /// A thread that is still to be started: orders wait until then. `ended` is told how its loop ended.
+    pub(crate) fn prepare(
+        room: Room,
+        doors: Doors,
+        events: &mpsc::Sender<Event>,
+        ended: &mpsc::Sender<Result<(), PacketLoopError>>,
+    ) -> (Self, Unstarted) {
+        let waker = room.waker.clone();
         let (orders, orders_rx) = mpsc::channel(ORDERS);
         let (streams, streams_rx) = mpsc::channel(STREAM_MESSAGES);
-        let (events, events_rx) = mpsc::channel(EVENTS);
-        let unstarted = Unstarted { waker: waker.clone(), orders: orders_rx, streams: streams_rx, events };
-        Ok((Self { orders, streams, waker, thread: None }, unstarted, events_rx))
+        let (events, ended) = (events.clone(), ended.clone());
+        let unstarted = Unstarted { orders: orders_rx, streams: streams_rx, events, room, doors, ended };
+        (Self { orders, streams, waker, thread: None }, unstarted)
     }
 
-    /// Starts the thread. `ended` is told how the loop ended.
+    /// Starts the thread.
     pub(crate) fn start<S: Sessions + Send + 'static>(
         &mut self,
         unstarted: Unstarted,
@@ -143,18 +156,18 @@ impl PacketThread {
         tun: Tun,
         udp: UdpSocket,
         refused: Refused,
-        ended: oneshot::Sender<Result<(), PacketLoopError>>,
     ) -> Result<(), PacketLoopError> {
-        let Unstarted { waker, orders, streams, events } = unstarted;
-        let io = Io { tun, udp, streams: BTreeMap::new(), refused, gone: false };
+        let Unstarted { orders, streams, events, room, doors, ended } = unstarted;
+        let io = Io { tun, udp, streams: BTreeMap::new(), refused, doors, gone: false };
         let waiting = FlowQueue::new();
         let mut packet_loop =
-            PacketLoop { worker, io, waker, orders, streams, events, waiting, failed_reads: 0, udp_cut: 0 };
+            PacketLoop { worker, io, room, orders, streams, events, waiting, failed_reads: 0, udp_cut: 0 };
         let thread = std::thread::Builder::new()
             .name("flatlan-packets".to_owned())
             .spawn(move || {
                 let done = panic::caught(|| packet_loop.run());
-                let _ = ended.send(done.unwrap_or_else(|panicked| Err(PacketLoopError::Panicked(panicked))));
+                // there is room for every thread's end
+                let _ = ended.try_send(done.unwrap_or_else(|panicked| Err(PacketLoopError::Panicked(panicked))));
             })
             .map_err(|error| PacketLoopError::Spawn(error.into()))?;
         self.thread = Some(thread);
@@ -168,9 +181,9 @@ impl PacketThread {
         }
     }
 
-    /// The end into which data streams put what they receive.
-    pub(crate) fn stream_inbox(&self) -> StreamInbox {
-        StreamInbox { streams: self.streams.clone(), waker: self.waker.clone() }
+    /// The end into which messages of data streams go, and what wakes the thread for them.
+    pub(crate) fn stream_end(&self) -> (mpsc::Sender<(HubSlot, Bytes)>, Waker) {
+        (self.streams.clone(), self.waker.clone())
     }
 
     /// How things are; `None` where the thread has ended.
@@ -189,25 +202,15 @@ impl PacketThread {
     }
 }
 
-/// Puts messages of data streams before the worker.
-#[derive(Clone)]
-pub(crate) struct StreamInbox {
-    streams: mpsc::Sender<(HubSlot, Bytes)>,
-    waker: Waker,
-}
-
-impl StreamInbox {
-    #[cfg(test)]
-    pub(crate) fn alone() -> (Self, mpsc::Receiver<(HubSlot, Bytes)>) {
-        let (streams, receiver) = mpsc::channel(STREAM_MESSAGES);
-        (Self { streams, waker: Waker::new().expect("a waker") }, receiver)
-    }
-
-    /// One message of the data stream to `hub`; waits while the worker is behind, which TCP tells the hub.
-    pub(crate) async fn put(&self, hub: HubSlot, message: Bytes) {
-        if self.streams.send((hub, message)).await.is_ok() {
-            self.waker.wake();
-        }
+impl Report {
+    /// Takes in how things are with another worker.
+    pub(crate) fn add(&mut self, other: Self) {
+        let Self { peers, stats, tun_refused, udp_refused, udp_cut } = other;
+        self.peers.extend(peers);
+        self.stats += &stats;
+        self.tun_refused += tun_refused;
+        self.udp_refused += udp_refused;
+        self.udp_cut += udp_cut;
     }
 }
 
@@ -223,6 +226,7 @@ impl<S: Sessions> PacketLoop<S> {
                     return Ok(());
                 }
             }
+            busy |= self.receive_handed(now);
             busy |= self.receive_streams(now);
             busy |= self.receive_udp(&mut received, now);
             // in part, where much waits: what is left keeps the loop busy
@@ -237,11 +241,13 @@ impl<S: Sessions> PacketLoop<S> {
                 busy = true;
                 self.worker.handle_timeout(now, &mut self.io);
             }
+            self.io.doors.wake();
             let told_all = self.tell_events();
             if !busy {
                 let deadline = if told_all { self.worker.poll_timeout() } else { Some(now + EVENT_RETRY) };
                 let descriptors = [std::os::fd::AsFd::as_fd(&self.io.tun), std::os::fd::AsFd::as_fd(&self.io.udp)];
-                poll::wait(descriptors, &self.waker, deadline).map_err(|error| PacketLoopError::Poll(error.into()))?;
+                poll::wait(descriptors, &self.room.waker, deadline)
+                    .map_err(|error| PacketLoopError::Poll(error.into()))?;
             }
         }
     }
@@ -277,6 +283,27 @@ impl<S: Sessions> PacketLoop<S> {
             udp_refused: self.io.udp.refused(),
             udp_cut: self.udp_cut,
         }
+    }
+
+    /// What came to other workers and belongs to this one.
+    fn receive_handed(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        for _ in 0..HANDED_BURST {
+            let Some(belongs) = self.room.take() else { break };
+            any = true;
+            match belongs {
+                Belongs::Datagrams { from, contents, stride, ecn } => {
+                    self.worker.handle_network(from, &contents, stride, ecn, now, &mut self.io);
+                }
+                Belongs::Packet { peer, mut header_and_packet } => {
+                    self.worker.handle_packet(peer, &mut header_and_packet, now, &mut self.io);
+                }
+            }
+        }
+        if any {
+            self.worker.flush_inbound(now, &mut self.io);
+        }
+        any
     }
 
     fn receive_streams(&mut self, now: Instant) -> bool {
@@ -401,6 +428,10 @@ impl Sink for Io {
         stream.put(Bytes::copy_from_slice(packed)).map_err(|_| DropReason::Backpressure)
     }
 
+    fn hand_over(&mut self, to: WorkerId, what: &Handed<'_>) -> Result<(), DropReason> {
+        self.doors.put(to, what)
+    }
+
     fn write_tun(&mut self, header_and_packet: &mut [u8]) -> Result<(), DropReason> {
         match self.tun.send(header_and_packet) {
             Ok(()) => Ok(()),
@@ -429,13 +460,15 @@ const FAILED_READS: u32 = 1000;
 const TUN_BURST: usize = 32;
 /// Their bytes: a packet that comes now waits no longer than this takes to seal, a quarter of a millisecond.
 const TUN_BYTES: usize = 192 << 10;
+/// What other workers handed over, before anything else is looked at.
+const HANDED_BURST: usize = 64;
 /// Messages of data streams handed in before anything else is looked at.
 const STREAM_BURST: usize = 16;
 /// Orders that may wait.
 const ORDERS: usize = 1024;
 /// Messages of data streams that may wait.
-const STREAM_MESSAGES: usize = 256;
+pub(crate) const STREAM_MESSAGES: usize = 256;
 /// Events that may wait.
-const EVENTS: usize = 1024;
+pub(crate) const EVENTS: usize = 1024;
 /// When to try again to hand events up.
 const EVENT_RETRY: std::time::Duration = std::time::Duration::from_millis(10);

@@ -11,7 +11,7 @@ use flatlan_os::{Offload, Why};
 use flatlan_packet::{Gro, GsoType, Segments, SuperPacket, VNET_LEN, VnetHeader};
 
 /// What is known of the TUN's refusals, and the buffer for segments.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Refused {
     wanted: Offload,
     /// What is made.

@@ -26,6 +26,8 @@ pub struct Status {
     pub drops: BTreeMap<&'static str, u64>,
     /// What the kernel refused as one piece and took in many: nothing of it is lost.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Packets and datagrams that came to one worker and belonged to another.
+    pub handed: u64,
     /// What a human should look at.
     pub alarms: Vec<String>,
     /// Why this node is of no use yet.
@@ -144,6 +146,7 @@ impl Status {
             peers: node.peers.iter().map(|peer| self::peer(peer, node, report)).collect(),
             drops: report.stats.drops.iter().map(|(reason, count)| (reason.name(), count)).chain(cut).collect(),
             refused: [("tun_super_packets", report.tun_refused), ("udp_runs", report.udp_refused)].into(),
+            handed: report.stats.handed,
             alarms: texts(&node.alarms),
             waiting: node.waiting.as_ref().map(ToString::to_string),
         }

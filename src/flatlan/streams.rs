@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::packet_loop::StreamInbox;
+use crate::workers::StreamInbox;
 
 /// What streams tell the control loop.
 pub(crate) enum StreamEvent {

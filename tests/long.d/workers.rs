@@ -47,7 +47,7 @@ use flatlan_packet::{Gro, VNET_LEN, VnetHeader};
 use flatlan_roster::OwnerTable;
 use flatlan_types::{
     BootEpoch, Endpoint, HubSlot, MemberId, NetworkId, NodeKeys, NodeSecret, NodeSeed, PeerSlot, Prefix, SessionKey,
-    VirtualIp,
+    Share, VirtualIp,
 };
 use flatlan_wg::{Boringtun, Engine};
 use measure::Paper;
@@ -445,6 +445,7 @@ fn worker(node: usize, worker: usize) -> Worker<Engine<Boringtun>> {
         gro: Gro::ALL,
         class_mask: 0xff,
         seed,
+        share: Share::default(),
     };
     Worker::new(config, Engine::new(&secret(node), seed))
 }

@@ -377,6 +377,9 @@ pub(crate) struct UpArgs {
     /// How packets get to the kernel [default: auto]
     #[arg(long, value_enum)]
     pub(crate) tun_backend: Option<Backend>,
+    /// Packet threads: 1, 2, 4, 8 or 16 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
     /// No TUN: a TCP/IP stack of our own
     #[arg(long, hide = true)]
     pub(crate) userspace: bool,

@@ -145,6 +145,9 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
     if let Some(backend) = args.tun_backend {
         file.tun_backend = backend.into();
     }
+    if let Some(workers) = args.workers {
+        file.workers = workers.try_into().map_err(|error| Failure::wrong(format!("--workers: {error}")))?;
+    }
     let from_flags = proxy(&args.proxy)?;
     let proxy = match from_flags {
         Some(proxy) => Some(proxy),
@@ -165,6 +168,7 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
         dscp: file.dscp,
         transport: file.transport,
         proxy,
+        workers: file.workers.0,
     })
 }
 

@@ -6,7 +6,7 @@ use flatlan_path::{MoveReason, PathKind};
 use flatlan_types::{BootEpoch, Endpoint, HubSlot, Label, LaneId, PeerSlot};
 
 /// What the node's control machine tells a worker. Each replaces what was said before of the same thing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Command {
     /// How a hub can be reached at this moment.
     SetHub {
@@ -16,6 +16,18 @@ pub enum Command {
         udp: Option<HubUdp>,
         /// Whether a data stream to it is open.
         stream: bool,
+    },
+    /// How our UDP port is bound at a hub, as the worker found that binds there: for the others.
+    SetHubLeg {
+        /// Which hub.
+        hub: HubSlot,
+        /// Round trip; `None`: nothing comes back.
+        rtt: Option<Duration>,
+    },
+    /// Another worker's pairs use a hub: for the one that binds there.
+    TouchHub {
+        /// Which hub.
+        hub: HubSlot,
     },
     /// The hub is about to stop: flows leave it while it still carries them. Until `RemoveHub`.
     DrainHub {
@@ -138,6 +150,12 @@ pub enum Event {
         reflexive: Endpoint,
         /// Round trip to the hub.
         rtt: Duration,
+    },
+    /// Pairs of a worker that does not bind itself use a hub. Nothing for the control machine: see
+    /// [`Event::echo`].
+    HubUsed {
+        /// Which hub.
+        hub: HubSlot,
     },
     /// Nothing comes back from a hub's UDP port.
     LegDown {

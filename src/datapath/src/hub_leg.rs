@@ -1,7 +1,9 @@
 //! The hubs as a worker sees them: a UDP port to bind at, and perhaps a data stream.
 //!
 //! Whether the UDP leg works is judged by BIND frames (the node-hub probe, shared by all pairs); the
-//! binding is the worker's own because the NAT mapping that it keeps open is that of the worker's socket.
+//! binding is a worker's own because the NAT mapping that it keeps open is that of the worker's port. Of several
+//! workers, which share the port, the first binds for all; the others are told how it went, and tell that they use
+//! a hub.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,7 +12,7 @@ use std::{
 
 use flatlan_path::{HubLeg, HubLegConfig, HubLegEvent, HubLegState};
 use flatlan_relay::bind::{Bind, Bound, Verdict};
-use flatlan_types::{Endpoint, HubSlot};
+use flatlan_types::{Endpoint, HubSlot, WorkerId};
 
 use crate::{Event, HubUdp, worker::LegReport};
 
@@ -19,8 +21,16 @@ pub(crate) struct Hubs {
     hubs: BTreeMap<HubSlot, Hub>,
     events: VecDeque<Event>,
     seed: u64,
+    binds: Binds,
     /// The clock that goes into BIND frames and comes back: microseconds since this.
     origin: Option<Instant>,
+}
+
+/// Who binds at the hubs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Binds {
+    Here,
+    Elsewhere,
 }
 
 struct Hub {
@@ -33,6 +43,10 @@ struct Hub {
     answered: u64,
     /// It is about to stop.
     draining: bool,
+    /// What the worker found that binds: the round trip while the leg is up.
+    told: Option<Duration>,
+    /// That worker last heard that this one uses the hub.
+    used: Option<Instant>,
 }
 
 /// A BIND frame that is due.
@@ -42,8 +56,9 @@ pub(crate) struct BindOut {
 }
 
 impl Hubs {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { hubs: BTreeMap::new(), events: VecDeque::new(), seed, origin: None }
+    pub(crate) fn new(seed: u64, worker: WorkerId) -> Self {
+        let binds = if worker == WorkerId::FIRST { Binds::Here } else { Binds::Elsewhere };
+        Self { hubs: BTreeMap::new(), events: VecDeque::new(), seed, binds, origin: None }
     }
 
     pub(crate) fn set(&mut self, slot: HubSlot, udp: Option<HubUdp>, stream: bool, now: Instant) {
@@ -56,17 +71,29 @@ impl Hubs {
             counter: 0,
             answered: 0,
             draining: false,
+            told: None,
+            used: None,
         });
         hub.stream = stream;
         if hub.udp != udp {
-            match &udp {
-                Some(_) => hub.leg.set_key(now),
-                None => hub.leg.clear_key(now),
+            match (&udp, self.binds) {
+                (Some(_), Binds::Here) => hub.leg.set_key(now),
+                (Some(_), Binds::Elsewhere) => {}
+                (None, _) => {
+                    hub.leg.clear_key(now);
+                    hub.told = None;
+                }
             }
             (hub.counter, hub.answered) = (0, 0);
             hub.udp = udp;
         }
         self.drain_events();
+    }
+
+    /// What the worker found that binds. Whether a hub is concerned.
+    pub(crate) fn set_leg(&mut self, slot: HubSlot, rtt: Option<Duration>) -> bool {
+        let told = self.hubs.get_mut(&slot).filter(|hub| self.binds == Binds::Elsewhere && hub.udp.is_some());
+        told.map(|hub| hub.told = rtt).is_some()
     }
 
     pub(crate) fn remove(&mut self, slot: HubSlot) {
@@ -93,8 +120,14 @@ impl Hubs {
 
     /// A pair uses this hub.
     pub(crate) fn touch(&mut self, slot: HubSlot, now: Instant) {
-        if let Some(hub) = self.hubs.get_mut(&slot) {
-            hub.leg.touch(now);
+        let Some(hub) = self.hubs.get_mut(&slot) else { return };
+        match self.binds {
+            Binds::Here => hub.leg.touch(now),
+            Binds::Elsewhere if hub.used.is_none_or(|used| now.saturating_duration_since(used) >= TELL_USE) => {
+                hub.used = Some(now);
+                self.events.push_back(Event::HubUsed { hub: slot });
+            }
+            Binds::Elsewhere => {}
         }
     }
 
@@ -112,7 +145,10 @@ impl Hubs {
     /// The round trip to a hub whose UDP leg works.
     pub(crate) fn udp_up(&self, slot: HubSlot) -> Option<Duration> {
         let hub = self.hubs.get(&slot)?;
-        (hub.leg.state() == HubLegState::Up).then(|| hub.leg.rtt().unwrap_or_default())
+        match self.binds {
+            Binds::Here => (hub.leg.state() == HubLegState::Up).then(|| hub.leg.rtt().unwrap_or_default()),
+            Binds::Elsewhere => hub.told,
+        }
     }
 
     pub(crate) fn has_stream(&self, slot: HubSlot) -> bool {
@@ -201,3 +237,6 @@ impl Hubs {
         }
     }
 }
+
+/// How often the worker that binds hears that a hub is in use: well within the time for which that counts.
+const TELL_USE: Duration = Duration::from_millis(500);

@@ -48,9 +48,8 @@ pub(crate) struct Ingress {
 }
 
 impl<S: Sessions> Worker<S> {
-    /// Datagrams of one source, back to back, each `stride` bytes but the last, with the ECN bits of their
-    /// outer headers. After the last batch of a burst call [`Worker::flush_inbound`].
-    pub fn handle_network(
+    /// Datagrams that are all this worker's: see [`Worker::handle_network`].
+    pub(crate) fn handle_datagrams(
         &mut self,
         from: Endpoint,
         contents: &[u8],

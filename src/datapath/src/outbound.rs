@@ -70,6 +70,9 @@ impl<S: Sessions> Worker<S> {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
+        if let Some(other) = self.owner_elsewhere(slot) {
+            return self.hand_packet(other, slot, header_and_packet, out);
+        }
         let peer = self.ensure_peer(slot, now).ok_or(DropReason::NoMember)?;
         peer.last_data = Some(now);
         let waiting = !peer.queue.is_empty();

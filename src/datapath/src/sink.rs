@@ -1,6 +1,6 @@
 //! Where a worker's output goes.
 
-use flatlan_types::{Endpoint, HubSlot};
+use flatlan_types::{Endpoint, HubSlot, PeerSlot, WorkerId};
 
 use crate::DropReason;
 
@@ -24,6 +24,31 @@ impl Transmit<'_> {
     }
 }
 
+/// What came to one worker and belongs to another of the same process.
+#[derive(Debug)]
+pub enum Handed<'a> {
+    /// Datagrams that the kernel joined with ours, as [`Worker::handle_network`](crate::Worker::handle_network)
+    /// takes them.
+    Datagrams {
+        /// Who sent them.
+        from: Endpoint,
+        /// Back to back.
+        contents: &'a [u8],
+        /// Bytes of each but the last.
+        stride: usize,
+        /// The two ECN bits of their outer headers.
+        ecn: u8,
+    },
+    /// A packet for a peer, behind its virtio-net header: for
+    /// [`Worker::handle_packet`](crate::Worker::handle_packet).
+    Packet {
+        /// Whose sessions it needs.
+        peer: PeerSlot,
+        /// As it was read from the TUN.
+        header_and_packet: &'a [u8],
+    },
+}
+
 /// Where ciphertext and opened packets are written: the kernel in production, a `Vec` in tests.
 ///
 /// Every call is one hand-off that either happens at once or fails; a worker keeps nothing for later.
@@ -45,4 +70,12 @@ pub trait Sink {
     /// # Errors
     /// The reason under which the caller counts the packets as dropped.
     fn write_tun(&mut self, header_and_packet: &mut [u8]) -> Result<(), DropReason>;
+
+    /// Puts something before another worker. The sink of a worker that is alone is never asked.
+    ///
+    /// # Errors
+    /// The reason under which the caller counts it as dropped.
+    fn hand_over(&mut self, _to: WorkerId, _what: &Handed<'_>) -> Result<(), DropReason> {
+        Err(DropReason::Backpressure)
+    }
 }

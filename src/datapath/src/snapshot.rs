@@ -6,7 +6,9 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use flatlan_roster::OwnerTable;
-use flatlan_types::{MemberId, Name, NetworkId, NodeKeys, PeerSlot, SenderHint, SessionKey, VirtualIp};
+use flatlan_types::{
+    MemberId, Name, NetworkId, NodeKeys, PeerSlot, SenderHint, SessionKey, VirtualIp, WorkerId, Workers,
+};
 
 /// The roster as the data path needs it.
 #[derive(Debug, Default, Clone)]
@@ -16,6 +18,8 @@ pub struct Snapshot {
     /// Whether sessions may be begun with peers that have none.
     pub new_sessions: NewSessions,
     peers: Vec<Option<PeerInfo>>,
+    /// By slot: what names the worker of a peer.
+    hint_of: Vec<SenderHint>,
     hints: HashMap<SenderHint, Vec<PeerSlot>>,
     owners: OwnerTable<Owner>,
     own: Vec<VirtualIp>,
@@ -32,20 +36,26 @@ impl Snapshot {
         own: Vec<VirtualIp>,
     ) -> Self {
         let mut table: Vec<Option<PeerInfo>> = Vec::new();
+        let mut hint_of = Vec::new();
         let mut hints: HashMap<SenderHint, Vec<PeerSlot>> = HashMap::new();
         for (slot, info) in peers {
             let index = slot.0 as usize;
             if table.len() <= index {
                 table.resize_with(index + 1, || None);
+                hint_of.resize(index + 1, SenderHint(0));
             }
             if let PeerKeys::Node(keys) = &info.keys {
-                hints.entry(SenderHint::of(network, &keys.id)).or_default().push(slot);
+                let hint = SenderHint::of(network, &keys.id);
+                hints.entry(hint).or_default().push(slot);
+                if let Some(place) = hint_of.get_mut(index) {
+                    *place = hint;
+                }
             }
             if let Some(place) = table.get_mut(index) {
                 *place = Some(info);
             }
         }
-        Self { generation, new_sessions: NewSessions::Allowed, peers: table, hints, owners, own }
+        Self { generation, new_sessions: NewSessions::Allowed, peers: table, hint_of, hints, owners, own }
     }
 
     /// The peer at a slot, while it is a member.
@@ -56,6 +66,12 @@ impl Snapshot {
     /// Every peer with its slot.
     pub fn peers(&self) -> impl Iterator<Item = (PeerSlot, &PeerInfo)> {
         (0u32..).zip(&self.peers).filter_map(|(n, peer)| Some((PeerSlot(n), peer.as_ref()?)))
+    }
+
+    /// The worker to which all of a peer belongs; stock peers, and who is no member, to the first.
+    #[inline]
+    pub fn worker(&self, slot: PeerSlot, workers: Workers) -> WorkerId {
+        self.hint_of.get(slot.0 as usize).map_or(WorkerId::FIRST, |hint| workers.of_hint(*hint))
     }
 
     /// The peers which a hint may name: one, but for collisions.

@@ -9,7 +9,8 @@ use std::{
 use flatlan_packet::{Coalescer, Gro};
 use flatlan_path::{PathConfig, PathKind, PathStatus, PeerPaths};
 use flatlan_types::{
-    BootEpoch, Endpoint, HubSlot, Label, LaneId, LaneKey, MemberId, NetworkId, NodeSecret, PairKey, PeerSlot,
+    BootEpoch, Endpoint, HubSlot, Label, LaneId, LaneKey, MemberId, NetworkId, NodeSecret, PairKey, PeerSlot, Share,
+    WorkerId,
 };
 use flatlan_wg::{
     PeerSession, Sessions, Stock,
@@ -26,6 +27,7 @@ use crate::{
 };
 
 /// What a worker is made with.
+#[derive(Clone)]
 pub struct WorkerConfig {
     /// The network.
     pub network: NetworkId,
@@ -41,6 +43,8 @@ pub struct WorkerConfig {
     pub class_mask: u8,
     /// Seed of everything that is random here.
     pub seed: u64,
+    /// Which of the node's workers this is. The first binds at hubs and has the stock peers.
+    pub share: Share,
 }
 
 /// The packet engine of one worker thread. *Mutate, drain, mutate*: after every input or command,
@@ -91,8 +95,24 @@ pub struct WorkerStats {
     pub rx_packets: u64,
     /// Their bytes.
     pub rx_bytes: u64,
+    /// Packets and datagrams that came here and belong to another worker.
+    pub handed: u64,
     /// Packets dropped, by reason.
     pub drops: Drops,
+}
+
+impl std::ops::AddAssign<&Self> for WorkerStats {
+    fn add_assign(&mut self, other: &Self) {
+        let Self { tx_packets, tx_bytes, rx_packets, rx_bytes, handed, drops } = other;
+        self.tx_packets += tx_packets;
+        self.tx_bytes += tx_bytes;
+        self.rx_packets += rx_packets;
+        self.rx_bytes += rx_bytes;
+        self.handed += handed;
+        for (reason, count) in drops.iter() {
+            self.drops.add(reason, count);
+        }
+    }
 }
 
 /// One peer, as `status` shows it.
@@ -134,7 +154,7 @@ impl<S: Sessions> Worker<S> {
             snapshot: Arc::default(),
             sessions,
             peers: Peers::default(),
-            hubs: Hubs::new(config.seed),
+            hubs: Hubs::new(config.seed, config.share.worker),
             in_labels: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             batch: Batch::new(),
@@ -191,7 +211,8 @@ impl<S: Sessions> Worker<S> {
         let snapshot = &self.snapshot;
         self.in_labels.retain(|_, (_, peer)| snapshot.peer(*peer).is_some());
         // a stock peer may speak first, and the engine must know its key then
-        let stock = snapshot.peers().filter(|(_, info)| info.keys.member().is_none());
+        let ours = self.config.share.worker == WorkerId::FIRST;
+        let stock = snapshot.peers().filter(|(_, info)| ours && info.keys.member().is_none());
         let stock: Vec<PeerSlot> = stock.map(|(slot, _)| slot).collect();
         for slot in stock {
             self.ensure_peer(slot, now);
@@ -205,6 +226,12 @@ impl<S: Sessions> Worker<S> {
                 self.hubs.set(hub, udp, stream, now);
                 self.refresh_relays(hub, now);
             }
+            Command::SetHubLeg { hub, rtt } => {
+                if self.hubs.set_leg(hub, rtt) {
+                    self.refresh_relays(hub, now);
+                }
+            }
+            Command::TouchHub { hub } => self.hubs.touch(hub, now),
             Command::DrainHub { hub } => {
                 self.hubs.drain(hub);
                 self.refresh_relays(hub, now);
@@ -386,7 +413,11 @@ impl<S: Sessions> Worker<S> {
     pub(crate) fn event(&mut self, event: Event) {
         let repeated = matches!(
             event,
-            Event::PeerMessage { .. } | Event::NeedPath { .. } | Event::StaleEpoch { .. } | Event::DirectUp { .. }
+            Event::PeerMessage { .. }
+                | Event::NeedPath { .. }
+                | Event::StaleEpoch { .. }
+                | Event::DirectUp { .. }
+                | Event::HubUsed { .. }
         );
         let most = if repeated { MAX_REPEATED } else { MAX_EVENTS };
         let mut room = self.events.len() < most;

@@ -13,7 +13,7 @@ struct Broken;
 
 #[tokio::test]
 async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() {
-    let (mut thread, unstarted, _events) = PacketThread::prepare().unwrap();
+    let (mut threads, unstarted, mut told) = PacketThreads::prepare(Workers::ONE).unwrap();
     let machine = Namespace::create(&format!("panic{}", std::process::id()), None).unwrap();
     let (tun, udp) = machine.run(|| {
         let backend = TunBackend::Auto;
@@ -37,20 +37,19 @@ async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() 
         gro: Gro::ALL,
         class_mask: 0xff,
         seed: 1,
+        share: Share::default(),
     };
-    let (ended, when_ended) = oneshot::channel();
-    thread
-        .start(unstarted, Worker::new(worker, Broken), tun, udp, Refused::new(Offload::Auto, Gro::ALL), ended)
-        .unwrap();
-    let error = packets_ended(&mut Some(when_ended)).await;
+    let refused = Refused::new(Offload::Auto, Gro::ALL);
+    threads.start(unstarted, vec![udp], (tun, refused), |_| Worker::new(worker.clone(), Broken)).unwrap();
+    let error = packets_ended(&mut told.ended).await;
     assert_eq!(
         error.to_string(),
         "the packet thread ended: a bug in flatlan (please report it with the log): a machine that panics"
     );
     assert_eq!(error.exit_class(), ExitClass::Failed);
     // whoever still asks gets an answer, and the thread can be waited for
-    assert!(thread.report().await.is_none());
-    thread.stop().await;
+    assert!(threads.report().await.is_none());
+    threads.stop().await;
 }
 
 impl Sessions for Broken {

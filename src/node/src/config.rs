@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flatlan_types::{BootEpoch, HostPort, NetworkId, NodeSecret};
+use flatlan_types::{BootEpoch, HostPort, NetworkId, NodeSecret, Workers};
 
 /// What a node is made with.
 pub struct NodeConfig {
@@ -16,6 +16,8 @@ pub struct NodeConfig {
     pub bootstrap: Vec<HostPort>,
     /// Which transports may be used.
     pub transport: Transport,
+    /// How many workers the labels of this node are shared out to.
+    pub workers: Workers,
 }
 
 /// Which transports may be used.

@@ -125,7 +125,7 @@ pub(crate) struct Overlay {
 impl Node {
     /// A node with what the disk held. Nothing is dialled before the first drain.
     pub fn new(config: NodeConfig, persisted: Persisted, seed: u64, now: Instant, unix: UnixTime) -> Self {
-        let NodeConfig { network, secret, epoch, bootstrap, transport } = config;
+        let NodeConfig { network, secret, epoch, bootstrap, transport, workers } = config;
         let me = Identity::new(secret, network, epoch);
         let (keeper, wrong) = Keeper::load(network, persisted.roster.as_deref(), persisted.ratchet.as_deref());
         let remembered = persisted.peers.as_deref().map(persist::decode_peers);
@@ -137,7 +137,7 @@ impl Node {
             }
             None => Vec::new(),
         };
-        let relays = Relays::new(network, me.keys.id);
+        let relays = Relays::new(network, me.keys.id, workers);
         let mut node = Self {
             me,
             transport,
@@ -223,6 +223,8 @@ impl Node {
                     self.refresh_candidates(now);
                 }
             }
+            // a matter between workers
+            Event::HubUsed { .. } => {}
             Event::LegDown { hub } => self.hubs.handle_leg_down(hub, &mut context!(self, now)),
             Event::PeerMessage { peer, ingress, bytes } => self.handle_peer_message(peer, ingress, &bytes, now, unix),
             Event::PeerEpoch { peer, epoch } => {

@@ -25,7 +25,7 @@ use std::{
 
 use flatlan_datapath::Command;
 use flatlan_relay::{Control, MAX_HOPS, PathOpen, PathReason};
-use flatlan_types::{HubKey, HubSlot, Label, MemberId, NetworkId, PeerSlot};
+use flatlan_types::{HubKey, HubSlot, Label, MemberId, NetworkId, PeerSlot, SenderHint, Workers};
 
 use crate::{hubs::Hubs, output::Outbox, rng::Rng};
 
@@ -33,6 +33,8 @@ use crate::{hubs::Hubs, output::Outbox, rng::Rng};
 pub(crate) struct Relays {
     network: NetworkId,
     me: MemberId,
+    /// Labels name the worker of who sends by them.
+    workers: Workers,
     outward: BTreeMap<(PeerSlot, HubSlot), Outward>,
     requests: BTreeMap<(HubSlot, u32), PeerSlot>,
     /// Whose turn comes next at each hub.
@@ -91,10 +93,11 @@ struct Held {
 }
 
 impl Relays {
-    pub(crate) fn new(network: NetworkId, me: MemberId) -> Self {
+    pub(crate) fn new(network: NetworkId, me: MemberId, workers: Workers) -> Self {
         Self {
             network,
             me,
+            workers,
             outward: BTreeMap::new(),
             requests: BTreeMap::new(),
             turns: BTreeMap::new(),
@@ -143,7 +146,7 @@ impl Relays {
             hubs.send(hub, &fail(PathReason::NotMember), out);
             return;
         };
-        let Some(label) = self.give(hub, peer, rng, now, out) else {
+        let Some(label) = self.give(hub, (peer, open.from), rng, now, out) else {
             hubs.send(hub, &fail(PathReason::Quota), out);
             return;
         };
@@ -375,7 +378,14 @@ impl Relays {
 
     /// A label of our own for frames from `peer` by `hub`. The oldest goes where there are too many; a
     /// fresh one each time, so that an old path's end never takes a new one's label along.
-    fn give(&mut self, hub: HubSlot, peer: PeerSlot, rng: &mut Rng, now: Instant, out: &mut Outbox) -> Option<Label> {
+    fn give(
+        &mut self,
+        hub: HubSlot,
+        (peer, id): (PeerSlot, MemberId),
+        rng: &mut Rng,
+        now: Instant,
+        out: &mut Outbox,
+    ) -> Option<Label> {
         let same: Vec<(Instant, Label)> = self
             .given
             .iter()
@@ -391,10 +401,11 @@ impl Relays {
         if self.given.len() >= MAX_GIVEN {
             return None;
         }
-        // slots go round, so that one is not used again soon; the generation is random as well
+        let worker = self.workers.of_hint(SenderHint::of(&self.network, &id));
+        // slots go round, so that one is not used again soon; the generation is random but for the worker
         let label = (0..=MAX_GIVEN).find_map(|_| {
             self.next_slot = self.next_slot.wrapping_add(1) & 0xf_ffff;
-            let label = Label::new(self.next_slot, rng.next() as u16);
+            let label = Label::new(self.next_slot, self.workers.generation(worker, rng.next() as u16));
             (!self.given.contains_key(&label)).then_some(label)
         })?;
         self.given.insert(label, Given { hub, peer, since: now });

@@ -24,7 +24,7 @@ use flatlan_roster::{
 };
 use flatlan_types::{
     AdminSecret, Endpoint, HostPort, HubSecret, HubSlot, Label, MemberId, NetworkId, NodeSeed, PeerSlot, RecoveryKey,
-    UnixTime, VirtualIp,
+    UnixTime, VirtualIp, Workers,
 };
 
 #[test]
@@ -213,6 +213,7 @@ impl Net {
             epoch,
             bootstrap: self.hubs.keys().map(|hub| place(*hub)).collect(),
             transport: Transport::Auto,
+            workers: workers(),
         };
         let file = |name: &str| files.get(name).cloned();
         let persisted =
@@ -471,6 +472,7 @@ impl TestNode {
             }
             Command::RemoveHub { hub } => self.labels.retain(|(_, at), _| *at != hub),
             Command::AddInLabel { label, peer, .. } => {
+                assert_eq!(workers().of_label(label), self.snapshot.worker(peer, workers()), "who knows the sender");
                 self.given.insert(label, peer);
             }
             Command::RemoveInLabel { label } => {
@@ -481,11 +483,18 @@ impl TestNode {
             | Command::SetDirect { .. }
             | Command::SendMessage { .. }
             | Command::Connect { .. }
+            | Command::SetHubLeg { .. }
+            | Command::TouchHub { .. }
             | Command::SetEpoch { .. }
             | Command::SetPeerEpoch { .. }
             | Command::NetworkChanged => {}
         }
     }
+}
+
+/// Every node has several.
+fn workers() -> Workers {
+    Workers::new(4).unwrap()
 }
 
 fn sign(

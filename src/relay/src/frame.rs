@@ -10,7 +10,7 @@
 //!
 //! This module knows nothing of what a label means; the relayed datagram is opaque.
 
-use flatlan_types::Label;
+use flatlan_types::{Label, WorkerId, Workers};
 
 /// First byte of a labelled frame.
 pub const KIND: u8 = 0x20;
@@ -110,6 +110,24 @@ impl<'a> Iterator for Frames<'a> {
         self.rest = rest;
         Some(frame)
     }
+}
+
+/// A stream's message, cut into one for each worker that has labels in it. The order of one worker's frames stays;
+/// what is cut off, or no frame, goes to the first.
+pub fn share_out(message: &[u8], workers: Workers) -> Vec<(WorkerId, Vec<u8>)> {
+    let mut shares: Vec<(WorkerId, Vec<u8>)> = Vec::new();
+    for frame in unpack(message) {
+        let owner = crate::steer::worker_of(frame, workers);
+        let at = shares.iter().position(|(worker, _)| *worker == owner).unwrap_or(shares.len());
+        if at == shares.len() {
+            shares.push((owner, Vec::with_capacity(message.len())));
+        }
+        if let Some((_, share)) = shares.get_mut(at) {
+            // a part of a message that had room
+            let _ = pack(share, frame);
+        }
+    }
+    shares
 }
 
 /// The message has no room for this frame.

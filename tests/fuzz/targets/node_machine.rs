@@ -20,7 +20,7 @@ use flatlan_node::{
 use flatlan_path::PathKind;
 use flatlan_relay::auth::Exporter;
 use flatlan_roster::Ratchet;
-use flatlan_types::{BootEpoch, Endpoint, NetworkId, PeerSlot, UnixTime};
+use flatlan_types::{BootEpoch, Endpoint, NetworkId, PeerSlot, UnixTime, Workers};
 
 use crate::{hub, node, roster::world};
 
@@ -247,6 +247,7 @@ fn new_node(network: NetworkId, now: Instant) -> Node {
         epoch: BootEpoch(NOW.0),
         bootstrap: vec!["192.0.2.1:443".parse().unwrap()],
         transport: Transport::Auto,
+        workers: Workers::ONE,
     };
     Node::new(config, Persisted { roster: None, ratchet: None, peers: None }, 7, now, NOW)
 }

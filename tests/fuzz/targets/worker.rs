@@ -18,7 +18,7 @@ use flatlan_relay::{
     frame::{HEADER_LEN, Header, pack},
 };
 use flatlan_roster::OwnerTable;
-use flatlan_types::{BootEpoch, Endpoint, HubSlot, Label, PeerSlot, Prefix, VirtualIp};
+use flatlan_types::{BootEpoch, Endpoint, HubSlot, Label, PeerSlot, Prefix, Share, VirtualIp};
 use flatlan_wg::{Engine, Plain};
 
 use crate::{network, node};
@@ -261,6 +261,7 @@ fn new_worker(me: PeerSlot) -> Worker<Engine<Plain>> {
         gro: Gro::ALL,
         class_mask: 0xff,
         seed: me.0.into(),
+        share: Share::default(),
     };
     Worker::new(config, engine)
 }

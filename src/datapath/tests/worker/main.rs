@@ -11,5 +11,6 @@ mod judge;
 mod net;
 mod packet;
 mod session;
+mod share;
 mod size;
 mod stock;

@@ -9,17 +9,20 @@ use std::{
 };
 
 use flatlan_datapath::{
-    Command, DropReason, Event, HubUdp, Owner, PeerInfo, PeerKeys, Sink, Snapshot, Transmit, Worker, WorkerConfig,
+    Command, DropReason, Event, Handed, HubUdp, Owner, PeerInfo, PeerKeys, Sink, Snapshot, Transmit, Worker,
+    WorkerConfig,
 };
 use flatlan_packet::Gro;
 use flatlan_relay::{
     BindKey, BindSecret,
     bind::{Bind, Bound, Verdict},
     frame::{self, Header},
+    steer::worker_of,
 };
 use flatlan_roster::OwnerTable;
 use flatlan_types::{
-    BootEpoch, Endpoint, HubSlot, Label, NetworkId, NodeSecret, NodeSeed, PeerSlot, Prefix, VirtualIp,
+    BootEpoch, Endpoint, HubSlot, Label, NetworkId, NodeSecret, NodeSeed, PeerSlot, Prefix, SenderHint, Share,
+    VirtualIp, WorkerId, Workers,
 };
 use flatlan_wg::{Boringtun, Engine, Plain, Sessions, Tunnel};
 
@@ -52,7 +55,10 @@ pub(crate) struct Net<S> {
 }
 
 pub(crate) struct Node<S> {
+    /// The first worker, or the only one.
     pub worker: Worker<S>,
+    /// The others.
+    pub others: Vec<Worker<S>>,
     pub at: Endpoint,
     pub events: Vec<Event>,
     /// Packets written to the TUN, with when.
@@ -100,6 +106,13 @@ pub(crate) struct Out {
     udp: Vec<(Endpoint, Vec<u8>, usize, u8)>,
     streams: Vec<(HubSlot, Vec<u8>)>,
     tun: Vec<Vec<u8>>,
+    handed: Vec<(WorkerId, Belongs)>,
+}
+
+/// What belongs to another worker.
+enum Belongs {
+    Datagrams(Arrival),
+    Packet(PeerSlot, Vec<u8>),
 }
 
 impl Sink for Out {
@@ -115,6 +128,20 @@ impl Sink for Out {
 
     fn write_tun(&mut self, packet: &mut [u8]) -> Result<(), DropReason> {
         self.tun.push(packet.to_vec());
+        Ok(())
+    }
+
+    fn hand_over(&mut self, to: WorkerId, what: &Handed<'_>) -> Result<(), DropReason> {
+        let belongs = match what {
+            Handed::Datagrams { from, contents, stride, ecn } => Belongs::Datagrams(Arrival::Udp {
+                from: *from,
+                contents: contents.to_vec(),
+                stride: *stride,
+                ecn: *ecn,
+            }),
+            Handed::Packet { peer, header_and_packet } => Belongs::Packet(*peer, header_and_packet.to_vec()),
+        };
+        self.handed.push((to, belongs));
         Ok(())
     }
 }
@@ -191,9 +218,10 @@ impl<T: Tunnel> Net<Engine<T>> {
         };
         for n in 0..count {
             let at = Endpoint::new(([192, 0, 2, n as u8 + 1], 51820).into());
-            let worker = Self::worker(n, 1, now);
+            let worker = Self::worker(n, 1, Share::default());
             net.nodes.push(Node {
                 worker,
+                others: vec![],
                 at,
                 events: vec![],
                 tun: vec![],
@@ -208,8 +236,18 @@ impl<T: Tunnel> Net<Engine<T>> {
         net
     }
 
-    fn worker(n: usize, epoch: u64, _now: Instant) -> Worker<Engine<T>> {
-        let seed = 1000 * epoch + n as u64;
+    /// Node `n` has so many workers; before anything else is done with it.
+    pub(crate) fn share(&mut self, n: usize, count: usize) {
+        let of = Workers::new(count).unwrap();
+        let mut workers = of.all().map(|worker| Self::worker(n, 1, Share { worker, of }));
+        self.nodes[n].worker = workers.next().unwrap();
+        self.nodes[n].others = workers.collect();
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        self.set_members(1, &all, &[]);
+    }
+
+    fn worker(n: usize, epoch: u64, share: Share) -> Worker<Engine<T>> {
+        let seed = 1000 * epoch + n as u64 + 100_000 * u64::from(share.worker.0);
         let config = WorkerConfig {
             network: network(),
             secret: Arc::new(secret(n)),
@@ -218,15 +256,16 @@ impl<T: Tunnel> Net<Engine<T>> {
             gro: Gro::ALL,
             class_mask: 0xff,
             seed,
+            share,
         };
-        Worker::new(config, Engine::new(&secret(n), seed))
+        Worker::new(config, Engine::shared(&secret(n), seed, share))
     }
 
     /// The node starts again, one epoch on, knowing nothing but the roster.
     pub(crate) fn restart(&mut self, n: usize) {
         let members: Vec<usize> = (0..self.nodes.len()).collect();
         self.nodes[n].epoch += 1;
-        self.nodes[n].worker = Self::worker(n, self.nodes[n].epoch, self.now);
+        self.nodes[n].worker = Self::worker(n, self.nodes[n].epoch, Share::default());
         self.nodes[n].worker.set_snapshot(snapshot(2, n, &members, &[]), self.now);
     }
 }
@@ -234,12 +273,21 @@ impl<T: Tunnel> Net<Engine<T>> {
 impl<S: Sessions> Net<S> {
     pub(crate) fn set_members(&mut self, generation: u64, members: &[usize], stock: &[usize]) {
         for n in 0..self.nodes.len() {
-            self.nodes[n].worker.set_snapshot(snapshot(generation, n, members, stock), self.now);
+            let snapshot = snapshot(generation, n, members, stock);
+            for worker in self.nodes[n].workers() {
+                worker.set_snapshot(snapshot.clone(), self.now);
+            }
         }
     }
 
     pub(crate) fn command(&mut self, n: usize, command: Command) {
-        self.with(n, |worker, now, out| worker.handle_command(command, now, out));
+        let of = self.nodes[n].count();
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        let audience = command.audience(&snapshot(1, n, &all, &[]), of);
+        for worker in of.all().filter(|worker| audience.includes(*worker)) {
+            let command = command.clone();
+            self.with_one(n, worker, |worker, now, out| worker.handle_command(command, now, out));
+        }
     }
 
     /// Tells two nodes where the other is.
@@ -293,7 +341,10 @@ impl<S: Sessions> Net<S> {
 
     /// One super-packet, behind its header.
     pub(crate) fn send_super(&mut self, n: usize, frame: &mut [u8]) {
-        self.with(n, |worker, now, out| {
+        // of several queues the kernel takes any for a flow that it has not seen yet
+        self.sequence += 1;
+        let queue = self.nodes[n].count().of_byte(self.sequence as u8);
+        self.with_one(n, queue, |worker, now, out| {
             worker.handle_tun(frame, now, out);
             worker.flush_outbound(out);
         });
@@ -301,27 +352,50 @@ impl<S: Sessions> Net<S> {
 
     /// One datagram, batch or message comes in.
     pub(crate) fn arrive(&mut self, n: usize, arrival: &Arrival) {
-        self.with(n, |worker, now, out| {
-            match arrival {
-                Arrival::Udp { from, contents, stride, ecn } => {
+        let of = self.nodes[n].count();
+        match arrival {
+            // as the kernel does: whole, by the first of them
+            Arrival::Udp { from, contents, stride, ecn } => {
+                self.with_one(n, worker_of(contents, of), |worker, now, out| {
                     worker.handle_network(*from, contents, *stride, *ecn, now, out);
-                }
-                Arrival::Stream { hub, packed, .. } => worker.handle_stream(*hub, packed, now, out),
+                    worker.flush_inbound(now, out);
+                });
             }
-            worker.flush_inbound(now, out);
-        });
+            Arrival::Stream { hub, packed, .. } => {
+                for (to, message) in frame::share_out(packed, of) {
+                    self.with_one(n, to, |worker, now, out| {
+                        worker.handle_stream(*hub, &message, now, out);
+                        worker.flush_inbound(now, out);
+                    });
+                }
+            }
+        }
     }
 
-    /// Runs one call on a worker, and puts what it says on the wires.
+    /// Runs one call on the first worker of a node, and puts what it says on the wires.
     pub(crate) fn with(&mut self, n: usize, call: impl FnOnce(&mut Worker<S>, Instant, &mut Out)) {
+        self.with_one(n, WorkerId::FIRST, call);
+    }
+
+    /// The same for one of several workers.
+    pub(crate) fn with_one(&mut self, n: usize, which: WorkerId, call: impl FnOnce(&mut Worker<S>, Instant, &mut Out)) {
+        let mut call = Some(call);
+        self.call(n, which, &mut |worker, now, out| call.take().expect("called once")(worker, now, out));
+    }
+
+    /// What a worker hands over arrives.
+    fn call(&mut self, n: usize, which: WorkerId, call: &mut dyn FnMut(&mut Worker<S>, Instant, &mut Out)) {
         let mut out = Out::default();
         let node = &mut self.nodes[n];
-        call(&mut node.worker, self.now, &mut out);
-        while !node.held
-            && let Some(event) = node.worker.poll_event()
-        {
-            node.events.push(event);
+        let worker = node.workers().nth(usize::from(which.0)).unwrap();
+        call(worker, self.now, &mut out);
+        let mut events = Vec::new();
+        if !node.held {
+            let worker = node.workers().nth(usize::from(which.0)).unwrap();
+            events.extend(std::iter::from_fn(|| worker.poll_event()));
         }
+        let echoes: Vec<Command> = events.iter().filter_map(Event::echo).collect();
+        node.events.extend(events);
         let at = node.at;
         node.tun.extend(out.tun.into_iter().map(|packet| (self.now, packet)));
         let mute = node.mute;
@@ -340,6 +414,21 @@ impl<S: Sessions> Net<S> {
             let place = Place::Hub(usize::from(hub.0));
             self.put(place, Arrival::Stream { hub, packed });
         }
+        for (to, belongs) in out.handed {
+            assert_ne!(to, which, "handed over to itself");
+            self.call(n, to, &mut |worker, now, out| match &belongs {
+                Belongs::Datagrams(Arrival::Udp { from, contents, stride, ecn }) => {
+                    worker.handle_network(*from, contents, *stride, *ecn, now, out);
+                    worker.flush_inbound(now, out);
+                }
+                Belongs::Datagrams(Arrival::Stream { .. }) => {}
+                Belongs::Packet(peer, packet) => {
+                    worker.handle_packet(*peer, &mut packet.clone(), now, out);
+                    worker.flush_outbound(out);
+                }
+            });
+        }
+        echoes.into_iter().for_each(|command| self.command(n, command));
     }
 
     /// Runs until `until` says so, or for at most `limit`; how long it took.
@@ -348,7 +437,8 @@ impl<S: Sessions> Net<S> {
         let end = start + limit;
         while !until(self) {
             let arrival = self.wires.first_key_value().map(|((at, _), _)| *at);
-            let timer = self.nodes.iter().filter_map(|node| node.worker.poll_timeout()).min();
+            let timers = self.nodes.iter_mut().flat_map(|node| node.workers().map(|worker| worker.poll_timeout()));
+            let timer = timers.flatten().min();
             let next = [arrival, timer].into_iter().flatten().min().unwrap_or(end + DELAY);
             if next > end {
                 self.now = end;
@@ -360,10 +450,13 @@ impl<S: Sessions> Net<S> {
                 self.deliver(place, arrival);
             } else {
                 for n in 0..self.nodes.len() {
-                    if self.nodes[n].worker.poll_timeout().is_some_and(|at| at <= self.now) {
-                        self.with(n, |worker, now, out| worker.handle_timeout(now, out));
-                        let next = self.nodes[n].worker.poll_timeout();
-                        assert!(next.is_none_or(|at| at > self.now), "a timer that is always due");
+                    for which in self.nodes[n].count().all() {
+                        let now = self.now;
+                        let next = |net: &mut Self| net.nodes[n].workers().nth(usize::from(which.0))?.poll_timeout();
+                        if next(self).is_some_and(|at| at <= now) {
+                            self.with_one(n, which, |worker, now, out| worker.handle_timeout(now, out));
+                            assert!(next(self).is_none_or(|at| at > now), "a timer that is always due");
+                        }
                     }
                 }
             }
@@ -401,6 +494,16 @@ impl<S: Sessions> Net<S> {
             Arrival::Stream { .. } => None,
         };
         arrivals.filter_map(mark).next().unwrap()
+    }
+
+    /// Takes the datagrams to a node off the wires.
+    pub(crate) fn intercept(&mut self, n: usize) -> Vec<Vec<u8>> {
+        let to_node = self.wires.extract_if(.., |_, (place, _)| *place == Place::Node(n));
+        let udp = to_node.filter_map(|(_, (_, arrival))| match arrival {
+            Arrival::Udp { contents, stride, .. } => Some((contents, stride)),
+            Arrival::Stream { .. } => None,
+        });
+        udp.flat_map(|(contents, stride)| contents.chunks(stride).map(<[u8]>::to_vec).collect::<Vec<_>>()).collect()
     }
 
     pub(crate) fn drops(&self, n: usize, reason: DropReason) -> u64 {
@@ -526,9 +629,22 @@ impl<S: Sessions> Net<S> {
     }
 }
 
-/// The label that `to` gave to hub `h` for what comes from `from`.
+impl<S> Node<S> {
+    pub(crate) fn workers(&mut self) -> impl Iterator<Item = &mut Worker<S>> {
+        std::iter::once(&mut self.worker).chain(&mut self.others)
+    }
+
+    fn count(&self) -> Workers {
+        Workers::new(1 + self.others.len()).unwrap()
+    }
+}
+
+/// The label that `to` gave to hub `h` for what comes from `from`: it names the worker of `from`, however many
+/// there are.
 pub(crate) fn in_label(h: usize, from: usize, to: usize) -> Label {
-    Label::new((1000 + h * 256 + from * 16 + to) as u32, 2)
+    let most = Workers::new(Workers::MOST).unwrap();
+    let worker = most.of_hint(SenderHint::of(&network(), &secret(from).public().id));
+    Label::new((1000 + h * 256 + from * 16 + to) as u32, most.generation(worker, 0x20))
 }
 
 fn bind_key(n: usize) -> BindKey {

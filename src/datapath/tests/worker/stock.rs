@@ -111,8 +111,20 @@ fn a_revoked_stock_peer_is_not_heard() {
 
 #[test]
 fn a_stock_peer_and_another_node_reach_each_other_through_the_member_that_terminates_it() {
+    through_the_member_between(PlainNet::new(3));
+}
+
+#[test]
+fn a_stock_peer_and_another_node_reach_each_other_from_worker_to_worker() {
     let mut net = PlainNet::new(3);
-    net.nodes[0].worker.set_snapshot(snapshot(2, 0, &[0, 1, 2], &[1]), net.now);
+    net.share(0, 16);
+    let net = through_the_member_between(net);
+    assert!(net.nodes[0].worker.stats().handed > 0, "the other node belongs to another worker than the device");
+}
+
+fn through_the_member_between(mut net: PlainNet) -> PlainNet {
+    let now = net.now;
+    net.nodes[0].workers().for_each(|worker| worker.set_snapshot(snapshot(2, 0, &[0, 1, 2], &[1]), now));
     net.nodes[2].worker.set_snapshot(as_node_2_sees_it(), net.now);
     net.introduce(0, 2);
     let mut device = device(&net);
@@ -133,6 +145,7 @@ fn a_stock_peer_and_another_node_reach_each_other_through_the_member_that_termin
     assert!(len >= expected.len());
     assert!(net.nodes[0].tun.is_empty(), "the kernel of the member between has nothing to do with it");
     assert_eq!((net.all_drops(0), net.all_drops(2)), (vec![], vec![]));
+    net
 }
 
 /// The device's addresses lead to node 0.

@@ -20,7 +20,7 @@ use flatlan_roster::{
 };
 use flatlan_types::{
     AdminSecret, BootEpoch, Endpoint, HostPort, HubKey, HubSecret, HubSlot, InviteSecret, Label, MemberId, NetworkId,
-    NodeSeed, PeerSlot, RecoveryKey, UnixTime, VirtualIp,
+    NodeSeed, PeerSlot, RecoveryKey, UnixTime, VirtualIp, Workers,
 };
 
 use crate::{
@@ -230,6 +230,7 @@ impl Net {
             epoch,
             bootstrap: self.hubs.keys().map(|n| place(*n)).collect(),
             transport: Transport::Auto,
+            workers: Workers::ONE,
         };
         let persisted = Persisted {
             roster: files.get(persist::ROSTER).cloned(),
@@ -603,7 +604,7 @@ impl Net {
             Command::Connect { peer } => node.connects.push(peer),
             Command::SetPeerEpoch { peer, epoch } => node.known.push((peer, epoch)),
             Command::SetEpoch { epoch } => node.epoch = epoch,
-            Command::NetworkChanged => {}
+            Command::SetHubLeg { .. } | Command::TouchHub { .. } | Command::NetworkChanged => {}
         }
     }
 
