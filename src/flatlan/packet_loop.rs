@@ -1,6 +1,7 @@
 //! The packet thread: one loop around one [`Worker`], and no decision in it.
 //!
 //! Wait for the TUN, the socket, a command or the timeout; read the clock once; hand the batch in; drain.
+//! What the TUN has is all read, and sealed flow by flow, a part at a time, so that no flow holds up another.
 //! Everything that the control side wants of the worker comes through one bounded channel, and frames of
 //! data streams through another, so that control never waits behind data. What the worker has to say
 //! goes up through a bounded channel; what finds no room there waits in the worker.

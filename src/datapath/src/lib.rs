@@ -5,9 +5,12 @@
 //! another thread. Its owner is a loop that waits for the TUN, the sockets, commands or the timeout,
 //! reads the clock once, hands the batch in, and drains: *mutate, drain, mutate*.
 //!
+//! What the TUN gives waits in a [`FlowQueue`], from which the loop takes it flow by flow.
+//!
 //! ```text
 //! OUTBOUND  app -> kernel -> TUN              INBOUND  UDP | TLS
-//!   outbound                                    inbound
+//!   flow_queue: whose turn is it                inbound
+//!   outbound
 //!     1 parse (fail closed)                       1 classify: WireGuard | sealed | label
 //!     2 owner of the destination                  2 open, each behind the last
 //!     3 own source?                               3 source owned by this key?
