@@ -121,6 +121,12 @@ impl Forwarder {
         }
     }
 
+    /// The burst is over: what the sink collected leaves.
+    pub fn flush(&mut self, out: &mut impl ForwardSink) {
+        let unsent = out.flush();
+        self.take_back(ForwardDrop::SocketFull, unsent);
+    }
+
     /// Probes of hub legs, stale endpoints, idle labels.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl ForwardSink) {
         for at in 0..self.legs.len() {
@@ -132,7 +138,7 @@ impl Forwarder {
                 self.tell(ForwardEvent::LegDown { attachment });
             }
             if let Some((to, frame)) = step.send {
-                out.udp(to, &frame, frame.len(), TrafficClass(0));
+                self.send_control(to, &frame, out);
             }
         }
         if now >= self.next_sweep {
@@ -256,12 +262,8 @@ impl Forwarder {
 
     fn forward(&mut self, source: Source, run: Run<'_>, now: Instant, out: &mut impl ForwardSink) {
         let count = segments(run.contents.len(), run.stride);
-        match self.try_forward(source, run, now, out) {
-            Ok(bytes) => {
-                self.stats.forwarded.packets += count;
-                self.stats.forwarded.bytes += bytes;
-            }
-            Err(reason) => self.stats.dropped.count(reason, count),
+        if let Err(reason) = self.try_forward(source, run, now, out) {
+            self.stats.dropped.count(reason, count);
         }
     }
 
@@ -271,7 +273,7 @@ impl Forwarder {
         run: Run<'_>,
         now: Instant,
         out: &mut impl ForwardSink,
-    ) -> Result<u64, ForwardDrop> {
+    ) -> Result<(), ForwardDrop> {
         let Run { contents, stride, class } = run;
         let header = Header::parse(contents).ok_or(ForwardDrop::Malformed)?;
         let hops = header.hops.checked_sub(1).ok_or(ForwardDrop::HopLimit)?;
@@ -305,20 +307,28 @@ impl Forwarder {
         let way = downstream.way().ok_or(ForwardDrop::NoLeg)?;
         tenant.carried.packets += packets;
         tenant.carried.bytes += bytes;
+        self.stats.forwarded.packets += packets;
+        self.stats.forwarded.bytes += bytes;
         let header = Header { hops, label: entry.out };
         for segment in contents.chunks_mut(stride) {
             header.write(segment);
         }
         match way {
-            Way::Udp(to) => out.udp(to, contents, stride, class),
-            Way::Stream(stream) => out.stream(stream, contents, stride),
+            Way::Udp(to) => {
+                let unsent = out.udp(to, contents, stride, class);
+                self.take_back(ForwardDrop::SocketFull, unsent);
+            }
+            Way::Stream(stream) => {
+                let unsent = out.stream(stream, contents, stride);
+                self.take_back(ForwardDrop::StreamFull, unsent);
+            }
         }
-        Ok(bytes)
+        Ok(())
     }
 
     fn handle_bind(&mut self, from: Endpoint, frame: &[u8], now: Instant, out: &mut impl ForwardSink) {
         match self.try_bind(from, frame, now) {
-            Ok(reply) => out.udp(from, &reply, reply.len(), TrafficClass(0)),
+            Ok(reply) => self.send_control(from, &reply, out),
             Err(reason) => self.stats.dropped.count(reason, 1),
         }
     }
@@ -365,7 +375,7 @@ impl Forwarder {
             return;
         };
         match answer {
-            leg::Answer::Challenged { reply } => out.udp(from, &reply, reply.len(), TrafficClass(0)),
+            leg::Answer::Challenged { reply } => self.send_control(from, &reply, out),
             leg::Answer::Bound { attachment, rtt, change } => {
                 if let Some(state) = self.attachments.get_mut(attachment.0) {
                     state.heard = now;
@@ -378,6 +388,21 @@ impl Forwarder {
                 }
             }
         }
+    }
+
+    /// Sends a binding frame, behind everything that waits: it is no frame that was forwarded.
+    fn send_control(&mut self, to: Endpoint, frame: &[u8], out: &mut impl ForwardSink) {
+        self.flush(out);
+        let unsent = out.udp(to, frame, frame.len(), TrafficClass(0)).packets + out.flush().packets;
+        self.stats.dropped.count(ForwardDrop::SocketFull, unsent);
+    }
+
+    /// Frames that were counted as forwarded, and were not sent after all.
+    fn take_back(&mut self, reason: ForwardDrop, unsent: Carried) {
+        let forwarded = &mut self.stats.forwarded;
+        forwarded.packets = forwarded.packets.saturating_sub(unsent.packets);
+        forwarded.bytes = forwarded.bytes.saturating_sub(unsent.bytes);
+        self.stats.dropped.count(reason, unsent.packets);
     }
 
     fn set_endpoint(&mut self, attachment: AttachmentId, endpoint: Option<Endpoint>, now: Instant) {
@@ -494,11 +519,16 @@ impl Forwarder {
 
 /// Where frames go. Production writes to sockets, tests to a `Vec`.
 pub trait ForwardSink {
-    /// Sends `batch`, cut every `stride` bytes, as datagrams to `to`.
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass);
+    /// Sends `batch`, cut every `stride` bytes, as datagrams to `to`: at once, or with the next `flush`, in order.
+    /// What was given up with this call, of this or of earlier ones.
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) -> Carried;
     /// Queues `batch`, cut every `stride` bytes, as frames of a data stream. The queue is bounded: what
-    /// has no room is dropped and counted by the shell.
-    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize);
+    /// has no room is dropped, and told.
+    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) -> Carried;
+    /// Sends what was put off. What was given up.
+    fn flush(&mut self) -> Carried {
+        Carried::default()
+    }
 }
 
 /// What the UDP socket received at once from one source.
@@ -764,11 +794,15 @@ drops! {
     NotUpstream = "not_upstream",
     /// Its attachment sends more than it may.
     Quota = "quota",
+    /// The socket did not take it.
+    SocketFull = "socket_full",
+    /// The receiver's data stream had no room.
+    StreamFull = "stream_full",
 }
 
 /// One counter for each [`ForwardDrop`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ForwardDrops([u64; 12]);
+pub struct ForwardDrops([u64; 14]);
 
 impl ForwardDrops {
     /// How many were dropped for this reason.

@@ -78,10 +78,9 @@ fn exposition(view: &View) -> String {
         let _ = writeln!(text, "# TYPE flatlan_hub_{name} counter\nflatlan_hub_{name}_total {value}");
     }
     text.push_str("# TYPE flatlan_hub_dropped_datagrams counter\n");
-    let queues =
-        [("stream_full", report.stream_drops), ("socket_full", report.udp_drops), ("truncated", report.udp_cut)];
+    let cut = [("truncated", report.udp_cut)];
     let dropped = report.stats.dropped.iter().map(|(reason, count)| (reason.label(), count));
-    for (reason, count) in queues.into_iter().chain(dropped) {
+    for (reason, count) in cut.into_iter().chain(dropped) {
         let _ = writeln!(text, "flatlan_hub_dropped_datagrams_total{{reason=\"{reason}\"}} {count}");
     }
     text.push_str("# TYPE flatlan_hub_network_bytes counter\n");

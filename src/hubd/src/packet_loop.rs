@@ -14,7 +14,7 @@ use flatlan_os::{
     clock, panic,
     poll::{self, Waker},
     stream::SendQueue,
-    udp::{RecvBatch, Transmit, UdpSocket},
+    udp::{RecvBatch, SendBatch, Transmit, UdpSocket, Unsent},
 };
 use flatlan_relay::{MAX_MESSAGE, frame::LENGTH_LEN};
 use flatlan_types::{Endpoint, NetworkId};
@@ -42,10 +42,6 @@ pub(crate) struct Report {
     pub(crate) stats: ForwardStats,
     pub(crate) networks: Vec<(NetworkId, Carried)>,
     pub(crate) labels: usize,
-    /// Frames for which a data stream had no room.
-    pub(crate) stream_drops: u64,
-    /// Datagrams that the socket did not take.
-    pub(crate) udp_drops: u64,
     /// Runs of datagrams that the socket refused, sent in single datagrams.
     pub(crate) udp_refused: u64,
     /// Datagrams that were longer than the buffer.
@@ -71,9 +67,9 @@ struct PacketLoop {
 
 struct Io {
     udp: UdpSocket,
+    /// Short runs that leave together.
+    batch: SendBatch,
     streams: BTreeMap<StreamId, SendQueue>,
-    stream_drops: u64,
-    udp_drops: u64,
     udp_cut: u64,
 }
 
@@ -88,7 +84,7 @@ impl PacketThread {
         let (orders, orders_rx) = mpsc::channel(ORDERS);
         let (frames, frames_rx) = mpsc::channel(MESSAGES);
         let (events, events_rx) = mpsc::channel(EVENTS);
-        let io = Io { udp, streams: BTreeMap::new(), stream_drops: 0, udp_drops: 0, udp_cut: 0 };
+        let io = Io { udp, batch: SendBatch::new(), streams: BTreeMap::new(), udp_cut: 0 };
         let mut packet_loop =
             PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, frames: frames_rx, events };
         let thread = std::thread::Builder::new().name("hub-packets".to_owned()).spawn(move || {
@@ -180,6 +176,7 @@ impl PacketLoop {
             if self.forwarder.poll_timeout() <= now {
                 self.forwarder.handle_timeout(now, &mut self.io);
             }
+            self.forwarder.flush(&mut self.io);
             let told_all = self.tell_events();
             if !busy {
                 let deadline = self.forwarder.poll_timeout();
@@ -227,8 +224,6 @@ impl PacketLoop {
             stats: self.forwarder.stats().clone(),
             networks: self.forwarder.network_stats().map(|(network, carried)| (*network, carried)).collect(),
             labels: self.forwarder.labels(),
-            stream_drops: self.io.stream_drops,
-            udp_drops: self.io.udp_drops,
             udp_refused: self.io.udp.refused(),
             udp_cut: self.io.udp_cut,
         }
@@ -236,40 +231,55 @@ impl PacketLoop {
 }
 
 impl ForwardSink for Io {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) {
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) -> Carried {
         let segment = (stride > 0 && stride < batch.len()).then_some(stride);
         let transmit = Transmit { to, from: None, contents: batch, segment, traffic_class: class.0 };
-        if self.udp.send(&transmit).is_err() {
-            self.udp_drops += batch.len().div_ceil(stride.max(1)) as u64;
-        }
+        carried(self.udp.send_soon(&mut self.batch, &transmit))
     }
 
-    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) {
+    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) -> Carried {
         let stride = if stride == 0 { batch.len().max(1) } else { stride };
         let frames = batch.chunks(stride);
+        let mut lost = Carried::default();
         let Some(queue) = self.streams.get(&to) else {
-            self.stream_drops += frames.len() as u64;
-            return;
+            return Carried { packets: frames.len() as u64, bytes: batch.len() as u64 };
         };
         let mut message = BytesMut::with_capacity((batch.len() + frames.len() * LENGTH_LEN).min(MAX_MESSAGE));
-        let mut packed = 0;
+        let mut packed = Carried::default();
         for frame in frames {
-            let Ok(length) = u16::try_from(frame.len()) else { continue };
+            let Ok(length) = u16::try_from(frame.len()) else {
+                lost.packets += 1;
+                lost.bytes += frame.len() as u64;
+                continue;
+            };
             if message.len() + LENGTH_LEN + frame.len() > MAX_MESSAGE {
-                self.stream_drops += hand_over(queue, &mut message, &mut packed);
+                hand_over(queue, &mut message, &mut packed, &mut lost);
             }
             message.extend_from_slice(&length.to_be_bytes());
             message.extend_from_slice(frame);
-            packed += 1;
+            packed.packets += 1;
+            packed.bytes += frame.len() as u64;
         }
-        self.stream_drops += hand_over(queue, &mut message, &mut packed);
+        hand_over(queue, &mut message, &mut packed, &mut lost);
+        lost
+    }
+
+    fn flush(&mut self) -> Carried {
+        carried(self.udp.flush(&mut self.batch))
     }
 }
 
-/// Gives a message to a stream's task; how many frames were lost because its queue is full.
-fn hand_over(queue: &SendQueue, message: &mut BytesMut, packed: &mut u64) -> u64 {
+fn carried(unsent: Unsent) -> Carried {
+    Carried { packets: unsent.datagrams, bytes: unsent.bytes }
+}
+
+/// Gives a message to a stream's task, where its queue is not full.
+fn hand_over(queue: &SendQueue, message: &mut BytesMut, packed: &mut Carried, lost: &mut Carried) {
     let frames = std::mem::take(packed);
-    if frames == 0 || queue.put(message.split().freeze()).is_ok() { 0 } else { frames }
+    if frames.packets > 0 && queue.put(message.split().freeze()).is_err() {
+        lost.packets += frames.packets;
+        lost.bytes += frames.bytes;
+    }
 }
 
 /// Messages of data streams handed in before anything else is looked at.

@@ -34,9 +34,11 @@ use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 use crate::{ExitClass, Offload, Why};
 
 mod control;
+mod many;
 mod recv;
 
 use control::{Control, Says};
+pub use many::{SendBatch, Unsent};
 use recv::Meta;
 
 /// A bound socket. One thread should receive; any may send.
@@ -250,16 +252,10 @@ impl UdpSocket {
     /// [`io::ErrorKind::WouldBlock`] where the send buffer stayed full: the rest of the run is lost.
     /// Other errors mean this destination (EMSGSIZE: over the link's MTU); the socket goes on.
     pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let to = transmit.to.socket_addr();
-        // The kernel would answer EINVAL, as it does where it cannot segment.
-        if to.port() == 0 || transmit.contents.is_empty() {
+        let to = self.reachable(transmit.to)?;
+        if transmit.contents.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let to = match (to, self.local) {
-            (SocketAddr::V4(v4), SocketAddr::V6(_)) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
-            (SocketAddr::V6(_), SocketAddr::V4(_)) => return Err(Errno::AFNOSUPPORT.into()),
-            (same, _) => same,
-        };
         let segment = transmit.segment.unwrap_or(usize::MAX).clamp(1, transmit.contents.len());
         let run = (MOST_BYTES / segment).clamp(1, MOST_SEGMENTS) * segment;
         let says = Says { to, from: transmit.from, traffic_class: transmit.traffic_class, segment: None };
@@ -268,6 +264,17 @@ impl UdpSocket {
             self.send_run(&to, &says, contents, segment)?;
         }
         Ok(())
+    }
+
+    /// A place in this socket's family.
+    fn reachable(&self, to: Endpoint) -> io::Result<SocketAddr> {
+        match (to.socket_addr(), self.local) {
+            // The kernel would answer EINVAL, as it does where it cannot segment.
+            (to, _) if to.port() == 0 => Err(io::ErrorKind::InvalidInput.into()),
+            (SocketAddr::V4(v4), SocketAddr::V6(_)) => Ok(SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())),
+            (SocketAddr::V6(_), SocketAddr::V4(_)) => Err(Errno::AFNOSUPPORT.into()),
+            (same, _) => Ok(same),
+        }
     }
 
     fn send_run(&self, to: &SockAddr, says: &Says, run: &[u8], segment: usize) -> io::Result<()> {

@@ -11,8 +11,8 @@ use std::{
 
 use flatlan_fuzz::{Fuzz, outcome, steps};
 use flatlan_hub::{
-    AttachmentId, AttachmentKind, ForwardCommand, ForwardConfig, ForwardSink, Forwarder, Loopback, Quota, StreamId,
-    TrafficClass, UdpBatch,
+    AttachmentId, AttachmentKind, Carried, ForwardCommand, ForwardConfig, ForwardSink, Forwarder, Loopback, Quota,
+    StreamId, TrafficClass, UdpBatch,
 };
 use flatlan_relay::{
     BindSecret,
@@ -80,7 +80,7 @@ struct Sink {
 }
 
 impl ForwardSink for Sink {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, _class: TrafficClass) {
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, _class: TrafficClass) -> Carried {
         assert!(!places()[4..].contains(&to), "sent to {to}");
         assert!(stride > 0 && !batch.is_empty());
         *self.out.entry(to).or_default() += batch.len();
@@ -92,11 +92,13 @@ impl ForwardSink for Sink {
                 self.challenges.insert((to, id), nonce);
             }
         }
+        Carried::default()
     }
 
-    fn stream(&mut self, _to: StreamId, batch: &[u8], stride: usize) {
+    fn stream(&mut self, _to: StreamId, batch: &[u8], stride: usize) -> Carried {
         assert!(stride > 0 && !batch.is_empty());
         self.total += batch.len();
+        Carried::default()
     }
 }
 

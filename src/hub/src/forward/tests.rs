@@ -26,6 +26,24 @@ fn a_batch_is_cut_into_runs_of_equal_label_and_rewritten_in_place() {
 }
 
 #[test]
+fn a_frame_that_was_not_sent_after_all_counts_as_dropped_and_not_as_forwarded() {
+    let mut net = Net::new();
+    let (a, b) = (net.bound_node(1, "192.0.2.1:1000"), net.bound_node(2, "192.0.2.2:2000"));
+    net.label(Label::new(1, 1), a, b, Label::new(7, 7));
+    let batch = || [frame(1, 1, b"aaaa"), frame(1, 1, b"bbbb")].concat();
+    net.udp("192.0.2.1:1000", batch(), 12, TrafficClass(0));
+    net.sink.1 = Carried { packets: 1, bytes: 12 };
+    net.udp("192.0.2.1:1000", batch(), 12, TrafficClass(0));
+    assert_eq!(net.forwarder.stats().forwarded, Carried { packets: 3, bytes: 36 });
+    assert_eq!(net.dropped(ForwardDrop::SocketFull), 1);
+    // nor does the answer to a BIND
+    net.sent();
+    net.bind(a, "192.0.2.1:1000", 99, 0);
+    assert_eq!(net.forwarder.stats().forwarded, Carried { packets: 3, bytes: 36 });
+    assert_eq!(net.dropped(ForwardDrop::SocketFull), 2);
+}
+
+#[test]
 fn a_frame_from_anyone_but_the_labels_upstream_is_dropped() {
     let mut net = Net::new();
     let (a, b) = (net.bound_node(1, "192.0.2.1:1000"), net.bound_node(2, "192.0.2.2:2000"));
@@ -424,16 +442,19 @@ struct Net {
     sink: Sink,
 }
 
+/// What was sent, and what each further send gives up.
 #[derive(Default)]
-struct Sink(Vec<Sent>);
+struct Sink(Vec<Sent>, Carried);
 
 impl ForwardSink for Sink {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) {
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) -> Carried {
         self.0.push(Sent { to: To::Udp(to), batch: batch.to_vec(), stride, class });
+        self.1
     }
 
-    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) {
+    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) -> Carried {
         self.0.push(Sent { to: To::Stream(to), batch: batch.to_vec(), stride, class: TrafficClass(0) });
+        self.1
     }
 }
 

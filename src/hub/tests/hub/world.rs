@@ -8,8 +8,9 @@ use std::{
 };
 
 use flatlan_hub::{
-    Allow, AttachmentId, DialId, ForwardConfig, ForwardDrop, ForwardSink, Forwarder, Hub, HubConfig, HubEvent, Limits,
-    Loopback, Opened, Output, Quota, StoreOutcome, StoredNetwork, StreamId, StreamOrigin, TrafficClass, UdpBatch,
+    Allow, AttachmentId, Carried, DialId, ForwardConfig, ForwardDrop, ForwardSink, Forwarder, Hub, HubConfig, HubEvent,
+    Limits, Loopback, Opened, Output, Quota, StoreOutcome, StoredNetwork, StreamId, StreamOrigin, TrafficClass,
+    UdpBatch,
 };
 use flatlan_relay::{
     Attach, BindKey, Control, MAX_PART, PathOpen, PathReason, Presence, PresenceOrder, Proof, RefusedCode, Role,
@@ -133,12 +134,14 @@ struct Sink {
 }
 
 impl ForwardSink for Sink {
-    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) {
+    fn udp(&mut self, to: Endpoint, batch: &[u8], stride: usize, class: TrafficClass) -> Carried {
         self.udp.push((to, batch.to_vec(), stride, class));
+        Carried::default()
     }
 
-    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) {
+    fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) -> Carried {
         self.streams.push((to, batch.to_vec(), stride));
+        Carried::default()
     }
 }
 
