@@ -22,6 +22,8 @@ pub struct Status {
     pub hubs: Vec<Hub>,
     /// Every other member.
     pub peers: Vec<Peer>,
+    /// Inner packets that crossed this node's workers.
+    pub packets: Packets,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<&'static str, u64>,
     /// What the kernel refused as one piece and took in many: nothing of it is lost.
@@ -33,6 +35,15 @@ pub struct Status {
     /// Why this node is of no use yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+}
+
+/// Inner packets, since the start.
+#[derive(Debug, Clone, Serialize)]
+pub struct Packets {
+    /// Sealed and handed to the underlay.
+    pub tx: u64,
+    /// Opened and accepted.
+    pub rx: u64,
 }
 
 /// The network.
@@ -144,6 +155,7 @@ impl Status {
             },
             hubs: node.hubs.iter().map(hub).collect(),
             peers: node.peers.iter().map(|peer| self::peer(peer, node, report)).collect(),
+            packets: Packets { tx: report.stats.tx_packets, rx: report.stats.rx_packets },
             drops: report.stats.drops.iter().map(|(reason, count)| (reason.name(), count)).chain(cut).collect(),
             refused: [("tun_super_packets", report.tun_refused), ("udp_runs", report.udp_refused)].into(),
             handed: report.stats.handed,

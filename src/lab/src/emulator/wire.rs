@@ -23,7 +23,8 @@ pub struct Quality {
     pub rate: Option<u64>,
     /// With a rate: so many bytes may wait, and what comes then is dropped.
     pub queue: u64,
-    /// Chance leaves packets alone that are shorter than this many bytes, IP header included: to spare control messages.
+    /// Packets shorter than this many bytes, IP header included, are left alone by chance and find room in the queue: to
+    /// spare control messages.
     pub shortest: usize,
 }
 
@@ -95,7 +96,8 @@ impl Wire {
             self.fates.lost += 1;
             return Verdict::Lost;
         }
-        let Some(mut due) = self.admit(packet.len(), now) else {
+        let queue = if touched { self.quality.queue } else { u64::MAX };
+        let Some(mut due) = self.admit(packet.len(), queue, now) else {
             self.fates.overflowed += 1;
             return Verdict::Lost;
         };
@@ -142,11 +144,11 @@ impl Wire {
     }
 
     /// When the last bit of a packet is through, or nothing where too much waits.
-    fn admit(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+    fn admit(&mut self, bytes: usize, queue: u64, now: Instant) -> Option<Instant> {
         let Some(rate) = self.quality.rate else { return Some(now) };
         let begin = self.free.map_or(now, |free| free.max(now));
-        let time = |bytes: u64| Duration::from_nanos((bytes * 8).saturating_mul(1_000_000_000) / rate.max(1));
-        if begin - now > time(self.quality.queue) {
+        let time = |bytes: u64| Duration::from_nanos(bytes.saturating_mul(8_000_000_000) / rate.max(1));
+        if begin - now > time(queue) {
             return None;
         }
         let end = begin + time(bytes as u64);
@@ -261,5 +263,17 @@ mod tests {
         assert_eq!(drained(&mut wire, now + MS * 3), [1, 2]);
         assert_eq!(wire.handle_packet(&[9; 1000], now + MS * 3), Verdict::Wait);
         assert_eq!(wire.fates().overflowed, 2);
+    }
+
+    #[test]
+    fn short_packets_are_spared_by_chance_and_by_the_queue() {
+        let now = Instant::now();
+        let quality = Quality { lost: 1000, rate: Some(8_000), queue: 1, shortest: 100, ..Quality::default() };
+        let mut wire = Wire::new(quality, 3);
+        for _ in 0..10 {
+            assert_eq!(wire.handle_packet(&[0; 99], now), Verdict::Wait);
+            assert_eq!(wire.handle_packet(&[0; 100], now), Verdict::Lost);
+        }
+        assert_eq!(wire.fates().lost, 10);
     }
 }
