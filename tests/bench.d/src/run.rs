@@ -111,7 +111,7 @@ fn installed(wanted: Option<&[Peer]>) -> Result<Vec<Peer>> {
     for peer in wanted.unwrap_or(&Peer::ALL) {
         match require(peer.programs()) {
             Ok(()) => peers.push(*peer),
-            Err(error) if wanted.is_some() => bail!("{}: {error}: {}", peer.word(), peer.install()),
+            Err(_) if wanted.is_some() => bail!("{} is not installed: {}", peer.word(), peer.install()),
             Err(_) => eprintln!("without {}, which is not installed: {}", peer.word(), peer.install()),
         }
     }

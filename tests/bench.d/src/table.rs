@@ -212,3 +212,61 @@ fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::limit::Limit;
+
+    const RATE: Figure = Figure::Tcp(Flow::One, Part::Rate);
+    const ENDS: Figure = Figure::Tcp(Flow::One, Part::Ends);
+    const PEERS: [Peer; 2] = [Peer::Flatlan, Peer::WireguardGo];
+
+    fn head() -> Head {
+        let text = || "x".to_owned();
+        Head { date: text(), commit: text(), kernel: text(), cores: 2, processor: text(), versions: text() }
+    }
+
+    /// Three rounds; the parts of the limit are so many times the reference's.
+    fn results(slower: f64) -> Results {
+        let seconds = limit::Part::ALL.map(|part| part.reference() * slower);
+        let limit =
+            Limit { others: 0.0, cipher_ns: 2200.0, super_packet: 6e4, tun_rate: 12.0, udp_rate: 39.0, seconds };
+        let ours = BTreeMap::from([(RATE, vec![2.0, 4.0, 3.0]), (ENDS, vec![6.1, 6.1, 6.1])]);
+        let theirs = BTreeMap::from([(RATE, vec![1.0, 2.0, 1.5]), (ENDS, vec![12.2, 12.2, 12.2])]);
+        let values = [((Mode::Direct, Peer::Flatlan), ours), ((Mode::Direct, Peer::WireguardGo), theirs)];
+        Results { values: values.into(), limits: vec![limit], ..Results::default() }
+    }
+
+    fn args() -> Args {
+        Args::parse_from(["bench", "--modes", "direct", "--rounds", "3"])
+    }
+
+    #[test]
+    fn medians_spreads_and_ratios_of_medians_are_shown() {
+        let text = render(&head(), &args(), &PEERS, &results(1.0));
+        assert!(text.contains("| TCP one stream, Gbit/s | 3.00 (2.00-4.00) | 1.50 (1.00-2.00) |"), "{text}");
+        assert!(text.contains("| TCP one stream, Gbit/s | 2.00 |"), "{text}");
+        assert!(text.contains("limit / ours, direct, one TCP stream: 0.50 (3.05 / 6.10"), "{text}");
+        assert!(!text.contains("Invalid"), "{text}");
+    }
+
+    #[test]
+    fn a_slow_machine_is_named_on_top() {
+        let text = render(&head(), &args(), &PEERS, &results(1.5));
+        let invalid = text.find("**Invalid").unwrap();
+        assert!(invalid < text.find("## The limit").unwrap(), "{text}");
+    }
+
+    #[test]
+    fn the_short_table_has_a_row_for_each_overlay_and_what_was_not_measured_is_a_dash() {
+        let text = short(&head(), &args(), &PEERS, &results(1.0));
+        assert!(text.contains("| direct, flatlan | 3.00 | 6.10 | - | - | - | - |"), "{text}");
+        assert!(text.contains("| direct, wireguard-go | 1.50 | 12.20 |"), "{text}");
+        assert!(text.contains("limit / ours"), "{text}");
+    }
+}
