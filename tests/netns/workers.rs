@@ -1,4 +1,4 @@
-//! Nodes with several workers each: a peer belongs to one of them, and no datagram is lost on another.
+//! Nodes and hubs with several workers each: a peer belongs to one of them, and no datagram is lost on another.
 //!
 //! ```text
 //!        h1 ---- inet ---- h2
@@ -16,12 +16,17 @@ use support::{MIB, PATIENCE, is_direct, is_relay, lab, ping, send, wait_path};
 const OTHERS: [&str; 4] = ["b", "c", "d", "e"];
 const WORKERS: [&str; 2] = ["--workers", "2"];
 
-/// A lab whose nodes have two workers each and are behind routers of this kind; all speak to `a`.
+/// A lab whose nodes and hubs have two workers each; the nodes are behind routers of this kind; all speak to `a`.
 fn shared(hubs: &[&str], nat: Nat) -> Lab {
     let lab = hubs.iter().fold(lab(), |lab, hub| lab.hub(hub));
     let lab = OTHERS.iter().fold(lab.site("a", nat), |lab, site| lab.site(site, nat)).build().unwrap();
     lab.network_create().unwrap();
-    lab.start_hubs().unwrap();
+    for hub in hubs {
+        lab.add_hub(lab.hub(hub).unwrap()).unwrap();
+    }
+    for hub in hubs {
+        lab.start_hub_with(hub, &RunOptions::args(WORKERS)).unwrap();
+    }
     lab.publish().unwrap();
     for site in ["a"].iter().chain(&OTHERS) {
         lab.join(site).unwrap();

@@ -17,6 +17,12 @@
 //! answered a challenge: the hub sends data to no other, and answers a `BIND` with as many bytes as it
 //! had. Nothing here allocates, reads a clock or logs per packet; every drop is counted by name.
 //!
+//! Where there are several workers, each has every label and every attachment, and the kernel steers a frame to the one
+//! that its label names; what comes to another goes on all the same. The first worker alone binds, and says where an
+//! endpoint is ([`ForwardEvent::EndpointSet`]); the worker that a label names alone frees it when it is idle, and hears
+//! from the others where they forward its frames. Quotas are shared ([`Quotas`]): a rate divided by the workers would
+//! hold one flow to a part of it.
+//!
 //! Call order: *mutate, drain, mutate*: after any input or command, drain [`Forwarder::poll_event`].
 
 mod leg;
@@ -26,6 +32,7 @@ mod table;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,11 +41,11 @@ use flatlan_relay::{
     bind::{self, Bind, Bound, Verdict},
     frame::{self, Header},
 };
-use flatlan_types::{Endpoint, Label, NetworkId, PairKey};
+use flatlan_types::{Endpoint, Label, NetworkId, PairKey, Share, WorkerId, Workers};
 
-pub use self::quota::Quota;
+pub use self::quota::{Quota, Quotas};
 pub(crate) use self::table::Table;
-use self::{leg::HubLeg, quota::Bucket};
+use self::{leg::HubLeg, quota::Shared};
 
 /// The data plane of one hub, or of one of its workers.
 #[derive(Debug)]
@@ -54,6 +61,8 @@ pub struct Forwarder {
     by_endpoint: BTreeMap<Endpoint, AttachmentId>,
     legs: Vec<HubLeg>,
     events: VecDeque<ForwardEvent>,
+    /// Endpoints that the other workers are to know of, as they are now.
+    moved: BTreeMap<AttachmentId, Option<Endpoint>>,
     /// Where the next sweep for idle labels begins.
     sweep_from: usize,
     next_sweep: Instant,
@@ -73,6 +82,7 @@ impl Forwarder {
             by_endpoint: BTreeMap::new(),
             legs: Vec::new(),
             events: VecDeque::new(),
+            moved: BTreeMap::new(),
             sweep_from: 0,
             next_sweep: now + SWEEP,
             stats: ForwardStats::default(),
@@ -92,6 +102,7 @@ impl Forwarder {
             self.stats.received += segments(run.len(), stride);
             match kind {
                 frame::KIND => self.forward(Source::Udp(from), Run { contents: run, stride, class }, now, out),
+                bind::BIND | bind::BOUND if !self.binds() => self.tell_astray(from, run),
                 bind::BIND => self.handle_bind(from, run, now, out),
                 bind::BOUND => self.handle_bound(from, run, now, out),
                 _ => self.stats.dropped.count(ForwardDrop::Malformed, 1),
@@ -159,7 +170,7 @@ impl Forwarder {
                     heard: now,
                     stream: None,
                     downlink: None,
-                    bucket: Bucket::new(quota, now),
+                    bucket: self.config.quotas.attachment(attachment.0, quota, now),
                     told: None,
                 };
                 self.attachments.insert(attachment.0, state);
@@ -180,6 +191,9 @@ impl Forwarder {
                 }
             }
             ForwardCommand::SetLeg { attachment, id, key, endpoints } => {
+                if !self.binds() {
+                    return;
+                }
                 self.legs.retain(|leg| leg.attachment() != attachment);
                 let allowed: Vec<_> = endpoints.into_iter().filter(|to| self.may_send(*to)).collect();
                 self.legs.push(HubLeg::new(attachment, id, key, allowed, now));
@@ -206,9 +220,21 @@ impl Forwarder {
                 self.labels.remove(label.0);
             }
             ForwardCommand::SetNetworkQuota { network, quota } => {
+                let bucket = self.config.quotas.network(network, quota, now);
                 let tenant = self.tenant(network, now);
                 if let Some(tenant) = self.tenants.get_mut(tenant as usize) {
-                    tenant.bucket = Bucket::new(quota, now);
+                    tenant.bucket = bucket;
+                }
+            }
+            ForwardCommand::SetEndpoint { attachment, endpoint } => {
+                if !self.binds() {
+                    self.set_endpoint(attachment, endpoint, now);
+                }
+            }
+            ForwardCommand::TouchLabel { label } => {
+                let used = self.coarse(now);
+                if let Some(entry) = self.labels.get_mut(label.0) {
+                    entry.used = used;
                 }
             }
         }
@@ -230,7 +256,9 @@ impl Forwarder {
 
     /// What happened; drain after every input or command.
     pub fn poll_event(&mut self) -> Option<ForwardEvent> {
-        self.events.pop_front()
+        let moved = self.moved.pop_first();
+        let moved = moved.map(|(attachment, endpoint)| ForwardEvent::EndpointSet { attachment, endpoint });
+        moved.or_else(|| self.events.pop_front())
     }
 
     /// When [`Forwarder::handle_timeout`] wants to be called.
@@ -302,13 +330,18 @@ impl Forwarder {
         if !tenant.bucket.take(packets, bytes, now) {
             return Err(ForwardDrop::NetworkQuota);
         }
-        entry.used = used;
+        let tell = self.config.share.of.of_label(header.label) != self.config.share.worker
+            && used.saturating_sub(entry.used) >= TELL_USE.as_millis() as u64;
+        if tell || self.config.share.of.of_label(header.label) == self.config.share.worker {
+            entry.used = used;
+        }
         let downstream = self.attachments.get(entry.downstream.0).ok_or(ForwardDrop::NoLeg)?;
         let way = downstream.way().ok_or(ForwardDrop::NoLeg)?;
         tenant.carried.packets += packets;
         tenant.carried.bytes += bytes;
         self.stats.forwarded.packets += packets;
         self.stats.forwarded.bytes += bytes;
+        let used_label = header.label;
         let header = Header { hops, label: entry.out };
         for segment in contents.chunks_mut(stride) {
             header.write(segment);
@@ -322,6 +355,9 @@ impl Forwarder {
                 let unsent = out.stream(stream, contents, stride);
                 self.take_back(ForwardDrop::StreamFull, unsent);
             }
+        }
+        if tell {
+            self.tell(ForwardEvent::LabelUsed { label: used_label });
         }
         Ok(())
     }
@@ -408,6 +444,9 @@ impl Forwarder {
     fn set_endpoint(&mut self, attachment: AttachmentId, endpoint: Option<Endpoint>, now: Instant) {
         let Some(state) = self.attachments.get_mut(attachment.0) else { return };
         let was = std::mem::replace(&mut state.endpoint, endpoint);
+        if was != endpoint && self.config.share.of != Workers::ONE && self.config.share.worker == WorkerId::FIRST {
+            self.moved.insert(attachment, endpoint);
+        }
         state.heard = now;
         if let Some(was) = was
             && self.by_endpoint.get(&was) == Some(&attachment)
@@ -451,8 +490,8 @@ impl Forwarder {
         let next = u32::try_from(self.tenants.len()).unwrap_or(u32::MAX);
         let slot = *self.networks.entry(network).or_insert(next);
         if slot == next {
-            self.tenants
-                .push(Tenant { bucket: Bucket::new(self.config.network_quota, now), carried: Carried::default() });
+            let bucket = self.config.quotas.network(network, self.config.network_quota, now);
+            self.tenants.push(Tenant { bucket, carried: Carried::default() });
         }
         slot
     }
@@ -487,7 +526,11 @@ impl Forwarder {
             if self.events.len() >= MAX_EVENTS {
                 break;
             }
-            let idle = |entry: &Entry| used.saturating_sub(entry.used) >= IDLE.as_millis() as u64;
+            let share = self.config.share;
+            let idle = |key: u32, entry: &Entry| {
+                share.of.of_label(Label(key)) == share.worker
+                    && used.saturating_sub(entry.used) >= IDLE.as_millis() as u64
+            };
             if let Some(label) = self.labels.remove_if(slot, idle) {
                 self.events.push_back(ForwardEvent::LabelIdle { label: Label(label) });
             }
@@ -495,6 +538,9 @@ impl Forwarder {
         }
         if self.sweep_from >= self.labels.slots() {
             self.sweep_from = 0;
+        }
+        if !self.binds() {
+            return;
         }
         let stale: Vec<_> = self
             .by_endpoint
@@ -509,6 +555,19 @@ impl Forwarder {
             self.set_endpoint(attachment, None, now);
             self.by_endpoint.remove(&endpoint);
             self.tell(ForwardEvent::Unbound { attachment });
+        }
+    }
+
+    /// Whether this is the worker that binds, for all of them.
+    fn binds(&self) -> bool {
+        self.config.share.worker == WorkerId::FIRST
+    }
+
+    /// A binding frame that the kernel joined to another worker's frames.
+    fn tell_astray(&mut self, from: Endpoint, frame: &[u8]) {
+        match frame.try_into() {
+            Ok(frame) => self.tell(ForwardEvent::BindAstray { from, frame }),
+            Err(_) => self.stats.dropped.count(ForwardDrop::Malformed, 1),
         }
     }
 
@@ -647,6 +706,18 @@ pub enum ForwardCommand {
         /// The label.
         label: Label,
     },
+    /// Where an attachment is, as the worker found that binds: for the others.
+    SetEndpoint {
+        /// Whose.
+        attachment: AttachmentId,
+        /// Where; `None`: nowhere.
+        endpoint: Option<Endpoint>,
+    },
+    /// Another worker forwards frames with this label: it is not idle.
+    TouchLabel {
+        /// The label.
+        label: Label,
+    },
     /// What a network may send in all.
     SetNetworkQuota {
         /// Which.
@@ -665,6 +736,26 @@ pub enum ForwardEvent {
         attachment: AttachmentId,
         /// Where.
         endpoint: Endpoint,
+    },
+    /// A binding frame came to a worker that does not bind: for the one that does, as a datagram. Not for the
+    /// control machine, as the two that are told by [`ForwardEvent::echo`].
+    BindAstray {
+        /// Who sent it.
+        from: Endpoint,
+        /// The frame.
+        frame: [u8; bind::LEN],
+    },
+    /// An attachment's endpoint is another one, or none.
+    EndpointSet {
+        /// Whose.
+        attachment: AttachmentId,
+        /// Where.
+        endpoint: Option<Endpoint>,
+    },
+    /// A worker forwards frames with a label that names another.
+    LabelUsed {
+        /// The label.
+        label: Label,
     },
     /// A neighbouring hub gave a sign of life on UDP: several times a second.
     HubHeard {
@@ -702,6 +793,24 @@ pub enum ForwardEvent {
     },
 }
 
+impl ForwardEvent {
+    /// What other workers are to be told of it.
+    pub fn echo(&self) -> Option<ForwardCommand> {
+        match *self {
+            Self::EndpointSet { attachment, endpoint } => Some(ForwardCommand::SetEndpoint { attachment, endpoint }),
+            Self::LabelUsed { label } => Some(ForwardCommand::TouchLabel { label }),
+            Self::BindAstray { .. }
+            | Self::Bound { .. }
+            | Self::HubHeard { .. }
+            | Self::LabelIdle { .. }
+            | Self::LabelUnknown { .. }
+            | Self::LegDown { .. }
+            | Self::LegUp { .. }
+            | Self::Unbound { .. } => None,
+        }
+    }
+}
+
 /// Settings of a forwarder.
 #[derive(Clone, Debug)]
 pub struct ForwardConfig {
@@ -713,6 +822,10 @@ pub struct ForwardConfig {
     pub network_quota: Quota,
     /// Keys the challenges: 32 random bytes.
     pub seed: [u8; 32],
+    /// Which of the hub's workers this is.
+    pub share: Share,
+    /// What the workers share of quotas.
+    pub quotas: Arc<Quotas>,
 }
 
 /// Whether loopback endpoints are served.
@@ -736,6 +849,25 @@ pub struct ForwardStats {
     pub dropped: ForwardDrops,
     /// Events that found no room.
     pub events_lost: u64,
+}
+
+impl std::ops::AddAssign<&Self> for ForwardStats {
+    fn add_assign(&mut self, other: &Self) {
+        let Self { received, forwarded, dropped, events_lost } = other;
+        self.received += received;
+        self.forwarded += *forwarded;
+        self.events_lost += events_lost;
+        for (reason, count) in dropped.iter() {
+            self.dropped.count(reason, count);
+        }
+    }
+}
+
+impl std::ops::AddAssign for Carried {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
 }
 
 /// Packets and their bytes, headers of frames included.
@@ -847,7 +979,7 @@ struct Attachment {
     heard: Instant,
     stream: Option<StreamId>,
     downlink: Option<Leg>,
-    bucket: Bucket,
+    bucket: Arc<Shared>,
     /// When it was last told of an unknown label.
     told: Option<Instant>,
 }
@@ -866,7 +998,7 @@ impl Attachment {
 
 #[derive(Debug)]
 struct Tenant {
-    bucket: Bucket,
+    bucket: Arc<Shared>,
     carried: Carried,
 }
 
@@ -939,6 +1071,8 @@ const NODE_STALE: Duration = Duration::from_secs(60);
 const HUB_STALE: Duration = Duration::from_secs(1);
 const CHALLENGE_PERIOD: Duration = Duration::from_secs(10);
 /// One report of an unknown label to an attachment in this time.
+/// How often the worker that a label names hears that another forwards its frames: well within [`IDLE`].
+const TELL_USE: Duration = Duration::from_secs(10);
 const TELL_EVERY: Duration = Duration::from_millis(100);
 const MAX_EVENTS: usize = 4096;
 

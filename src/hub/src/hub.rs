@@ -202,6 +202,8 @@ impl Hub {
     /// The data plane has something to say.
     pub fn handle_forward(&mut self, event: ForwardEvent, now: Instant) {
         match event {
+            // between workers
+            ForwardEvent::BindAstray { .. } | ForwardEvent::EndpointSet { .. } | ForwardEvent::LabelUsed { .. } => {}
             ForwardEvent::HubHeard { attachment } => self.heard_neighbour(attachment, now),
             ForwardEvent::LabelIdle { label } => self.drop_label(label, PathReason::Idle, now),
             ForwardEvent::LabelUnknown { attachment, label } => {

@@ -29,7 +29,7 @@ mod slots;
 pub use config::{Allow, HubConfig, Limits, PeerHub, StoredNetwork};
 pub use forward::{
     AttachmentId, AttachmentKind, Carried, ForwardCommand, ForwardConfig, ForwardDrop, ForwardDrops, ForwardEvent,
-    ForwardSink, ForwardStats, Forwarder, IDLE, Loopback, Quota, StreamId, TrafficClass, UdpBatch,
+    ForwardSink, ForwardStats, Forwarder, IDLE, Loopback, Quota, Quotas, StreamId, TrafficClass, UdpBatch,
 };
 pub use hub::{Hub, HubStats, NeighbourStatus, NetworkStatus, Opened, StoreOutcome, StreamOrigin};
 pub use output::{DetachReason, DialId, HubEvent, Output, StoreToken};

@@ -8,8 +8,8 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use flatlan_hub::{Limits, PeerHub, Quota};
-use flatlan_os::{Offload, Why, located};
-use flatlan_types::{HostPort, NetworkId};
+use flatlan_os::{Offload, Why, WorkersChoice, located};
+use flatlan_types::{HostPort, NetworkId, Workers};
 use serde::{Deserialize, Serialize};
 
 use crate::HubError;
@@ -34,6 +34,9 @@ pub struct RunArgs {
     /// Where to take UDP [default: port 51820 of the same address]
     #[arg(long, value_name = "ADDR:PORT")]
     pub udp: Option<SocketAddr>,
+    /// Packet threads: 1, 2, 4, 8 or 16 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u8>,
     /// A network to serve
     #[arg(long, value_name = "NETWORK_ID", num_args = 1.., conflicts_with = "allow_any")]
     pub allow: Vec<NetworkId>,
@@ -80,6 +83,8 @@ pub struct HubFile {
     pub udp: Option<SocketAddr>,
     /// `auto`, `on` or `off`: segmentation of UDP by the kernel.
     pub udp_gso: Offload,
+    /// Packet threads: 1, 2, 4, 8 or 16.
+    pub workers: WorkersChoice,
     /// Networks to serve.
     pub allow: Vec<NetworkId>,
     /// Serve whatever network is published here.
@@ -114,6 +119,7 @@ impl Default for HubFile {
             tls: SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 443),
             udp: None,
             udp_gso: Offload::default(),
+            workers: WorkersChoice::default(),
             allow: Vec::new(),
             allow_any: false,
             peers: Vec::new(),
@@ -137,6 +143,7 @@ pub(crate) struct Config {
     pub(crate) tls: SocketAddr,
     pub(crate) udp: SocketAddr,
     pub(crate) udp_gso: Offload,
+    pub(crate) workers: Workers,
     pub(crate) allow: flatlan_hub::Allow,
     pub(crate) peers: Vec<PeerHub>,
     pub(crate) admin: Option<SocketAddr>,
@@ -175,6 +182,9 @@ impl RunArgs {
         if let Some(state) = self.state {
             file.state = state;
         }
+        if let Some(workers) = self.workers {
+            file.workers = usize::from(workers).try_into().map_err(HubError::Workers)?;
+        }
         if let Some(tls) = self.tls {
             file.tls = tls;
         }
@@ -206,6 +216,7 @@ impl RunArgs {
             tls: file.tls,
             udp: self.udp.or(file.udp).unwrap_or_else(|| SocketAddr::new(file.tls.ip(), DEFAULT_UDP)),
             udp_gso: file.udp_gso,
+            workers: file.workers.0,
             allow,
             peers,
             admin: self.admin.or(file.admin),

@@ -9,11 +9,11 @@ use std::{
 };
 
 use flatlan_hub::{
-    ForwardConfig, ForwardEvent, Forwarder, Hub, HubConfig, HubEvent, Loopback, Opened, Output, StoreOutcome, StreamId,
+    ForwardConfig, ForwardEvent, Hub, HubConfig, HubEvent, Loopback, Opened, Output, StoreOutcome, StreamId,
     StreamOrigin,
 };
 use flatlan_os::{
-    ExitClass, Why, clock, entropy,
+    ExitClass, Why, WorkersError, clock, entropy,
     file::FileError,
     harden,
     route::{Changes, Netlink, RouteError},
@@ -21,8 +21,8 @@ use flatlan_os::{
     udp::{UdpError, UdpOptions, UdpSocket},
     watchdog,
 };
-use flatlan_relay::auth::Exporter;
-use flatlan_types::{Endpoint, HostPort, NetworkId};
+use flatlan_relay::{auth::Exporter, steer::owner_byte};
+use flatlan_types::{Endpoint, HostPort, NetworkId, Share, WorkerId};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -33,7 +33,7 @@ use tokio::{
 use crate::{
     admin::{self, View},
     args::Config,
-    packet_loop::{Order, PacketThread},
+    packet_loop::{Order, PacketThreads},
     state::{Found, HubState},
     streams::{StreamEvent, Streams},
 };
@@ -130,6 +130,9 @@ pub enum HubError {
     /// The UDP port cannot be opened.
     #[error("{0}")]
     Udp(UdpError),
+    /// Not a number of workers.
+    #[error("--workers: {0}")]
+    Workers(WorkersError),
 }
 
 impl HubError {
@@ -145,7 +148,8 @@ impl HubError {
             | Self::Missing { .. }
             | Self::NoKey { .. }
             | Self::NothingAllowed
-            | Self::Peer { .. } => ExitClass::Wrong,
+            | Self::Peer { .. }
+            | Self::Workers(_) => ExitClass::Wrong,
             Self::File(error) => error.exit_class(),
             Self::Identity(error) => error.exit_class(),
             Self::Listen(error) => error.exit_class(),
@@ -160,9 +164,9 @@ pub struct RunningHub {
     state: HubState,
     streams: Streams,
     stream_events: mpsc::Receiver<StreamEvent>,
-    packets: PacketThread,
-    forward_events: mpsc::Receiver<ForwardEvent>,
-    packets_ended: oneshot::Receiver<std::io::Result<()>>,
+    packets: PacketThreads,
+    forward_events: mpsc::Receiver<(WorkerId, ForwardEvent)>,
+    packets_ended: mpsc::Receiver<std::io::Result<()>>,
     questions: mpsc::Receiver<oneshot::Sender<View>>,
     asking: admin::Questions,
     own: Option<OwnAddresses>,
@@ -215,11 +219,11 @@ impl RunningHub {
         let state = HubState::open(&config.state)?;
         let secret = state.secret()?;
         let key = secret.public();
-        let udp = UdpSocket::bind(config.udp, UdpOptions { gso: config.udp_gso, ..UdpOptions::default() })
-            .map_err(HubError::Udp)?;
+        let options = UdpOptions { gso: config.udp_gso, ..UdpOptions::default() };
+        let udp = UdpSocket::bind_group(config.udp, options, config.workers, owner_byte).map_err(HubError::Udp)?;
         let listener = Listener::bind(config.tls).map_err(HubError::Listen)?;
         let certificate = Certificate::open(config.certificate)?;
-        let local = udp.local();
+        let local = udp.first().map_or(config.udp, UdpSocket::local);
         let mut own = OwnAddresses::open(local);
         let addresses = match &mut own {
             Some(own) => {
@@ -230,10 +234,14 @@ impl RunningHub {
         };
         let now = clock::now();
         let loopback = if config.tls.ip().is_loopback() { Loopback::Allowed } else { Loopback::Refused };
-        let forwarder = Forwarder::new(
-            ForwardConfig { own: addresses, loopback, network_quota: config.network_quota, seed: entropy::bytes() },
-            now,
-        );
+        let forward = ForwardConfig {
+            own: addresses,
+            loopback,
+            network_quota: config.network_quota,
+            seed: entropy::bytes(),
+            share: Share::default(),
+            quotas: Arc::default(),
+        };
         let unix = clock::unix();
         let networks = state.networks(&config.allow)?;
         let hub_config = HubConfig {
@@ -261,9 +269,8 @@ impl RunningHub {
             withhold(&mut hub, network, &error);
         }
         let (streams, stream_events) = Streams::new();
-        let (ended, packets_ended) = oneshot::channel();
-        let (packets, forward_events) =
-            PacketThread::spawn(forwarder, udp, ended).map_err(|error| HubError::Packets(error.to_string()))?;
+        let (packets, forward_events, packets_ended) = PacketThreads::spawn(config.workers, &forward, udp, now)
+            .map_err(|error| HubError::Packets(error.to_string()))?;
         let mut tasks = vec![streams.listen(listener, certificate.acceptor.subscribe())];
         let (asking, questions) = mpsc::channel(16);
         if let Some(at) = config.admin {
@@ -313,15 +320,18 @@ impl RunningHub {
                     self.hub.drain();
                     draining = Some(clock::now() + DRAIN);
                 }
-                ended = &mut self.packets_ended => return Err(HubError::Packets(match ended {
-                    Ok(Ok(())) => "it stopped".to_owned(),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => "it is gone".to_owned(),
+                ended = self.packets_ended.recv() => return Err(HubError::Packets(match ended {
+                    Some(Ok(())) => "it stopped".to_owned(),
+                    Some(Err(error)) => error.to_string(),
+                    None => "it is gone".to_owned(),
                 })),
                 Some(event) = self.stream_events.recv() => self.handle_stream(event).await,
-                Some(event) = self.forward_events.recv() => self.hub.handle_forward(event, clock::now()),
+                Some((worker, event)) = self.forward_events.recv() => {
+                    self.packets.echo(worker, &event).await;
+                    self.hub.handle_forward(event, clock::now());
+                }
                 Some(question) = self.questions.recv() => { let _ = question.send(self.view().await); }
-                addresses = changed(&mut self.own) => self.packets.order(Order::SetOwn(addresses)).await,
+                addresses = changed(&mut self.own) => self.packets.order(|| Order::SetOwn(addresses.clone())).await,
                 () = tokio::time::sleep(clock::until(deadline)) => {}
             }
         }
@@ -365,14 +375,16 @@ impl RunningHub {
             match output {
                 Output::Close { stream } => self.close(stream).await,
                 Output::Data { stream, attachment } => {
-                    opened.extend(self.streams.bind(stream, attachment, self.packets.inbox()).map(|to| (stream, to)));
+                    opened.extend(
+                        self.streams.bind(stream, attachment, self.packets.inbox(attachment)).map(|to| (stream, to)),
+                    );
                 }
                 Output::Dial { dial, at, role } => self.streams.dial(dial, at, role),
                 Output::Event(event) => log(&event),
-                Output::Forward(command) => self.packets.order(Order::Command(command)).await,
+                Output::Forward(command) => self.packets.order(|| Order::Command(command.clone())).await,
                 Output::Send { stream, message } => {
                     if !self.streams.send(stream, message.encode()) {
-                        self.packets.order(Order::CloseStream(stream)).await;
+                        self.packets.order(|| Order::CloseStream(stream)).await;
                         self.hub.handle_stream_closed(stream, clock::now());
                     }
                 }
@@ -391,14 +403,14 @@ impl RunningHub {
         }
         for (stream, sender) in opened {
             if self.streams.contains(stream) {
-                self.packets.order(Order::OpenStream(stream, sender)).await;
+                self.packets.order(|| Order::OpenStream(stream, sender.clone())).await;
             }
         }
     }
 
     async fn close(&mut self, stream: StreamId) {
         self.streams.close(stream);
-        self.packets.order(Order::CloseStream(stream)).await;
+        self.packets.order(|| Order::CloseStream(stream)).await;
     }
 
     async fn view(&self) -> View {

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, io, os::fd::AsFd as _, thread::JoinHandle, time
 
 use bytes::{Bytes, BytesMut};
 use flatlan_hub::{
-    AttachmentId, Carried, ForwardCommand, ForwardEvent, ForwardSink, ForwardStats, Forwarder, StreamId, TrafficClass,
-    UdpBatch,
+    AttachmentId, Carried, ForwardCommand, ForwardConfig, ForwardEvent, ForwardSink, ForwardStats, Forwarder, StreamId,
+    TrafficClass, UdpBatch,
 };
 use flatlan_os::{
     clock, panic,
@@ -16,8 +16,8 @@ use flatlan_os::{
     stream::SendQueue,
     udp::{RecvBatch, SendBatch, Transmit, UdpSocket, Unsent},
 };
-use flatlan_relay::{MAX_MESSAGE, frame::LENGTH_LEN};
-use flatlan_types::{Endpoint, NetworkId};
+use flatlan_relay::{MAX_MESSAGE, bind::LEN, frame::LENGTH_LEN};
+use flatlan_types::{Endpoint, NetworkId, Share, WorkerId, Workers};
 use tokio::sync::{mpsc, oneshot};
 
 /// What the control side sends to the packet thread.
@@ -28,6 +28,8 @@ pub(crate) enum Order {
     OpenStream(StreamId, SendQueue),
     /// The stream is gone.
     CloseStream(StreamId),
+    /// A binding frame that came to another worker.
+    Astray(Endpoint, [u8; LEN]),
     /// The machine's addresses, with the hub's port.
     SetOwn(Vec<Endpoint>),
     /// Tell how things are.
@@ -48,8 +50,8 @@ pub(crate) struct Report {
     pub(crate) udp_cut: u64,
 }
 
-/// The control side's end of the packet thread.
-pub(crate) struct PacketThread {
+/// The control side's end of one packet thread.
+struct PacketThread {
     orders: mpsc::Sender<Order>,
     frames: mpsc::Sender<(AttachmentId, BytesMut)>,
     waker: Waker,
@@ -58,11 +60,12 @@ pub(crate) struct PacketThread {
 
 struct PacketLoop {
     forwarder: Forwarder,
+    worker: WorkerId,
     io: Io,
     waker: Waker,
     orders: mpsc::Receiver<Order>,
     frames: mpsc::Receiver<(AttachmentId, BytesMut)>,
-    events: mpsc::Sender<ForwardEvent>,
+    events: mpsc::Sender<(WorkerId, ForwardEvent)>,
 }
 
 struct Io {
@@ -73,48 +76,139 @@ struct Io {
     udp_cut: u64,
 }
 
-impl PacketThread {
-    /// Starts the thread. Events come out of the receiver; `ended` is told how the loop ended.
+/// The control side's end of all packet threads.
+pub(crate) struct PacketThreads {
+    threads: Vec<PacketThread>,
+    workers: Workers,
+}
+
+/// What the workers tell, each in its order.
+type Events = mpsc::Receiver<(WorkerId, ForwardEvent)>;
+
+impl PacketThreads {
+    /// Starts a thread for each socket. The last receiver is told how the first of them ended.
     pub(crate) fn spawn(
+        workers: Workers,
+        config: &ForwardConfig,
+        sockets: Vec<UdpSocket>,
+        now: Instant,
+    ) -> io::Result<(Self, Events, mpsc::Receiver<io::Result<()>>)> {
+        let (events, events_rx) = mpsc::channel(EVENTS);
+        let (ended, ended_rx) = mpsc::channel(workers.count());
+        let mut threads = Vec::with_capacity(workers.count());
+        for (worker, udp) in workers.all().zip(sockets) {
+            let config = ForwardConfig { share: Share { worker, of: workers }, ..config.clone() };
+            threads.push(PacketThread::spawn(Forwarder::new(config, now), worker, udp, &events, &ended)?);
+        }
+        Ok((Self { threads, workers }, events_rx, ended_rx))
+    }
+
+    /// Hands an order to all of them; waits while too many are pending.
+    pub(crate) async fn order(&self, order: impl Fn() -> Order) {
+        for thread in &self.threads {
+            thread.order(order()).await;
+        }
+    }
+
+    /// What one worker learned for the others.
+    pub(crate) async fn echo(&self, from: WorkerId, event: &ForwardEvent) {
+        if let ForwardEvent::BindAstray { from, frame } = event
+            && let Some(first) = self.threads.first()
+        {
+            first.order(Order::Astray(*from, *frame)).await;
+        }
+        let Some(command) = event.echo() else { return };
+        for (thread, _) in self.threads.iter().zip(self.workers.all()).filter(|(_, worker)| *worker != from) {
+            thread.order(Order::Command(command.clone())).await;
+        }
+    }
+
+    /// The end into which the data stream of an attachment puts what it receives: of one worker, and any will do.
+    pub(crate) fn inbox(&self, attachment: AttachmentId) -> FrameInbox {
+        let worker = self.workers.of_byte(attachment.0 as u8);
+        let thread = self.threads.get(usize::from(worker.0)).or_else(|| self.threads.first());
+        thread.expect("there is at least one worker").inbox()
+    }
+
+    /// How things are with all of them together; `None` where one has ended.
+    pub(crate) async fn report(&self) -> Option<Report> {
+        let mut all = Report::default();
+        for thread in &self.threads {
+            all.add(thread.report().await?);
+        }
+        Some(all)
+    }
+
+    /// Ends the threads and waits for them.
+    pub(crate) async fn stop(self) {
+        for thread in self.threads {
+            thread.stop().await;
+        }
+    }
+}
+
+impl Report {
+    /// Takes in how things are with another worker; every one has all labels.
+    fn add(&mut self, other: Self) {
+        let Self { stats, networks, labels, udp_refused, udp_cut } = other;
+        self.stats += &stats;
+        for (network, carried) in networks {
+            match self.networks.iter_mut().find(|(known, _)| *known == network) {
+                Some((_, sum)) => *sum += carried,
+                None => self.networks.push((network, carried)),
+            }
+        }
+        self.labels = self.labels.max(labels);
+        self.udp_refused += udp_refused;
+        self.udp_cut += udp_cut;
+    }
+}
+
+impl PacketThread {
+    /// Starts the thread. `ended` is told how its loop ended.
+    fn spawn(
         forwarder: Forwarder,
+        worker: WorkerId,
         udp: UdpSocket,
-        ended: oneshot::Sender<io::Result<()>>,
-    ) -> io::Result<(Self, mpsc::Receiver<ForwardEvent>)> {
+        events: &mpsc::Sender<(WorkerId, ForwardEvent)>,
+        ended: &mpsc::Sender<io::Result<()>>,
+    ) -> io::Result<Self> {
         let waker = Waker::new()?;
         let (orders, orders_rx) = mpsc::channel(ORDERS);
         let (frames, frames_rx) = mpsc::channel(MESSAGES);
-        let (events, events_rx) = mpsc::channel(EVENTS);
+        let (events, ended) = (events.clone(), ended.clone());
         let io = Io { udp, batch: SendBatch::new(), streams: BTreeMap::new(), udp_cut: 0 };
         let mut packet_loop =
-            PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, frames: frames_rx, events };
+            PacketLoop { forwarder, worker, io, waker: waker.clone(), orders: orders_rx, frames: frames_rx, events };
         let thread = std::thread::Builder::new().name("hub-packets".to_owned()).spawn(move || {
             let done = panic::caught(|| packet_loop.run());
-            let _ = ended.send(done.unwrap_or_else(|panicked| Err(io::Error::other(panicked))));
+            // there is room for every thread's end
+            let _ = ended.try_send(done.unwrap_or_else(|panicked| Err(io::Error::other(panicked))));
         })?;
-        Ok((Self { orders, frames, waker, thread: Some(thread) }, events_rx))
+        Ok(Self { orders, frames, waker, thread: Some(thread) })
     }
 
     /// Hands an order over; waits while too many are pending.
-    pub(crate) async fn order(&self, order: Order) {
+    async fn order(&self, order: Order) {
         if self.orders.send(order).await.is_ok() {
             self.waker.wake();
         }
     }
 
     /// The end into which data streams put what they receive.
-    pub(crate) fn inbox(&self) -> FrameInbox {
+    fn inbox(&self) -> FrameInbox {
         FrameInbox { frames: self.frames.clone(), waker: self.waker.clone() }
     }
 
     /// How things are; `None` where the thread has ended.
-    pub(crate) async fn report(&self) -> Option<Report> {
+    async fn report(&self) -> Option<Report> {
         let (reply, report) = oneshot::channel();
         self.order(Order::Report(reply)).await;
         report.await.ok()
     }
 
     /// Ends the thread and waits for it.
-    pub(crate) async fn stop(mut self) {
+    async fn stop(mut self) {
         self.order(Order::Stop).await;
         if let Some(thread) = self.thread.take() {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
@@ -155,6 +249,10 @@ impl PacketLoop {
                     }
                     Order::CloseStream(stream) => {
                         self.io.streams.remove(&stream);
+                    }
+                    Order::Astray(from, mut frame) => {
+                        let batch = UdpBatch { from, contents: &mut frame, stride: 0, class: TrafficClass(0) };
+                        self.forwarder.handle_udp(batch, now, &mut self.io);
                     }
                     Order::SetOwn(own) => {
                         // other links may segment
@@ -213,7 +311,7 @@ impl PacketLoop {
                 }
             };
             match self.forwarder.poll_event() {
-                Some(event) => permit.send(event),
+                Some(event) => permit.send((self.worker, event)),
                 None => return true,
             }
         }

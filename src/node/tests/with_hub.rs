@@ -456,6 +456,8 @@ impl TestHub {
             | ForwardCommand::SetStream { .. }
             | ForwardCommand::SetDownlink { .. }
             | ForwardCommand::SetLeg { .. }
+            | ForwardCommand::SetEndpoint { .. }
+            | ForwardCommand::TouchLabel { .. }
             | ForwardCommand::SetNetworkQuota { .. } => {}
         }
     }

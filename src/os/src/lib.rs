@@ -21,6 +21,7 @@
 
 mod exit;
 mod offload;
+mod workers;
 
 pub mod clock;
 pub mod entropy;
@@ -42,3 +43,4 @@ mod testing;
 
 pub use exit::{ExitClass, Why, located};
 pub use offload::Offload;
+pub use workers::{WorkersChoice, WorkersError};

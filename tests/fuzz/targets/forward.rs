@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use flatlan_relay::{
     bind::{Bind, Bound, Verdict},
     frame::Header,
 };
-use flatlan_types::{Endpoint, Label};
+use flatlan_types::{Endpoint, Label, Share};
 
 use crate::network;
 
@@ -109,6 +109,8 @@ impl Net {
             loopback: Loopback::Refused,
             network_quota: Quota::default(),
             seed: [3; 32],
+            share: Share::default(),
+            quotas: Arc::default(),
         };
         let now = start();
         let mut forwarder = Forwarder::new(config, now);

@@ -1,6 +1,19 @@
 //! Token buckets: how much an attachment, or a whole network, may send.
+//!
+//! Several workers charge the same bucket. A limit is a clock that runs ahead of time: each frame moves it by what the
+//! frame costs at the rate, and one that would move it more than a burst ahead is refused (the virtual scheduling of
+//! ITU-T I.371). One number, changed by compare-and-swap; where there is no limit nothing is touched.
 
-use std::time::Instant;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use flatlan_types::NetworkId;
 
 /// A rate, with one tenth of a second of it as burst. Zero means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,48 +24,83 @@ pub struct Quota {
     pub packets: u64,
 }
 
-/// The state of one quota.
-#[derive(Debug)]
-pub(crate) struct Bucket {
-    quota: Quota,
-    bytes: u64,
-    packets: u64,
-    filled: Instant,
+/// The quotas in use, so that all workers charge the same ones. Locked where an attachment or a network comes, never
+/// for a packet.
+#[derive(Debug, Default)]
+pub struct Quotas {
+    attachments: Mutex<BTreeMap<u32, Weak<Shared>>>,
+    networks: Mutex<BTreeMap<NetworkId, Weak<Shared>>>,
 }
 
-impl Bucket {
+impl Quotas {
+    /// The bucket of an attachment.
+    pub(crate) fn attachment(&self, id: u32, quota: Quota, now: Instant) -> Arc<Shared> {
+        shared(&self.attachments, id, quota, now)
+    }
+
+    /// The bucket of a network.
+    pub(crate) fn network(&self, network: NetworkId, quota: Quota, now: Instant) -> Arc<Shared> {
+        shared(&self.networks, network, quota, now)
+    }
+}
+
+/// The bucket that another worker has for the same quota, else a new one.
+fn shared<K: Ord>(of: &Mutex<BTreeMap<K, Weak<Shared>>>, key: K, quota: Quota, now: Instant) -> Arc<Shared> {
+    let mut of = of.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = of.get(&key).and_then(Weak::upgrade).filter(|known| known.quota == quota) {
+        return known;
+    }
+    of.retain(|_, bucket| bucket.strong_count() > 0);
+    let bucket = Arc::new(Shared::new(quota, now));
+    of.insert(key, Arc::downgrade(&bucket));
+    bucket
+}
+
+/// The state of one quota.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    quota: Quota,
+    start: Instant,
+    /// Up to when bytes are paid for, in nanoseconds from `start`.
+    bytes: AtomicU64,
+    packets: AtomicU64,
+}
+
+impl Shared {
     pub(crate) fn new(quota: Quota, now: Instant) -> Self {
-        Self { quota, bytes: burst(quota.bytes, LARGEST), packets: burst(quota.packets, 64), filled: now }
+        Self { quota, start: now, bytes: AtomicU64::new(0), packets: AtomicU64::new(0) }
     }
 
     /// Takes all of it or nothing.
     #[inline]
-    pub(crate) fn take(&mut self, packets: u64, bytes: u64, now: Instant) -> bool {
+    pub(crate) fn take(&self, packets: u64, bytes: u64, now: Instant) -> bool {
         if self.quota == Quota::default() {
             return true;
         }
-        self.fill(now);
-        let fits = |rate: u64, have: u64, want: u64| rate == 0 || want <= have;
-        if !fits(self.quota.bytes, self.bytes, bytes) || !fits(self.quota.packets, self.packets, packets) {
+        let at = u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
+        let Some(paid) = pay(&self.bytes, self.quota.bytes, bytes, LARGEST, at) else { return false };
+        if pay(&self.packets, self.quota.packets, packets, 64, at).is_none() {
+            self.bytes.fetch_sub(paid, Ordering::Relaxed);
             return false;
         }
-        self.bytes = self.bytes.saturating_sub(bytes);
-        self.packets = self.packets.saturating_sub(packets);
         true
     }
+}
 
-    fn fill(&mut self, now: Instant) {
-        let elapsed = u64::try_from(now.saturating_duration_since(self.filled).as_micros()).unwrap_or(u64::MAX);
-        let due = |rate: u64| u64::try_from(u128::from(rate) * u128::from(elapsed) / 1_000_000).unwrap_or(u64::MAX);
-        let (bytes, packets) = (due(self.quota.bytes), due(self.quota.packets));
-        // Too short a time for a whole token of each: let it add up.
-        if (self.quota.bytes != 0 && bytes == 0) || (self.quota.packets != 0 && packets == 0) {
-            return;
-        }
-        self.filled = now;
-        self.bytes = self.bytes.saturating_add(bytes).min(burst(self.quota.bytes, LARGEST));
-        self.packets = self.packets.saturating_add(packets).min(burst(self.quota.packets, 64));
+/// Moves a clock by what `amount` costs at a rate; by how much. `None`: it would be more than a burst ahead.
+fn pay(clock: &AtomicU64, rate: u64, amount: u64, least: u64, now: u64) -> Option<u64> {
+    if rate == 0 {
+        return Some(0);
     }
+    let time = |amount: u64| u64::try_from(u128::from(amount) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX);
+    let (cost, ahead) = (time(amount), now.saturating_add(time(burst(rate, least))));
+    let mut paid = 0;
+    let moved = clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |until| {
+        let next = until.max(now).saturating_add(cost);
+        paid = next - until;
+        (next <= ahead).then_some(next)
+    });
+    moved.ok().map(|_| paid)
 }
 
 /// A tenth of a second, but at least one batch.
@@ -72,7 +120,7 @@ mod tests {
     #[test]
     fn a_rate_is_kept_over_time_and_a_burst_is_bounded() {
         let start = Instant::now();
-        let mut bucket = Bucket::new(Quota { bytes: 1_000_000, packets: 0 }, start);
+        let bucket = Shared::new(Quota { bytes: 1_000_000, packets: 0 }, start);
         let mut passed = 0;
         for ms in 0..2_000 {
             while bucket.take(1, 1000, start + Duration::from_millis(ms)) {
@@ -84,7 +132,33 @@ mod tests {
 
     #[test]
     fn without_a_quota_everything_passes() {
-        let mut bucket = Bucket::new(Quota::default(), Instant::now());
+        let bucket = Shared::new(Quota::default(), Instant::now());
         assert!(bucket.take(u64::MAX, u64::MAX, Instant::now()));
+    }
+
+    #[test]
+    fn what_is_refused_for_its_packets_costs_no_bytes() {
+        let start = Instant::now();
+        let bucket = Shared::new(Quota { bytes: 1_000_000, packets: 1000 }, start);
+        let passed = (0..200).filter(|_| bucket.take(1, 500, start)).count();
+        assert_eq!(passed, 100);
+        assert!(bucket.bytes.load(Ordering::Relaxed) <= 50_000_000);
+    }
+
+    #[test]
+    fn several_workers_together_pass_what_one_would() {
+        let start = Instant::now();
+        let quotas = Quotas::default();
+        let quota = Quota { bytes: 0, packets: 10_000 };
+        let worker = |now| (0..4000).filter(|_| quotas.attachment(7, quota, now).take(1, 100, now)).count();
+        // both hold it, or the last would take it along
+        let _held = quotas.attachment(7, quota, start);
+        let passed: usize = std::thread::scope(|scope| {
+            let threads = [scope.spawn(|| worker(start)), scope.spawn(|| worker(start))];
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(passed, 1000);
+        let other = quotas.attachment(8, quota, start);
+        assert!(other.take(1, 100, start), "another attachment has its own");
     }
 }

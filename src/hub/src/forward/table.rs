@@ -50,9 +50,9 @@ impl<T> Table<T> {
     }
 
     /// Frees a slot whose value meets `condition`, and tells its key.
-    pub(crate) fn remove_if(&mut self, slot: usize, condition: impl Fn(&T) -> bool) -> Option<u32> {
+    pub(crate) fn remove_if(&mut self, slot: usize, condition: impl Fn(u32, &T) -> bool) -> Option<u32> {
         let place = self.slots.get_mut(slot)?;
-        let (key, _) = place.take_if(|(_, value)| condition(value))?;
+        let (key, _) = place.take_if(|(key, value)| condition(*key, value))?;
         self.used -= 1;
         Some(key)
     }

@@ -43,6 +43,102 @@ fn a_frame_that_was_not_sent_after_all_counts_as_dropped_and_not_as_forwarded() 
     assert_eq!(net.dropped(ForwardDrop::SocketFull), 2);
 }
 
+/// The first worker and the second; what one learns for the other is told.
+struct Pair(Net, Net);
+
+impl Pair {
+    fn new() -> Self {
+        let of = Workers::new(2).unwrap();
+        Self(Net::of(Share { worker: WorkerId(0), of }), Net::of(Share { worker: WorkerId(1), of }))
+    }
+
+    fn label(&mut self, label: Label, upstream: AttachmentId, downstream: AttachmentId) {
+        self.0.label(label, upstream, downstream, Label::new(7, 7));
+        self.1.label(label, upstream, downstream, Label::new(7, 7));
+    }
+
+    /// A node that binds at the first worker.
+    fn bound_node(&mut self, n: u32, place: &str) -> AttachmentId {
+        let attachment = self.0.node(n);
+        self.1.node(n);
+        let Verdict::Challenge(nonce) = self.0.bind(attachment, place, 1, 0).verdict else { panic!() };
+        self.0.bind(attachment, place, 2, nonce);
+        self.talk();
+        attachment
+    }
+
+    /// Time passes, and all is told.
+    fn pass(&mut self, seconds: u64) -> Vec<(usize, ForwardEvent)> {
+        let mut told = Vec::new();
+        for _ in 0..seconds * 10 {
+            for net in [&mut self.0, &mut self.1] {
+                net.now += Duration::from_millis(100);
+                net.timeouts();
+            }
+            told.extend(self.talk());
+        }
+        told
+    }
+
+    fn talk(&mut self) -> Vec<(usize, ForwardEvent)> {
+        let (first, second) = (self.0.events(), self.1.events());
+        first.iter().filter_map(ForwardEvent::echo).for_each(|command| self.1.apply(command));
+        second.iter().filter_map(ForwardEvent::echo).for_each(|command| self.0.apply(command));
+        first.into_iter().map(|event| (0, event)).chain(second.into_iter().map(|event| (1, event))).collect()
+    }
+}
+
+#[test]
+fn each_worker_forwards_to_endpoints_that_the_first_has_proven() {
+    let mut pair = Pair::new();
+    let (a, b) = (pair.bound_node(1, "192.0.2.1:1000"), pair.bound_node(2, "192.0.2.2:2000"));
+    pair.label(Label::new(1, 1), a, b);
+    for net in [&mut pair.0, &mut pair.1] {
+        net.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
+        assert_eq!(net.sent()[0].to, To::Udp(at("192.0.2.2:2000")));
+    }
+    // it moves: from there the second takes no frame before the first has proof
+    pair.1.udp("192.0.2.9:9", frame(1, 1, b"x"), 0, TrafficClass(0));
+    assert!(pair.1.sent().is_empty());
+    let Verdict::Challenge(nonce) = pair.0.bind(a, "192.0.2.9:9", 3, 0).verdict else { panic!() };
+    pair.0.bind(a, "192.0.2.9:9", 4, nonce);
+    pair.talk();
+    pair.1.udp("192.0.2.9:9", frame(1, 1, b"x"), 0, TrafficClass(0));
+    assert_eq!(pair.1.sent().len(), 1);
+}
+
+#[test]
+fn a_bind_that_comes_to_another_worker_is_told_and_not_answered() {
+    let mut pair = Pair::new();
+    let a = pair.bound_node(1, "192.0.2.1:1000");
+    let bind = Bind { id: a.0, counter: 9, time: 77, nonce: 0 }.encode(&key(a));
+    pair.1.udp("192.0.2.1:1000", bind.to_vec(), 0, TrafficClass(0));
+    assert!(pair.1.sent().is_empty());
+    assert_eq!(pair.talk(), [(1, ForwardEvent::BindAstray { from: at("192.0.2.1:1000"), frame: bind })]);
+}
+
+#[test]
+fn only_the_worker_that_a_label_names_frees_it_and_not_while_another_forwards_its_frames() {
+    let mut pair = Pair::new();
+    let (a, b) = (pair.bound_node(1, "192.0.2.1:1000"), pair.bound_node(2, "192.0.2.2:2000"));
+    let label = Label::new(1, 1);
+    pair.label(label, a, b);
+    for n in 0..20 {
+        // all of it behind frames of another label, which the first worker has
+        pair.0.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
+        // both nodes go on binding
+        for (node, place) in [(a, "192.0.2.1:1000"), (b, "192.0.2.2:2000")] {
+            pair.0.sent();
+            pair.0.bind(node, place, 10 + n, 0);
+        }
+        let told = pair.pass(5);
+        assert!(told.iter().all(|(_, event)| !matches!(event, ForwardEvent::LabelIdle { .. })), "{told:?}");
+    }
+    let told = pair.pass(80);
+    let idle: Vec<_> = told.iter().filter(|(_, event)| matches!(event, ForwardEvent::LabelIdle { .. })).collect();
+    assert_eq!(idle, [&(1, ForwardEvent::LabelIdle { label })]);
+}
+
 #[test]
 fn a_frame_from_anyone_but_the_labels_upstream_is_dropped() {
     let mut net = Net::new();
@@ -460,11 +556,18 @@ impl ForwardSink for Sink {
 
 impl Net {
     fn new() -> Self {
+        Self::of(Share::default())
+    }
+
+    /// One worker of several.
+    fn of(share: Share) -> Self {
         let config = ForwardConfig {
             own: vec![at("192.0.2.100:51820")],
             loopback: Loopback::Refused,
             network_quota: Quota::default(),
             seed: [3; 32],
+            share,
+            quotas: Arc::default(),
         };
         let now = Instant::now();
         Self { forwarder: Forwarder::new(config, now), now, sink: Sink::default() }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,7 @@ use flatlan_roster::{
 };
 use flatlan_types::{
     AdminSecret, BootEpoch, Endpoint, HubKey, HubSecret, InviteSecret, Label, MemberId, NetworkId, NodeSecret,
-    NodeSeed, RecoveryKey, UnixTime,
+    NodeSeed, RecoveryKey, Share, UnixTime,
 };
 
 /// One way between any two ends.
@@ -237,6 +238,8 @@ impl World {
             loopback: Loopback::Refused,
             network_quota: Quota::default(),
             seed: [at as u8; 32],
+            share: Share::default(),
+            quotas: Arc::default(),
         };
         let unix = START.after(elapsed.as_secs());
         HubSite {
