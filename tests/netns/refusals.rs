@@ -419,7 +419,7 @@ fn a_config_file_with_an_unknown_setting_is_refused_on_one_line_with_its_number(
     refused(
         &config(&["hub", "run", "--config"]),
         2,
-        "config file S: line 1: unknown field `port`, expected one of `state`, `tls`, `udp`, `udp_gso`, `allow`, `allow_any`, `peers`, `admin`, `node_packets`, `node_bytes`, `network_packets`, `network_bytes`, `max_networks`, `max_roster_bytes`, `certificate`, `certificate_key`: `flatlan check S`",
+        "config file S: line 1: unknown field `port`, expected one of `state`, `tls`, `udp`, `udp_gso`, `workers`, `allow`, `allow_any`, `peers`, `admin`, `node_packets`, `node_bytes`, `network_packets`, `network_bytes`, `max_networks`, `max_roster_bytes`, `certificate`, `certificate_key`: `flatlan check S`",
         &file,
     );
     fs::remove_file(&file).unwrap();
