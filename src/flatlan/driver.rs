@@ -489,7 +489,6 @@ impl Driver {
         let tun = TunConfig {
             name: self.config.tun.clone(),
             mtu: u32::from(interface.mtu),
-            super_packet: Some(flatlan_datapath::super_packet_len(usize::from(interface.mtu))),
             backend: self.config.tun_backend,
             offload: self.config.tun_offload,
             queues: if self.config.workers == Workers::ONE { Queues::One } else { Queues::Many },

@@ -352,9 +352,10 @@ impl<S: Sessions> PacketLoop<S> {
         Ok(any)
     }
 
-    /// Takes in what the kernel has, as far as there is room.
+    /// Takes in what the kernel has; where that is very much, a part of it.
     fn read_tun(&mut self) -> Result<(), PacketLoopError> {
-        while let Some(mut buffer) = self.waiting.buffer() {
+        for _ in 0..TUN_READS {
+            let mut buffer = self.waiting.buffer();
             match self.io.tun.recv(&mut buffer) {
                 Ok(len) => {
                     self.failed_reads = 0;
@@ -457,6 +458,8 @@ enum Flow {
 pub(crate) const ECN: u8 = 3;
 /// Reads of the TUN that may fail in a row: what passes by itself passes before.
 const FAILED_READS: u32 = 1000;
+/// Packets read before anything else is looked at.
+const TUN_READS: usize = 128;
 /// Packets sealed before anything else is looked at.
 const TUN_BURST: usize = 32;
 /// Their bytes: a packet that comes now waits no longer than this takes to seal, a quarter of a millisecond.

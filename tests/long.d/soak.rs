@@ -301,7 +301,7 @@ const ON_THE_WAY_IN: [&str; 9] = [
 ];
 /// The reasons that a bad wire and a full one give, and those that a machine's own chatter and a path's MTU give before a
 /// packet is sealed.
-const EXPECTED: [&str; 5] = ["backpressure", "bad_destination", "congestion", "replayed", "too_big"];
+const EXPECTED: [&str; 6] = ["backpressure", "bad_destination", "congestion", "queue_full", "replayed", "too_big"];
 /// Long control messages that may be lost.
 const PROBES: i64 = 50;
 const PORT: u16 = 9;

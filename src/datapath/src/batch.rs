@@ -107,15 +107,6 @@ impl Batch {
     }
 }
 
-/// The longest super-packet that the TUN should give for an overlay MTU, both in bytes: cut to the MTU and
-/// sealed, all of it leaves in one send. (The kernel subtracts 161 to 321 bytes for headers, `MAX_TCP_HEADER`.)
-pub const fn super_packet_len(mtu: usize) -> u32 {
-    let datagram = HEADER_LEN + flatlan_wg::sealed_len(mtu);
-    let segments = if MAX_BYTES / datagram < MAX_SEGMENTS { MAX_BYTES / datagram } else { MAX_SEGMENTS };
-    let bytes = segments * mtu.saturating_sub(TCP_HEADERS) + KERNEL_HEADERS;
-    if bytes < 65_536 { bytes as u32 } else { 65_536 }
-}
-
 /// Sends one datagram on its own, past the batch: bindings and cookies.
 pub(crate) fn send_now(to: Endpoint, datagram: &[u8], drops: &mut Drops, out: &mut impl Sink) {
     if let Err(reason) = out.send_udp(&Transmit { to, contents: datagram, segment: datagram.len(), traffic_class: 0 }) {
@@ -164,10 +155,6 @@ pub(crate) const HEADROOM: usize = PREFIX_LEN + HEADER_LEN;
 const MAX_BYTES: usize = 65_507;
 /// Segments that every kernel with UDP_SEGMENT takes in one send.
 const MAX_SEGMENTS: usize = 64;
-/// IPv4, and TCP with timestamps.
-const TCP_HEADERS: usize = 52;
-/// More than the kernel subtracts, and less than a segment more.
-const KERNEL_HEADERS: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -229,17 +216,6 @@ mod tests {
         batch.flush(&mut Drops::default(), &mut out);
         let sizes: Vec<_> = out.0.iter().map(|(to, len, _)| (to.is_some(), *len)).collect();
         assert_eq!(sizes, [(true, 100), (true, 100), (true, 101), (false, 34)]);
-    }
-
-    #[test]
-    fn a_super_packet_of_the_length_that_the_tun_is_told_leaves_in_one_send() {
-        for mtu in [576, 1280, 1400, 1420, 8900] {
-            let payload = super_packet_len(mtu) as usize - 161;
-            let segments = payload / (mtu - TCP_HEADERS);
-            assert!(segments <= MAX_SEGMENTS && segments * (HEADER_LEN + flatlan_wg::sealed_len(mtu)) <= MAX_BYTES);
-            let least = super_packet_len(mtu) as usize - 321;
-            assert!((least / (mtu - TCP_HEADERS)) * mtu * 10 >= MAX_BYTES.min(MAX_SEGMENTS * mtu) * 8, "{mtu}");
-        }
     }
 
     #[test]

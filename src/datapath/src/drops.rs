@@ -36,6 +36,8 @@ pub enum DropReason {
     TooBig,
     /// The kernel or the stream took no more; nothing of ours waits for it.
     Backpressure,
+    /// Too much waited to be sealed, of this flow more than of any other.
+    QueueFull,
     /// A receiver index, label or sender hint that names nobody.
     Unknown,
     /// No more handshakes or control messages are taken from this source for now.
@@ -44,7 +46,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BadTag,
         Self::BadDestination,
         Self::Congestion,
@@ -61,6 +63,7 @@ impl DropReason {
         Self::StaleEpoch,
         Self::TooBig,
         Self::Backpressure,
+        Self::QueueFull,
         Self::Unknown,
         Self::RateLimited,
     ];
@@ -84,6 +87,7 @@ impl DropReason {
             Self::StaleEpoch => "stale_epoch",
             Self::TooBig => "too_big",
             Self::Backpressure => "backpressure",
+            Self::QueueFull => "queue_full",
             Self::Unknown => "unknown",
             Self::RateLimited => "rate_limited",
         }

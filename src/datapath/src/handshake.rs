@@ -133,6 +133,9 @@ impl<S: Sessions> Worker<S> {
             return Err(DropReason::Unknown);
         }
         for slot in hinted.iter().copied() {
+            if self.owner_elsewhere(slot).is_some() {
+                continue;
+            }
             let Some(link) = self.ensure_peer(slot, now).and_then(|peer| peer.node_link_mut()) else { continue };
             let Some(verified) = sealed.verify(&link.keys) else { continue };
             let seen = link.epoch;

@@ -40,7 +40,6 @@ mod snapshot;
 mod transit;
 mod worker;
 
-pub use batch::super_packet_len;
 pub use command::{Command, Event, HubUdp};
 pub use drops::{DropReason, Drops};
 pub use flow_queue::{FlowQueue, Frame};

@@ -35,7 +35,7 @@ impl<S: Sessions> Worker<S> {
 
     /// A packet or super-packet from the TUN was given up: too much waited before it.
     pub fn drop_tun(&mut self, header_and_packet: &[u8]) {
-        self.stats.drops.add(DropReason::Backpressure, packets_in(header_and_packet));
+        self.stats.drops.add(DropReason::QueueFull, packets_in(header_and_packet));
     }
 
     /// The burst is over: what is sealed leaves.

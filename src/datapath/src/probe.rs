@@ -49,6 +49,10 @@ impl<S: Sessions> Worker<S> {
             return Err(DropReason::Unknown);
         }
         for slot in hinted.iter().copied() {
+            // behind a label the hint is no more than what a member wrote: nobody gets a second state here
+            if self.owner_elsewhere(slot).is_some() {
+                continue;
+            }
             let Some(link) = self.ensure_peer(slot, now).and_then(Peer::node_link_mut) else { continue };
             let Some(payload) = frame.open(&link.keys, buffer) else { continue };
             match link.replay.accept(frame.epoch, frame.counter) {

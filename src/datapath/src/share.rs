@@ -96,7 +96,8 @@ impl<S: Sessions> Worker<S> {
         let stride = stride.max(1);
         let mut rest = contents;
         while !rest.is_empty() {
-            let owner = worker_of(rest, share.of);
+            let first = rest.get(..stride).unwrap_or(rest);
+            let owner = worker_of(first, share.of);
             let same = rest.chunks(stride).take_while(|datagram| worker_of(datagram, share.of) == owner);
             let (run, tail) = rest.split_at(same.map(<[u8]>::len).sum());
             rest = tail;

@@ -20,7 +20,6 @@ async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() 
         let config = TunConfig {
             name: "fl0".to_owned(),
             mtu: 1400,
-            super_packet: None,
             backend,
             offload: Offload::Auto,
             queues: Queues::One,

@@ -191,7 +191,7 @@ const MESSAGES: usize = 65_536;
 /// Bytes of control messages that may wait on one stream.
 const CONTROL_BYTES: usize = 16 << 20;
 /// Bytes of frames that may wait on one stream.
-const DATA_BYTES: usize = 4 << 20;
+const DATA_BYTES: usize = 512 << 10;
 /// How long frames may wait on one stream.
 const DATA_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
 /// TLS handshakes at a time: what a flood of half-open connections may cost.

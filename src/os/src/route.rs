@@ -118,16 +118,6 @@ impl Netlink {
         self.change_link("set the MTU", change).await
     }
 
-    /// The longest super-packet that the kernel may make for the device, in bytes with its headers.
-    ///
-    /// # Errors
-    /// Where it is not permitted, or the device cannot.
-    pub async fn set_gso_max_size(&self, link: Link, bytes: u32) -> Result<(), RouteError> {
-        let size = LinkAttribute::GsoMaxSize(bytes);
-        let change = LinkMessageBuilder::<LinkUnspec>::default().index(link.index).append_extra_attribute(size).build();
-        self.change_link("limit super-packets", change).await
-    }
-
     /// Sets the device up.
     ///
     /// # Errors

@@ -40,8 +40,6 @@ pub struct TunConfig {
     pub name: String,
     /// The largest packet, in bytes.
     pub mtu: u32,
-    /// The longest super-packet that the kernel should give, in bytes; `None`: its own limit (64 KiB).
-    pub super_packet: Option<u32>,
     /// How to move packets.
     pub backend: TunBackend,
     /// Whether to move super-packets.
@@ -191,12 +189,6 @@ impl Tun {
             let link = netlink.link(&self.name).await?;
             netlink.quiet_ipv6(link).await?;
             netlink.set_mtu(link, config.mtu).await?;
-            if let Some(most) = config.super_packet
-                && let Err(why) = netlink.set_gso_max_size(link, most).await
-            {
-                // only speed is lost
-                tracing::debug!(tun = %self.name, reason = %why, "super-packets keep the kernel's own limit");
-            }
             netlink.set_up(link).await?;
             netlink.set_addresses(link, &config.addresses).await.map(|_| ())
         })?

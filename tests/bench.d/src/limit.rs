@@ -210,7 +210,6 @@ fn device(machine: &Namespace, address: Ipv4Addr) -> Result<Tun> {
     let config = TunConfig {
         name: "limit".to_owned(),
         mtu: PACKET as u32,
-        super_packet: None,
         offload: Offload::Auto,
         backend: TunBackend::Offload,
         queues: Queues::One,

@@ -44,29 +44,12 @@ fn tun() -> Tun {
     let config = TunConfig {
         name: "os0".into(),
         mtu: 1400,
-        super_packet: None,
         backend: TunBackend::Plain,
         offload: Offload::Off,
         queues: Queues::One,
         addresses,
     };
     Tun::create(&config).unwrap()
-}
-
-#[test]
-fn the_kernel_makes_super_packets_no_longer_than_it_is_told() {
-    async_in_empty_netns(|| async {
-        let netlink = Netlink::open().unwrap();
-        let link = netlink.veth(&[]).await;
-        netlink.set_gso_max_size(link, 60_912).await.unwrap();
-        let mut links = netlink.handle.link().get().match_index(link.index).execute();
-        let told = links.try_next().await.unwrap().unwrap();
-        let size = told.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::GsoMaxSize(size) => Some(*size),
-            _ => None,
-        });
-        assert_eq!(size, Some(60_912));
-    });
 }
 
 #[test]

@@ -104,6 +104,7 @@ impl SendQueue {
             return Err(QueueFull);
         }
         if bytes == 0 {
+            self.load.waited.store(0, Ordering::Relaxed);
             self.load.moved.store(self.load.at(now), Ordering::Relaxed);
         }
         let length = message.len();

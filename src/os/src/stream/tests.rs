@@ -188,7 +188,6 @@ fn the_next_address_is_tried_while_the_first_is_silent() {
         let config = TunConfig {
             name: "os0".into(),
             mtu: 1400,
-            super_packet: None,
             backend: TunBackend::Plain,
             offload: Offload::Off,
             queues: Queues::One,

@@ -17,7 +17,6 @@ fn config(backend: TunBackend) -> TunConfig {
     TunConfig {
         name: "os0".into(),
         mtu: 1400,
-        super_packet: Some(60_000),
         backend,
         offload: Offload::Auto,
         queues: Queues::One,
