@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use flatlan_datapath::DropReason;
 use flatlan_path::{Leg, PathKind};
+use flatlan_relay::frame;
 use flatlan_types::PeerSlot;
-use flatlan_wg::{Engine, Tunnel};
+use flatlan_wg::{Engine, Tunnel, sealed::FRAME_TYPE};
 
 use crate::{
-    net::{Arrival, BoringNet, Net, PlainNet, ip, slot},
+    net::{Arrival, BoringNet, Net, PlainNet, in_label, ip, slot},
     packet::udp,
 };
 
@@ -126,6 +127,52 @@ fn a_hub_that_joins_frames_of_several_peers_loses_none() {
     net.arrive(0, &Arrival::Udp { from, contents: frames.concat(), stride, ecn: 0 });
     assert_eq!(net.nodes[0].tun.len(), before + PEERS);
     assert_eq!(drops(&mut net), []);
+}
+
+#[test]
+fn runs_of_datagrams_too_short_to_name_a_worker_come_to_an_end() {
+    let mut net = shared(PlainNet::new(PEERS + 1));
+    let from = net.nodes[1].at;
+    for kind in [4, 2, 0x10, 0x11, 0x20, 0x21] {
+        for stride in 1..=12 {
+            let mut contents: Vec<u8> = (0..60).collect();
+            contents[0] = kind;
+            net.arrive(0, &Arrival::Udp { from, contents, stride, ecn: 0 });
+        }
+    }
+    assert_eq!(net.nodes[0].tun.len(), 0);
+}
+
+#[test]
+fn what_was_sealed_for_one_worker_makes_no_second_state_at_another_under_a_label_of_its_own() {
+    let mut net = relayed(1);
+    talk(&mut net, 5);
+    let before = holders(&mut net);
+    let worker = |n: usize| before.iter().find(|(peer, _)| *peer == slot(n)).map(|(_, worker)| *worker);
+    (1..=PEERS).for_each(|n| net.send(n, &udp(ip(n), ip(0), 20)));
+    let sealed: Vec<Vec<u8>> = (0..400)
+        .flat_map(|_| {
+            net.run_for(Duration::from_millis(1));
+            net.intercept(0)
+        })
+        .filter(|frame| frame.first() == Some(&frame::KIND) && frame.get(frame::HEADER_LEN) == Some(&FRAME_TYPE))
+        .collect();
+    let from = net.hubs[0].at;
+    let mut replayed = 0;
+    for frame in sealed {
+        let label = frame::Header::parse(&frame).unwrap().label;
+        let owner = (1..=PEERS).find(|n| in_label(0, *n, 0) == label).unwrap();
+        for other in (1..=PEERS).filter(|n| worker(*n) != worker(owner)) {
+            let mut contents = frame.clone();
+            frame::Header::new(in_label(0, other, 0)).write(&mut contents);
+            let stride = contents.len();
+            net.arrive(0, &Arrival::Udp { from, contents, stride, ecn: 0 });
+            replayed += 1;
+        }
+    }
+    assert!(replayed > 0);
+    assert_eq!(net.nodes[0].workers().map(|worker| worker.stats().drops.of(DropReason::BadTag)).sum::<u64>(), replayed);
+    assert_eq!(holders(&mut net), before);
 }
 
 #[test]
