@@ -11,7 +11,7 @@ pub enum Offload {
     Auto,
     /// Never: some kernels corrupt what they cut or join.
     Off,
-    /// It must be there at the start. What is refused later goes in single packets and is an error each time it
-    /// is counted; it is never given up.
+    /// It must be there at the start (of a TUN: for TCP). What is refused later goes in single packets and is
+    /// counted, the first of it logged as an error; it is never given up.
     On,
 }

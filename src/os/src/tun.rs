@@ -124,14 +124,14 @@ impl Tun {
         Self::check_name(name)?;
         let tun = match (config.backend, config.offload) {
             (TunBackend::Plain, Offload::On) => return Err(TunError::NoOffload { name: name.clone() }),
-            (TunBackend::Plain, Offload::Auto | Offload::Off) => Self::open_plain(name)?,
+            (TunBackend::Plain, Offload::Auto | Offload::Off) => Self::open_plain(name, config.queues)?,
             (TunBackend::Offload, offload) | (TunBackend::Auto, offload @ Offload::On) => {
                 Self::open_offload(name, config.queues, offload)?
             }
             (TunBackend::Auto, offload) => match Self::open_offload(name, config.queues, offload) {
                 Err(TunError::Open { why, .. }) => {
                     tracing::warn!(reason = %why, "no offloads, using the plain TUN backend");
-                    Self::open_plain(name)?
+                    Self::open_plain(name, config.queues)?
                 }
                 done => done?,
             },
@@ -174,8 +174,11 @@ impl Tun {
         Ok(Self { backend, name: name.to_owned(), offloads })
     }
 
-    fn open_plain(name: &str) -> Result<Self, TunError> {
+    fn open_plain(name: &str, queues: Queues) -> Result<Self, TunError> {
         check_device_node()?;
+        if queues == Queues::Many {
+            return Err(TunError::OneQueue { name: name.to_owned() });
+        }
         let failed = |e| TunError::of(name, e);
         let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tun).map_err(failed)?;
         device.set_non_blocking().map_err(failed)?;
@@ -338,6 +341,14 @@ pub enum TunError {
         /// Its name.
         name: String,
     },
+    /// The plain backend has one queue, and several were wanted.
+    #[error(
+        "cannot create TUN device {name}: without offloads it has one queue, for one worker: set workers = 1, or another tun_backend"
+    )]
+    OneQueue {
+        /// Its name.
+        name: String,
+    },
     /// Any other reason.
     #[error("cannot create TUN device {name}: {why}")]
     Open {
@@ -380,7 +391,7 @@ impl TunError {
     /// Which exit code it asks for.
     pub fn exit_class(&self) -> ExitClass {
         match self {
-            Self::BadName { .. } | Self::NoOffload { .. } => ExitClass::Wrong,
+            Self::BadName { .. } | Self::NoOffload { .. } | Self::OneQueue { .. } => ExitClass::Wrong,
             Self::Busy { .. } | Self::Taken { .. } => ExitClass::Failed,
             Self::NoDevice | Self::NotPermitted { .. } => ExitClass::NotPermitted,
             Self::Open { why, .. } => ExitClass::of(why),

@@ -123,13 +123,15 @@ fn parse_iperf3(text: &str) -> Result<(f64, f64)> {
     Ok((bytes / 1e9, bytes * 8.0 / seconds / 1e9))
 }
 
-/// Every round trip that `ping` tells, in milliseconds.
+/// Every round trip that `ping` tells, in milliseconds. One that was lost counts as long as it was waited for.
 fn parse_ping(text: &str) -> Result<Vec<f64>> {
     let times = text.lines().filter_map(|line| line.split_once("time=")?.1.split_whitespace().next()?.parse().ok());
-    let times: Vec<f64> = times.collect();
+    let mut times: Vec<f64> = times.collect();
     if times.is_empty() {
         bail!("no ping was answered");
     }
+    let sent = text.lines().find_map(|line| line.split_once(" packets transmitted")?.0.parse().ok());
+    times.resize(times.len().max(sent.unwrap_or(0)), LOST);
     Ok(times)
 }
 
@@ -143,6 +145,8 @@ fn limit(seconds: u32) -> Duration {
     Duration::from_secs(u64::from(seconds) + 20)
 }
 
+/// How long `ping -W 2` waits for an answer, in milliseconds.
+const LOST: f64 = 2000.0;
 /// How often B is asked while an overlay starts.
 const START_PING: Duration = Duration::from_millis(20);
 /// How long it may take to start.
@@ -184,5 +188,8 @@ mod tests {
         assert_eq!(figures[&Figure::PingIdle(Share::P50)], 101.5);
         assert_eq!(figures[&Figure::PingIdle(Share::P99)], 199.5);
         assert!(parse_ping("2 packets transmitted, 0 received").is_err());
+        let lossy =
+            parse_ping("64 bytes from B: time=1.5 ms\n3 packets transmitted, 1 received, 66% packet loss").unwrap();
+        assert_eq!(lossy, [1.5, LOST, LOST]);
     }
 }
