@@ -3,7 +3,7 @@
 //!
 //! In order: open and lock the state directory, persist the boot epoch, bind the socket, start the control
 //! machine. The machine says what the overlay's interface is to be as soon as it knows a roster; then the
-//! TUN is made and the packet thread starts. Until then the orders for that thread wait.
+//! TUN is made and the packet threads start. Until then the orders for them wait.
 
 use std::{
     collections::BTreeMap,
@@ -94,7 +94,7 @@ pub enum NodeError {
         /// The device.
         device: String,
     },
-    /// The packet thread ended.
+    /// A packet thread ended.
     #[error("{0}")]
     Packets(String),
     /// A netlink request failed.
@@ -482,7 +482,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Makes the TUN and starts the packet thread.
+    /// Makes the TUN and starts the packet threads.
     async fn start_packets(&mut self, interface: &Interface) -> Result<(), NodeError> {
         self.refuse_overlap(interface).await?;
         let Some((unstarted, udp, mut config)) = self.unstarted.take() else { return Ok(()) };
@@ -627,9 +627,9 @@ fn gro(offloads: Offloads) -> Gro {
 
 async fn packets_ended(ended: &mut mpsc::Receiver<Result<(), PacketLoopError>>) -> NodeError {
     match ended.recv().await {
-        Some(Ok(())) => NodeError::Packets("the packet thread stopped".to_owned()),
+        Some(Ok(())) => NodeError::Packets("a packet thread stopped".to_owned()),
         Some(Err(error)) => NodeError::Packets(error.to_string()),
-        None => NodeError::Packets("the packet thread is gone".to_owned()),
+        None => NodeError::Packets("a packet thread is gone".to_owned()),
     }
 }
 
