@@ -131,14 +131,14 @@ fn rate(world: &World, mode: Option<Mode>, threads: usize) -> f64 {
         }
         Some(mode) => {
             let mut pair = Pair::establish(world, thread);
-            let frame = mode.frame(thread);
+            let frame = mode.frame(ip(thread + 1));
             let mut buffer = frame.clone();
             barrier.wait();
             let (start, from) = (Instant::now(), pair.now);
             let (before, mut sent) = (pair.open_out.packets, 0);
             while start.elapsed() < SPAN {
                 pair.now = from + start.elapsed();
-                pair.seal_burst(&frame, &mut buffer);
+                pair.seal_burst([&frame, &frame], &mut buffer);
                 pair.exchange();
                 sent += BURST * mode.packets();
             }
@@ -188,11 +188,11 @@ impl Mode {
         }
     }
 
-    /// A frame as it is read from the TUN, to the peer of this thread.
-    fn frame(self, thread: usize) -> Vec<u8> {
+    /// A frame as it is read from the TUN.
+    fn frame(self, to: [u8; 4]) -> Vec<u8> {
         match self {
-            Self::Tso => packet::super_packet(ip(0), ip(thread + 1), TCP_DATA, MSS as u16),
-            Self::Udp64 => [vec![0; VNET_LEN], packet::udp(ip(0), ip(thread + 1), 64)].concat(),
+            Self::Tso => packet::super_packet(ip(0), to, TCP_DATA, MSS as u16),
+            Self::Udp64 => [vec![0; VNET_LEN], packet::udp(ip(0), to, 64)].concat(),
         }
     }
 }
@@ -241,15 +241,17 @@ impl Task {
 
     fn run(self) {
         let mut pair = Pair::establish(&World::new(self.members), 0);
-        let frame = self.mode.frame(0);
+        // to two addresses of the peer in turns, so that each frame is looked up
+        let frames = [self.mode.frame(ip(1)), self.mode.frame(second_ip(1))];
+        let frames = [&frames[0][..], &frames[1]];
         match self.part {
             Part::Seal => {
                 pair.seal_out.keeps = false;
-                pair.seal_bursts(&frame, self.bursts);
+                pair.seal_bursts(frames, self.bursts);
             }
             Part::Open => {
-                let mut buffer = frame.clone();
-                (0..self.bursts).for_each(|_| pair.seal_burst(&frame, &mut buffer));
+                let mut buffer = frames[0].to_vec();
+                (0..self.bursts).for_each(|_| pair.seal_burst(frames, &mut buffer));
                 let before = pair.open_out.packets;
                 pair.open_bursts();
                 let opened = pair.open_out.packets - before;
@@ -324,7 +326,8 @@ impl Pair {
             while pair.seal.poll_event().is_some() || pair.open.poll_event().is_some() {}
         }
         let before = pair.open_out.packets;
-        pair.seal_burst(&Mode::Tso.frame(thread), &mut Mode::Tso.frame(thread));
+        let frame = Mode::Tso.frame(ip(peer));
+        pair.seal_burst([&frame, &frame], &mut frame.clone());
         let whole = pair.seal_out.sends.iter().any(|send| send.segment >= MSS + 40);
         pair.exchange();
         assert!(whole && pair.open_out.packets == before + BURST * Mode::Tso.packets(), "{}", pair.drops());
@@ -332,16 +335,16 @@ impl Pair {
     }
 
     #[inline(never)]
-    fn seal_bursts(&mut self, frame: &[u8], bursts: usize) {
-        let mut buffer = frame.to_vec();
+    fn seal_bursts(&mut self, frames: [&[u8]; 2], bursts: usize) {
+        let mut buffer = frames[0].to_vec();
         for _ in 0..bursts {
-            self.seal_burst(frame, &mut buffer);
+            self.seal_burst(frames, &mut buffer);
         }
     }
 
     /// What the packet thread does with frames that it reads from the TUN.
-    fn seal_burst(&mut self, frame: &[u8], buffer: &mut [u8]) {
-        for _ in 0..BURST {
+    fn seal_burst(&mut self, frames: [&[u8]; 2], buffer: &mut [u8]) {
+        for frame in frames.into_iter().cycle().take(BURST) {
             buffer.copy_from_slice(frame);
             self.seal.handle_tun(buffer, self.now, &mut self.seal_out);
         }
@@ -450,14 +453,15 @@ fn worker(node: usize, worker: usize) -> Worker<Engine<Boringtun>> {
     Worker::new(config, Engine::new(&secret(node), seed))
 }
 
-/// As node `me` has it: every member owns two addresses.
+/// As node `me` has it: every member owns three addresses.
 fn snapshot(me: usize, members: usize) -> Arc<Snapshot> {
     let owner = |n| if n == me { Owner::Me } else { Owner::Peer(PeerSlot(n as u32)) };
     let prefixes = |n: usize| {
-        let [a, b, c, d] = ip(n);
-        [format!("{a}.{b}.{c}.{d}/32"), format!("fd00::{n:x}/128")].map(|prefix| prefix.parse::<Prefix>().unwrap())
+        let v4 = [ip(n), second_ip(n)].map(|[a, b, c, d]| format!("{a}.{b}.{c}.{d}/32"));
+        let all = v4.into_iter().chain([format!("fd00::{n:x}/128")]);
+        all.map(|prefix| prefix.parse::<Prefix>().unwrap())
     };
-    let owners = (0..members).flat_map(|n| prefixes(n).map(|prefix| (prefix, owner(n))));
+    let owners = (0..members).flat_map(|n| prefixes(n).map(move |prefix| (prefix, owner(n))));
     let peers = (0..members).filter(|n| *n != me).map(|n| {
         let info = PeerInfo { name: format!("n{n}").parse().unwrap(), keys: PeerKeys::Node(keys(n)), psk: None };
         (PeerSlot(n as u32), info)
@@ -486,6 +490,11 @@ fn network() -> NetworkId {
 fn ip(n: usize) -> [u8; 4] {
     let [.., high, low] = (n as u32 + 1).to_be_bytes();
     [10, 0, high, low]
+}
+
+fn second_ip(n: usize) -> [u8; 4] {
+    let [_, b, c, d] = ip(n);
+    [11, b, c, d]
 }
 
 fn at(n: usize) -> Endpoint {
