@@ -184,15 +184,19 @@ mod tests {
         assert_eq!(next_epoch(Some(b"\xff\xff"), UnixTime(7)).0, BootEpoch(7));
     }
 
-    #[test]
-    fn remembered_peers_survive_the_file_and_a_later_version_is_refused() {
-        let peers = vec![RememberedPeer {
+    fn remembered() -> Vec<RememberedPeer> {
+        vec![RememberedPeer {
             id: MemberId::from_bytes([1; 32]),
             epoch: BootEpoch(5),
             statement: Some(vec![1, 2, 3].into()),
             endpoints: vec![Endpoint::new(([192, 0, 2, 1], 9).into())],
             open: true,
-        }];
+        }]
+    }
+
+    #[test]
+    fn remembered_peers_survive_the_file_and_a_later_version_is_refused() {
+        let peers = remembered();
         let mut bytes = encode_peers(&peers);
         assert_eq!(decode_peers(&bytes).unwrap(), peers);
         bytes.push(0);
@@ -205,13 +209,7 @@ mod tests {
     /// The files under `golden` are of a version that was released or may have been: they are read for ever.
     #[test]
     fn the_state_is_written_and_read_as_in_the_golden_files() {
-        let peers = vec![RememberedPeer {
-            id: MemberId::from_bytes([1; 32]),
-            epoch: BootEpoch(5),
-            statement: Some(vec![1, 2, 3].into()),
-            endpoints: vec![Endpoint::new(([192, 0, 2, 1], 9).into())],
-            open: true,
-        }];
+        let peers = remembered();
         let golden = crate::golden(include_str!("../tests/golden/peers-v1.hex"));
         assert_eq!(encode_peers(&peers), golden);
         assert_eq!(decode_peers(&golden).unwrap(), peers);

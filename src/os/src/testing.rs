@@ -3,6 +3,7 @@
 
 use std::{future::Future, path::Path, thread};
 
+use ipnetwork::IpNetwork;
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     process::{Gid, Uid},
@@ -10,9 +11,24 @@ use rustix::{
 };
 
 use crate::{
+    Offload,
     netns::NetNs,
     route::{self, Netlink},
+    tun::{Queues, Tun, TunBackend, TunConfig},
 };
+
+/// A plain TUN device `os0` with these addresses.
+pub(crate) fn plain_tun(addresses: Vec<IpNetwork>) -> Tun {
+    let config = TunConfig {
+        name: "os0".into(),
+        mtu: 1400,
+        backend: TunBackend::Plain,
+        offload: Offload::Off,
+        queues: Queues::One,
+        addresses,
+    };
+    Tun::create(&config).unwrap()
+}
 
 /// Runs `f` in an empty network namespace with loopback up.
 pub(crate) fn in_empty_netns<T: Send>(f: impl FnOnce() -> T + Send) -> T {

@@ -5,9 +5,8 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::{
-    Offload,
-    testing::{as_nobody, async_in_empty_netns, runtime},
-    tun::{Queues, Tun, TunBackend, TunConfig},
+    testing::{as_nobody, async_in_empty_netns, plain_tun, runtime},
+    tun::Tun,
 };
 
 impl Netlink {
@@ -40,16 +39,7 @@ fn networks(texts: &[&str]) -> Vec<IpNetwork> {
 }
 
 fn tun() -> Tun {
-    let addresses = networks(&["10.9.0.1/24", "fd09::1/64"]);
-    let config = TunConfig {
-        name: "os0".into(),
-        mtu: 1400,
-        backend: TunBackend::Plain,
-        offload: Offload::Off,
-        queues: Queues::One,
-        addresses,
-    };
-    Tun::create(&config).unwrap()
+    plain_tun(networks(&["10.9.0.1/24", "fd09::1/64"]))
 }
 
 #[test]

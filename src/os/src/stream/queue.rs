@@ -2,7 +2,8 @@
 //!
 //! The bound is at the entrance: what finds no room is refused there and then. A reader who does not read
 //! so costs a fixed amount of memory, and what does go through has not waited long: whatever the rate of
-//! the link, frames are refused while those that leave have waited longer than they may, or none leaves.
+//! the link, frames are refused while those that leave have waited longer than they may, or none leaves; but for
+//! two messages' worth, which a slow link takes longer to send.
 
 use std::{
     sync::{

@@ -13,11 +13,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
-    Offload,
-    testing::{as_nobody, async_in_empty_netns, in_empty_netns, runtime},
-    tun::{Queues, Tun, TunBackend, TunConfig},
-};
+use crate::testing::{as_nobody, async_in_empty_netns, in_empty_netns, plain_tun, runtime};
 
 /// A hub that accepts one stream.
 fn hub() -> (HostPort, JoinHandle<Result<Stream, StreamError>>) {
@@ -184,16 +180,7 @@ fn what_a_proxy_refuses_is_told() {
 #[test]
 fn the_next_address_is_tried_while_the_first_is_silent() {
     async_in_empty_netns(|| async {
-        let addresses = vec!["10.9.0.1/24".parse().unwrap()];
-        let config = TunConfig {
-            name: "os0".into(),
-            mtu: 1400,
-            backend: TunBackend::Plain,
-            offload: Offload::Off,
-            queues: Queues::One,
-            addresses,
-        };
-        let _silence = Tun::create(&config).unwrap();
+        let _silence = plain_tun(vec!["10.9.0.1/24".parse().unwrap()]);
         let (target, accepting) = hub();
         let port = target.port();
         let at = |text: &str| Endpoint::new(format!("{text}:{port}").parse().unwrap());
