@@ -100,6 +100,7 @@ fn boringtun_keeps_its_own_clock_in_no_build() {
 /// Each crate of ours, and the crates of ours that it may depend on.
 const ARROWS: &[(&str, &[&str])] = &[
     ("flatlan-types", &[]),
+    ("flatlan-link", &[]),
     ("flatlan-packet", &[]),
     ("flatlan-roster", &["flatlan-types"]),
     ("flatlan-wg", &["flatlan-types"]),
@@ -130,8 +131,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "flatlan-os",
         ],
     ),
-    // the lab runs programs: it knows no crate whose programs it runs
-    ("flatlan-lab", &[]),
+    // the lab runs programs: it knows no crate whose programs it runs, only what a bad link does to packets
+    ("flatlan-lab", &["flatlan-link"]),
     (
         "flatlan-cli",
         &["flatlan", "flatlan-types", "flatlan-roster", "flatlan-relay", "flatlan-os", "flatlan-hubd", "flatlan-lab"],
@@ -160,6 +161,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// No sockets, clocks, threads or executor; time and chance are arguments.
 const PURE: &[&str] = &[
     "flatlan-types",
+    "flatlan-link",
     "flatlan-packet",
     "flatlan-roster",
     "flatlan-wg",

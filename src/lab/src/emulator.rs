@@ -1,4 +1,5 @@
-//! A wire of bad quality: delay, jitter, loss, duplication, reordering and a rate, without any module of the kernel.
+//! A wire of bad quality: delay, jitter, loss, bursts, duplication, reordering, damage and a rate, without any module of
+//! the kernel. What it does to each packet is the model of [`flatlan_link`], which the simulation uses too.
 //!
 //! ```text
 //!   party ── core ──▶ TUN ──▶ this program ──▶ TUN ── core ──▶ whoever it was for
@@ -7,8 +8,7 @@
 //! The core routes all that a party sends into a TUN device, one packet at a time (super-packets are cut on the way
 //! into it); a thread reads it, `wire` decides, and what goes on is written back into the device, which the core then
 //! routes as usual. What is held back waits in a second thread. Every decision comes of the seed, so the same packets
-//! meet the same fate; every packet is counted. What it does not do: change a byte, or touch what a
-//! party receives. [`crate::Place::Between`] does not meet what an emulated party sends, since it comes from the device.
+//! meet the same fate; every packet is counted. What it does not do: touch what a party receives. [`crate::Place::Between`] does not meet what an emulated party sends, since it comes from the device.
 
 mod wire;
 
@@ -17,9 +17,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use flatlan_link::Quality;
 use tun_tap::{Iface, Mode};
-
-pub use wire::{Fates, Quality};
+pub use wire::Fates;
 use wire::{Verdict, Wire};
 
 use crate::error::LabError;
@@ -135,7 +135,7 @@ impl Shared {
         let mut packet = [0; LONGEST];
         while !self.stopped() {
             let Ok(length) = tun.recv(&mut packet) else { return };
-            let Some(packet) = packet.get(..length) else { return };
+            let Some(packet) = packet.get_mut(..length) else { return };
             match self.lock().handle_packet(packet, Instant::now()) {
                 Verdict::Lost => {}
                 Verdict::Pass => self.send(tun, packet),

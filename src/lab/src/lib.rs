@@ -16,7 +16,7 @@
 //! * [`enter`] makes sure that this process may do all that, by running it again in a user namespace if it is not root.
 //! * [`Lab::builder`] describes, [`LabBuilder::build`] makes. That much needs no flatlan binary.
 //! * [`Lab::bring_up`] and its parts run the binary by the commands of its command line.
-//! * [`Lab::emulate`] makes a wire a bad one: delay, jitter, loss, duplicates, reordering, a rate.
+//! * [`Lab::emulate`] makes a wire a bad one: delay, jitter, loss, bursts, duplicates, reordering, damage, a rate.
 //! * [`Lab::cut`], [`Lab::lose`], [`Lab::kill`], [`Lab::freeze`] and the like break things; [`Lab::heal`] mends wires.
 //! * [`Probe`], [`Transfer`], [`sockets`], [`Capture`], [`Lab::watch_traffic`] measure what is felt, seen and carried.
 //! * Dropping the lab removes it. So does a panic, Ctrl-C, SIGTERM; what SIGKILL leaves is removed when the next lab starts.
@@ -63,9 +63,10 @@ mod topology;
 mod wire;
 
 pub use capture::{Capture, occurrences};
-pub use emulator::{Emulator, Fates, Quality};
+pub use emulator::{Emulator, Fates};
 pub use error::LabError;
 pub use fault::{Direction, Fault, Injected, Place};
+pub use flatlan_link::{Bursts, Quality};
 pub use lab::{Bare, Host, Hub, Lab, LabBuilder, Site};
 pub use link::{End, connect};
 pub use look::{Socket, iperf3, sockets};

@@ -16,8 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use flatlan_lab::{
-    Capture, Direction, Fault, HubSpec, Lab, LabError, Namespace, Nat, Payload, Place, Probe, ProxySpec, Quality,
-    SiteSpec, Transfer, Underlay, occurrences, sockets,
+    Bursts, Capture, Direction, Fault, HubSpec, Lab, LabError, Namespace, Nat, Payload, Place, Probe, ProxySpec,
+    Quality, SiteSpec, Transfer, Underlay, occurrences, sockets,
 };
 use support::{Expect, MS, Server, ask_udp, first_v4, open_tcp, pings, punch};
 
@@ -259,7 +259,8 @@ fn a_bad_wire_delays_and_doubles_and_is_a_good_one_again_when_it_is_dropped() {
 fn what_a_bad_wire_loses_does_not_arrive_and_tcp_heals_it() {
     let lab = Lab::builder().bare("x").bare("y").build().unwrap();
     let (x, y) = (lab.bare("x").unwrap(), lab.bare("y").unwrap());
-    let quality = Quality { lost: 20, doubled: 20, held: 50, hold: MS * 3, jitter: MS, ..Quality::default() };
+    let chance = Quality { lost: 20, doubled: 20, held: 50, hold: MS * 3, jitter: MS, ..Quality::default() };
+    let quality = Quality { bursts: Bursts { begin: 2, end: 200, lost: 900 }, damaged: 5, ..chance };
     let emulator = lab.emulate("x", quality, 5).unwrap();
     let (bytes, address) = (4 << 20, y.addresses()[0]);
     let transfer = Transfer::start(x.namespace(), y.namespace(), address, Payload::Random, Some(bytes)).unwrap();
@@ -267,6 +268,7 @@ fn what_a_bad_wire_loses_does_not_arrive_and_tcp_heals_it() {
     assert!(report.equal && report.bytes == bytes, "{report:?}");
     let fates = emulator.fates();
     assert!(fates.lost > 0 && fates.doubled > 0 && fates.held > 0 && fates.refused == 0, "{fates:?}");
+    assert!(fates.damaged > 0, "{fates:?}");
 }
 
 #[test]
