@@ -29,6 +29,8 @@ pub struct NodeConfig {
     pub proxy: Option<Proxy>,
     /// How many packet threads there are.
     pub workers: Workers,
+    /// The device of the site's LAN, where it is not plain which one that is.
+    pub lan: Option<String>,
 }
 
 /// Which underlay may be used.
@@ -80,6 +82,8 @@ pub struct NodeFile {
     pub proxy_password_file: PathBuf,
     /// Packet threads: 1, 2, 4, 8 or 16. All that goes to or comes from one peer stays in one thread.
     pub workers: WorkersChoice,
+    /// Device of the site's LAN, for addresses that moved here; empty: where this member's own routes are.
+    pub lan: String,
 }
 
 impl Default for NodeFile {
@@ -96,6 +100,7 @@ impl Default for NodeFile {
             proxy: String::new(),
             proxy_password_file: PathBuf::new(),
             workers: WorkersChoice::default(),
+            lan: String::new(),
         }
     }
 }

@@ -6,8 +6,8 @@
 //! TUN is made and the packet threads start. Until then the orders for them wait.
 
 use std::{
-    collections::BTreeMap,
-    net::{Ipv6Addr, SocketAddr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{Dscp, NodeConfig, TransportChoice},
     control::{self, Request},
+    gateway::{OnLan, moved_away, strictly},
     packet_loop::{ECN, PacketLoopError, Unstarted},
     refused::Refused,
     state::{NodeState, SOCKET, StateError},
@@ -209,6 +210,8 @@ struct Driver {
     interface: Option<Interface>,
     /// The LANs that this machine was in when the routes were set.
     lans: Vec<Connected>,
+    /// What was set on them for addresses that moved; nothing yet.
+    on_lan: Option<OnLan>,
     /// What the kernel refused, and when to try again.
     unset: Option<(Interface, Instant)>,
     netlink: Netlink,
@@ -301,6 +304,7 @@ impl Driver {
             data_streams: BTreeMap::new(),
             interface: None,
             lans: Vec::new(),
+            on_lan: None,
             unset: None,
             netlink,
             underlay,
@@ -322,6 +326,11 @@ impl Driver {
         let drained = self.drain().await;
         self.control.abort();
         let _ = std::fs::remove_file(self.config.state.join(SOCKET));
+        if self.on_lan.is_some()
+            && let Err(error) = self.set_on_lan(OnLan::default()).await
+        {
+            tracing::warn!(reason = %error, "routes of addresses that moved here stay behind");
+        }
         if self.unstarted.is_none() {
             self.packets.stop().await;
         }
@@ -522,10 +531,11 @@ impl Driver {
         let lans = self.netlink.connected(&[link]).await?;
         let mut routes = BTreeMap::new();
         for prefix in interface.routes.iter().copied() {
-            if interface.served.iter().any(|served| prefix.lies_in(*served)) {
-                continue;
-            }
-            if let Some(lan) = lans.iter().find(|lan| prefix.lies_in(lan.prefix) && !is_overlay(prefix, interface)) {
+            // a part of an own LAN that moved away is elsewhere
+            let ours = |lan: &&Connected| {
+                prefix.lies_in(lan.prefix) && !(moved_away(prefix, interface) && strictly(prefix, lan.prefix))
+            };
+            if let Some(lan) = lans.iter().find(|lan| ours(lan) && !is_overlay(prefix, interface)) {
                 let reason = format_args!("{} is the LAN of {}", lan.prefix, lan.device);
                 tracing::warn!(vip = %prefix, %reason, "no route into the overlay over an own LAN");
                 continue;
@@ -533,8 +543,61 @@ impl Driver {
             let source = interface.ips.iter().map(|ip| ip.ip()).find(|ip| ip.is_ipv4() == prefix.ip().is_ipv4());
             routes.insert(prefix, source);
         }
+        self.netlink.set_routes(link, &routes).await?;
+        let plan = OnLan::plan(interface, &lans, self.config.lan.as_deref());
         self.lans = lans;
-        self.netlink.set_routes(link, &routes).await
+        self.set_on_lan(plan).await
+    }
+
+    /// Makes the LANs of this machine as they should be for what moved.
+    async fn set_on_lan(&mut self, plan: OnLan) -> Result<(), RouteError> {
+        let before = std::mem::take(&mut self.on_lan);
+        let first = before.is_none();
+        let before = before.unwrap_or_default();
+        for prefix in plan.homeless.iter().filter(|prefix| !before.homeless.contains(prefix)) {
+            tracing::warn!(vip = %prefix, "it moved here, and on which LAN it is cannot be told: set `lan` in the config");
+        }
+        for prefix in plan.wide.difference(&before.wide) {
+            tracing::warn!(vip = %prefix, "too wide to be answered for on the LAN: its hosts need a route to this gateway");
+        }
+        if !plan.routes.is_empty() || !plan.answers.is_empty() {
+            self.warn_if_it_does_not_forward();
+        }
+        // what an earlier life left behind is taken away, too
+        let devices = self.lans.iter().map(|lan| lan.device.clone()).chain(plan.routes.keys().cloned());
+        for device in devices.collect::<BTreeSet<_>>() {
+            let wanted = plan.routes.get(&device);
+            if first || wanted.is_some() || before.routes.contains_key(&device) {
+                let link = self.netlink.link(&device).await?;
+                let routes = wanted.into_iter().flatten().map(|prefix| (*prefix, None)).collect();
+                self.netlink.set_routes(link, &routes).await?;
+            }
+        }
+        if first || plan.answers != before.answers {
+            let mut links = BTreeMap::new();
+            for device in plan.answers.iter().map(|(device, _)| device.clone()).collect::<BTreeSet<_>>() {
+                links.insert(device.clone(), self.netlink.link(&device).await?);
+            }
+            let answers = plan.answers.iter().filter_map(|(device, ip)| Some((*links.get(device)?, *ip))).collect();
+            for (link, ip) in self.netlink.set_answers(&answers).await? {
+                if let IpAddr::V4(ip) = ip
+                    && let Err(error) = self.netlink.announce(link, ip).await
+                {
+                    tracing::warn!(reason = %error, "neighbours may look for what moved where it was");
+                }
+            }
+        }
+        self.on_lan = Some(plan);
+        Ok(())
+    }
+
+    /// The kernel neither forwards to a LAN nor answers there for others before an operator allows it.
+    fn warn_if_it_does_not_forward(&self) {
+        if !flatlan_os::route::forwards() {
+            tracing::warn!(
+                "this machine does not forward, and what moved is not reached: sysctl net.ipv4.ip_forward=1"
+            );
+        }
     }
 
     async fn refuse_overlap(&self, interface: &Interface) -> Result<(), NodeError> {

@@ -13,6 +13,7 @@
 pub mod config;
 mod control;
 mod driver;
+mod gateway;
 pub mod hub_client;
 pub mod join;
 mod packet_loop;

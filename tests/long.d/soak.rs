@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use flatlan_lab::{Emulator, Fates, Lab, Nat, Payload, Quality, Transfer};
+use flatlan_lab::{Bursts, Emulator, Fates, Lab, Nat, Payload, Quality, Transfer};
 use measure::Paper;
 use serde_json::Value;
 use support::{MIB, PATIENCE, gateway, path, ping, wait_path};
@@ -279,6 +279,8 @@ const QUALITY: Quality = Quality {
     jitter: Duration::ZERO,
     lost: 2,
     doubled: 2,
+    bursts: Bursts { begin: 0, end: 0, lost: 0 },
+    damaged: 0,
     held: 5,
     hold: Duration::from_millis(2),
     rate: Some(200_000_000),

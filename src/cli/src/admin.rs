@@ -19,6 +19,7 @@ mod invite;
 mod key;
 mod member;
 mod publish;
+mod rehome;
 mod survey;
 
 use std::path::Path;
@@ -48,7 +49,15 @@ pub(crate) fn network(command: NetworkCommand) -> Result<(), Failure> {
         NetworkCommand::Upload { file, dir, json } => publish::upload(dir.dir.as_deref(), &file, json),
         NetworkCommand::Pull { dir, json } => publish::pull(dir.dir.as_deref(), json),
         NetworkCommand::Recover { recovery_key, dir } => create::recover(dir.dir.as_deref(), &recovery_key),
-        NetworkCommand::Move { .. } => Err(Failure::not_in_this_version("network move")),
+        NetworkCommand::Move { prefix, to, undo: _, dry_run, dir, json } => {
+            let what = match (prefix, to) {
+                (Some(prefix), Some(to)) => rehome::Move::To(prefix, to),
+                // the command line has both, or --undo
+                (None, _) | (_, None) => rehome::Move::Undo,
+            };
+            let really = if dry_run { rehome::Really::DryRun } else { rehome::Really::Publish };
+            rehome::rehome(dir.dir.as_deref(), &what, really, json)
+        }
         NetworkCommand::Clone { .. } => Err(Failure::not_in_this_version("network clone")),
     }
 }

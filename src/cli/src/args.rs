@@ -150,12 +150,28 @@ pub(crate) enum NetworkCommand {
         #[command(flatten)]
         dir: AdminDir,
     },
-    /// Re-home a route
-    #[command(hide = true)]
+    /// Give a route, a part of one, or one address to another member, and publish
+    #[command(
+        after_help = "Examples:\n  flatlan network move 192.168.10.5/32 --to site-b --dry-run\n  flatlan network move 192.168.10.5/32 --to site-b\n  flatlan network move --undo"
+    )]
     Move {
-        /// Words of the contract
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
+        /// What moves: a member's route, or any part of it
+        #[arg(required_unless_present = "undo", conflicts_with = "undo", requires = "to")]
+        prefix: Option<Prefix>,
+        /// Who carries it from here on
+        #[arg(long, value_name = "MEMBER", requires = "prefix")]
+        to: Option<Name>,
+        /// Take the last move back
+        #[arg(long)]
+        undo: bool,
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        dir: AdminDir,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// The same members in another network
     #[command(hide = true)]

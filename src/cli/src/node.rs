@@ -169,6 +169,7 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
         transport: file.transport,
         proxy,
         workers: file.workers.0,
+        lan: (!file.lan.is_empty()).then_some(file.lan),
     })
 }
 

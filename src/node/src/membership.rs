@@ -185,6 +185,7 @@ fn interface(roster: &VerifiedRoster, mine: &Member) -> Interface {
         range: network.range,
         routes,
         served,
+        moved: mine.record.moved.clone(),
         mtu: network.mtu,
     }
 }

@@ -92,6 +92,8 @@ pub struct Interface {
     pub routes: Vec<Prefix>,
     /// Prefixes of the LAN behind this node: never to be led into the interface.
     pub served: Vec<Prefix>,
+    /// Those of them that moved here from another member's LAN.
+    pub moved: Vec<Prefix>,
     /// Its MTU.
     pub mtu: u16,
 }

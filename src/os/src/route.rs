@@ -4,7 +4,9 @@
 //! level: give what should be, and what differs is changed; only our own link and our own routes are ever
 //! touched. Reading answers what the control machine asks: which prefixes are connected here already, under
 //! which addresses this machine can be reached, and that something has changed.
-//! Policy routing, other tables and DNS are not here.
+//! What a gateway answers for on its LAN is in `neighbour`. Policy routing, other tables and DNS are not here.
+
+mod neighbour;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -387,6 +389,11 @@ fn concerned(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {
     }
 }
 
+/// Whether this machine forwards IPv4 packets.
+pub fn forwards() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1")
+}
+
 /// Runs `future` to its end on a thread of its own, in the calling thread's network namespace: for callers
 /// that are not asynchronous, and for those that are and may wait a moment.
 ///
@@ -516,6 +523,14 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(77);
 /// Why the kernel's tables could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
+    /// Nobody could be told where an address is.
+    #[error("cannot tell the LAN where {ip} is: {why}")]
+    Announce {
+        /// The address.
+        ip: Ipv4Addr,
+        /// The reason.
+        why: Why,
+    },
     /// Any other reason.
     #[error("cannot {what}: {why}")]
     Failed {
@@ -559,7 +574,7 @@ impl RouteError {
     /// Which exit code it asks for.
     pub fn exit_class(&self) -> ExitClass {
         match self {
-            Self::Failed { why, .. } | Self::Open(why) => ExitClass::of(why),
+            Self::Announce { why, .. } | Self::Failed { why, .. } | Self::Open(why) => ExitClass::of(why),
             Self::Families { .. } | Self::NoLink { .. } => ExitClass::Failed,
             Self::NotPermitted { .. } => ExitClass::NotPermitted,
         }

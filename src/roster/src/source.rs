@@ -35,6 +35,7 @@ mod edit;
 mod error;
 mod plan;
 mod read;
+mod rehome;
 
 use std::{fmt, net::IpAddr};
 
@@ -59,6 +60,7 @@ use crate::{
 pub use error::{Place, Problem, SourceError, ValueProblem};
 pub use plan::{Change, ChangeKind, plan};
 pub use read::{wireguard_key, wireguard_text};
+pub use rehome::{Carried, Rehoming};
 
 /// A network.toml that obeys every rule. `Display` is the file's text.
 #[derive(Clone)]

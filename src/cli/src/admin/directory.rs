@@ -6,6 +6,7 @@
 //! | `admin.key` | the secret that signs | 0600 |
 //! | `recovery.key` | the secret that replaces it; to be moved away | 0600 |
 //! | `published/roster` | the roster signed or pulled last: what the next one follows | 0644 |
+//! | `last-move.json` | what `network move --undo` takes back | 0644 |
 //! | `.gitignore` | keeps keys out of git | 0644 |
 //!
 //! A roster is kept there before it is uploaded: whoever signed one and forgot it would sign another of the
@@ -99,6 +100,26 @@ impl NetworkDir {
     /// Where the roster is kept.
     pub(super) fn roster_path(&self) -> PathBuf {
         self.dir.path().join(PUBLISHED).join(ROSTER)
+    }
+
+    /// Keeps what `network move` did, so that it can be undone.
+    pub(super) fn keep_move(&self, rehoming: &serde_json::Value) -> Result<(), Failure> {
+        Ok(self.dir.write(LAST_MOVE, format!("{rehoming:#}\n").as_bytes(), FileMode::Public)?)
+    }
+
+    /// There is nothing to undo any more.
+    pub(super) fn forget_move(&self) -> Result<(), Failure> {
+        Ok(self.dir.remove(LAST_MOVE)?)
+    }
+
+    /// What `network move` did last, as it was kept.
+    pub(super) fn kept_move(&self) -> Result<Option<Vec<u8>>, Failure> {
+        Ok(self.dir.read(LAST_MOVE)?)
+    }
+
+    /// Where that is kept.
+    pub(super) fn kept_move_path(&self) -> PathBuf {
+        self.dir.path().join(LAST_MOVE)
     }
 
     /// The ratchet after the roster kept here.
@@ -233,6 +254,7 @@ pub(super) const ADMIN_KEY: &str = "admin.key";
 pub(super) const EXTENSION: &str = "flatlan";
 pub(super) const NETWORK: &str = "network.toml";
 pub(super) const RECOVERY_KEY: &str = "recovery.key";
+const LAST_MOVE: &str = "last-move.json";
 const GITIGNORE: &str = ".gitignore";
 const PUBLISHED: &str = "published";
 const ROSTER: &str = "roster";

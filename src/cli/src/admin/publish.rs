@@ -423,7 +423,7 @@ fn say_uploaded(uploaded: &Uploaded, version: RosterVersion) -> Result<(), Failu
     Ok(())
 }
 
-fn uploaded_json(dir: &NetworkDir, uploaded: &Uploaded) -> Value {
+pub(super) fn uploaded_json(dir: &NetworkDir, uploaded: &Uploaded) -> Value {
     let stored = uploaded.stored().map(|name| json!({"name": name.as_str(), "stored": true}));
     let faults = uploaded.faults().filter(|(_, listed, _)| *listed == Listed::Yes);
     let faults =

@@ -149,6 +149,45 @@ fn a_hub_that_was_removed_is_told() {
 }
 
 #[test]
+fn a_move_is_published_at_once_and_taken_back_by_undo() {
+    let machine = Machine::with_network();
+    let _a = machine.running_hub("a");
+    machine.good(&["member", "add", "office", "--key", &super::alone::node_key(1), "--route", "192.168.7.0/24"]);
+    machine.good(&["member", "add", "dr", "--key", &super::alone::node_key(2)]);
+    let before = machine.read(NETWORK);
+    let ran = machine.run(&["network", "move", "192.168.7.5/32", "--to", "dr"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "- 192.168.7.5/32 office\n+ 192.168.7.5/32 dr\n"));
+    assert!(ran.stderr.ends_with("roster 1 is stored by a\n"), "{ran:?}");
+    assert!(machine.read(NETWORK).contains("moved = [\"192.168.7.5/32\"]"));
+    assert_eq!(machine.run(&["network", "plan"]).stderr, "network.toml says what roster 1 says\n");
+    let ran = machine.run(&["network", "move", "--undo", "--json"]);
+    let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        (&said["from"][0], &said["to"], &said["prefix"]),
+        (&"dr".into(), &"office".into(), &"192.168.7.5/32".into())
+    );
+    assert_eq!((&said["published"]["serial"], &said["hubs"][0]["stored"]), (&2.into(), &true.into()));
+    assert_eq!(machine.read(NETWORK), before);
+    assert_eq!(machine.run(&["network", "move", "--undo"]).code, 2, "there is one move to take back, not two");
+}
+
+#[test]
+fn a_move_that_reaches_no_hub_changes_nothing() {
+    let machine = Machine::with_network();
+    let a = machine.add_hub("a");
+    machine.good(&["member", "add", "office", "--key", &super::alone::node_key(1), "--route", "192.168.7.0/24"]);
+    machine.good(&["member", "add", "dr", "--key", &super::alone::node_key(2)]);
+    let before = machine.read(NETWORK);
+    let unreachable = format!(
+        "cannot move: no hub was reached: hub a: {}: nothing was changed; try again when one answers",
+        not_running(&a)
+    );
+    machine.refused(&["network", "move", "192.168.7.5/32", "--to", "dr"], 4, &unreachable);
+    assert_eq!(machine.read(NETWORK), before);
+    assert!(!machine.path("lab.flatlan/last-move.json").exists());
+}
+
+#[test]
 fn commands_at_once_take_turns() {
     let machine = Machine::with_network();
     let _a = machine.running_hub("a");

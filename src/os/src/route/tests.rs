@@ -27,6 +27,33 @@ impl Netlink {
         link
     }
 
+    async fn answered_for(&self) -> Vec<String> {
+        let all: Vec<_> = self.handle.neighbours().get().proxies().execute().try_collect().await.unwrap();
+        let mut ips: Vec<_> = all.iter().filter_map(neighbour::address).map(|ip| ip.to_string()).collect();
+        ips.sort();
+        ips
+    }
+
+    async fn ethernet_for_test(&self, link: Link) -> Vec<u8> {
+        let found = self.handle.link().get().match_index(link.index).execute().try_next().await.unwrap().unwrap();
+        let address = found.attributes.into_iter().find_map(|a| match a {
+            LinkAttribute::Address(address) => Some(address),
+            _ => None,
+        });
+        address.unwrap()
+    }
+
+    async fn neighbour_for_test(&self, link: Link, ip: &str) -> Option<Vec<u8>> {
+        use rtnetlink::packet_route::neighbour::NeighbourAttribute::LinkLayerAddress;
+        let all: Vec<_> = self.handle.neighbours().get().execute().try_collect().await.unwrap();
+        let ip: IpAddr = ip.parse().unwrap();
+        let found = all.into_iter().find(|n| n.header.ifindex == link.index && neighbour::address(n) == Some(ip))?;
+        found.attributes.into_iter().find_map(|a| match a {
+            LinkLayerAddress(address) => Some(address),
+            _ => None,
+        })
+    }
+
     async fn routes_of(&self, link: Link) -> Vec<(String, Option<IpAddr>)> {
         let all = self.routes().await.unwrap();
         let ours = all.iter().filter(|r| output(r) == Some(link.index) && r.header.protocol == PROTOCOL);
@@ -190,5 +217,46 @@ fn a_missing_device_is_named() {
     async_in_empty_netns(|| async {
         let error = Netlink::open().unwrap().link("nope").await.unwrap_err();
         assert_eq!(error.to_string(), "there is no network device nope");
+    });
+}
+
+#[test]
+fn what_is_answered_for_on_a_lan_becomes_exactly_what_was_asked() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        let link = netlink.veth(&["192.0.2.1/24"]).await;
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let foreign = netlink.handle.neighbours().add(link.index, ip("192.0.2.77"));
+        foreign.flags(rtnetlink::packet_route::neighbour::NeighbourFlags::Proxy).execute().await.unwrap();
+        let answers = |ips: &[&str]| ips.iter().map(|text| (link, ip(text))).collect::<BTreeSet<_>>();
+        let added = netlink.set_answers(&answers(&["192.0.2.5", "192.0.2.6", "2001:db8::5"])).await.unwrap();
+        assert_eq!(added.len(), 3);
+        let added = netlink.set_answers(&answers(&["192.0.2.6", "192.0.2.7"])).await.unwrap();
+        assert_eq!(added, [(link, ip("192.0.2.7"))]);
+        assert_eq!(netlink.answered_for().await, ["192.0.2.6", "192.0.2.7", "192.0.2.77"]);
+        netlink.set_answers(&BTreeSet::new()).await.unwrap();
+        assert_eq!(netlink.answered_for().await, ["192.0.2.77"], "somebody else's stays");
+    });
+}
+
+#[test]
+fn an_address_is_announced_to_everybody_on_its_lan() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        let link = netlink.veth(&["192.0.2.1/24"]).await;
+        let other = netlink.link("b").await.unwrap();
+        netlink.set_addresses(other, &networks(&["192.0.2.2/24"])).await.unwrap();
+        // a neighbour is only told anew of whom it has heard
+        let stale = netlink.handle.neighbours().add(other.index, "192.0.2.5".parse().unwrap());
+        let stale = stale.state(rtnetlink::packet_route::neighbour::NeighbourState::Stale);
+        stale.link_layer_address(&[2, 0, 0, 0, 0, 9]).execute().await.unwrap();
+        netlink.announce(link, "192.0.2.5".parse().unwrap()).await.unwrap();
+        let a = netlink.ethernet_for_test(link).await;
+        let learned = async {
+            while netlink.neighbour_for_test(other, "192.0.2.5").await.as_ref() != Some(&a) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), learned).await.expect("the neighbour learns where it is");
     });
 }

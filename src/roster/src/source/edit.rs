@@ -80,6 +80,31 @@ impl Edit {
         Ok(())
     }
 
+    /// Makes a list of `[kind.name]` hold these: what is in it already stays as it is written.
+    pub(super) fn set_items(
+        &mut self,
+        kind: &'static str,
+        name: &Name,
+        key: &str,
+        items: &[impl Display],
+    ) -> Result<(), SourceError> {
+        let mut wanted: Vec<String> = items.iter().map(ToString::to_string).collect();
+        let table = self.entry(kind, name)?;
+        let Some(present) = table.get_mut(key).and_then(Item::as_array_mut) else {
+            set(table, key, list(wanted));
+            return Ok(());
+        };
+        for at in (0..present.len()).rev() {
+            let item = present.get(at).and_then(Value::as_str);
+            match wanted.iter().position(|wanted| item == Some(wanted)) {
+                Some(found) => drop(wanted.remove(found)),
+                None => remove_item(present, at),
+            }
+        }
+        wanted.into_iter().for_each(|item| present.push(item));
+        Ok(())
+    }
+
     /// Removes `key` of `[kind.name]`.
     pub(super) fn unset(&mut self, kind: &'static str, name: &Name, key: &str) -> Result<(), SourceError> {
         self.entry(kind, name)?.remove(key);
@@ -156,6 +181,24 @@ pub(super) fn set(table: &mut Table, key: &str, value: impl Into<Value>) {
         }
         Some(_) | None => {
             table.insert(key, Item::Value(value));
+        }
+    }
+}
+
+/// Removes an item. What stands between it and the one before it is a comment on that one, and stays.
+fn remove_item(array: &mut Array, at: usize) {
+    let above = prefix(array.remove(at).decor()).to_owned();
+    let Some(comment) = above.rfind('\n').and_then(|end| above.get(..end)).filter(|text| text.contains('#')) else {
+        return;
+    };
+    match array.get_mut(at) {
+        Some(next) => {
+            let joined = format!("{comment}{}", prefix(next.decor()));
+            next.decor_mut().set_prefix(joined);
+        }
+        None => {
+            let joined = format!("{comment}{}", array.trailing().as_str().unwrap_or_default());
+            array.set_trailing(joined);
         }
     }
 }

@@ -77,6 +77,18 @@ pub enum Problem {
     /// Both kinds of key.
     #[error("it has both `key` and `wireguard`: a member runs flatlan or plain WireGuard, not both")]
     BothKeys,
+    /// It is at home there.
+    #[error("it carries {prefix} already")]
+    CarriesAlready {
+        /// What was to move.
+        prefix: Prefix,
+    },
+    /// Somebody edited what a move is to be taken back from.
+    #[error("its `routes` or `moved` were changed since {prefix} moved: edit network.toml")]
+    ChangedSince {
+        /// What moved.
+        prefix: Prefix,
+    },
     /// An entry to be added is there.
     #[error("it is already in network.toml: edit it there, or remove it first")]
     Exists,
@@ -109,6 +121,12 @@ pub enum Problem {
     NoFreeAddress {
         /// The range.
         range: Prefix,
+    },
+    /// Nothing to move.
+    #[error("nobody carries {prefix}: list it under its `routes` in network.toml")]
+    NobodyCarries {
+        /// What was to move.
+        prefix: Prefix,
     },
     /// An invite needs a hub.
     #[error("there is no hub that could redeem an invite: flatlan network hub add NAME --key HUBKEY --tls HOST:PORT")]

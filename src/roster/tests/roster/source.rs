@@ -416,3 +416,81 @@ fn commented_out_settings_stay_in_their_table() {
     let source = Source::parse(&uncommented.replace("# valid = \"180d\"", "valid = \"7d\"")).unwrap();
     assert_eq!((source.network().mtu, source.life().to_string()), (1300, "7d".to_owned()));
 }
+
+/// The office carries 192.168.7.0/24 and 192.168.8.0/24; bo and cy nothing.
+fn carried(world: &World, member: &str) -> (Vec<String>, Vec<String>) {
+    let member = world.source.member(&name(member)).unwrap();
+    let texts = |prefixes: &[flatlan_types::Prefix]| prefixes.iter().map(ToString::to_string).collect();
+    (texts(&member.routes), texts(&member.moved))
+}
+
+#[test]
+fn one_address_moves_and_its_route_stays_where_it_was() {
+    let (mut world, text) = by_hand();
+    let address = prefix("192.168.7.5/32");
+    let moved = world.source.rehome(address, &name("bo")).unwrap();
+    assert_eq!(
+        (moved.from, moved.within),
+        (vec![name("office")], Some((prefix("192.168.7.0/24"), vec![name("office")])))
+    );
+    assert_eq!(carried(&world, "bo"), (vec![], vec!["192.168.7.5/32".to_owned()]));
+    assert_eq!(carried(&world, "office").0, ["192.168.7.0/24", "192.168.8.0/24"]);
+    assert_eq!(without(&world.source.to_string(), &["moved = [\"192.168.7.5/32\"]\n"]), text);
+    // on to another, and home again: nothing is left of it
+    let moved = world.source.rehome(address, &name("cy")).unwrap();
+    assert_eq!(moved.from, [name("bo")]);
+    assert_eq!(carried(&world, "bo").1, [""; 0]);
+    world.source.rehome(address, &name("office")).unwrap();
+    assert_eq!(world.source.to_string(), text);
+}
+
+#[test]
+fn a_whole_route_goes_from_one_members_routes_to_the_others() {
+    let (mut world, text) = by_hand();
+    let moved = world.source.rehome(prefix("192.168.8.0/24"), &name("bo")).unwrap();
+    assert_eq!((&moved.from[..], &moved.within), (&[name("office")][..], &None));
+    assert_eq!(carried(&world, "office").0, ["192.168.7.0/24"]);
+    assert_eq!(carried(&world, "bo"), (vec!["192.168.8.0/24".to_owned()], vec![]));
+    assert!(world.source.to_string().contains("\"192.168.7.0/24\", # LAN"));
+    world.source.undo_rehoming(&moved).unwrap();
+    assert_eq!(carried(&world, "office").0, ["192.168.7.0/24", "192.168.8.0/24"]);
+    assert_eq!(carried(&world, "bo"), (vec![], vec![]));
+    assert_eq!(text.lines().count(), world.source.to_string().lines().count() + 1);
+}
+
+#[test]
+fn a_part_of_what_was_moved_moves_on_and_comes_home_again() {
+    let (mut world, _) = by_hand();
+    let (half, address) = (prefix("192.168.7.0/25"), prefix("192.168.7.5/32"));
+    world.source.rehome(half, &name("bo")).unwrap();
+    let moved = world.source.rehome(address, &name("office")).unwrap();
+    assert_eq!(moved.from, [name("bo")]);
+    assert_eq!(carried(&world, "office").1, ["192.168.7.5/32"], "bo has the half around it");
+    world.source.rehome(address, &name("bo")).unwrap();
+    assert_eq!((carried(&world, "office").1.len(), carried(&world, "bo").1.len()), (0, 2));
+}
+
+#[test]
+fn a_move_that_cannot_be_says_why_and_changes_nothing() {
+    let (mut world, text) = by_hand();
+    let refused = |world: &mut World, prefix_: &str, to: &str, words: &str| {
+        let error = world.source.rehome(prefix(prefix_), &name(to)).unwrap_err();
+        assert_eq!(error.to_string(), words);
+        assert_eq!(world.source.to_string(), text);
+    };
+    refused(&mut world, "192.168.7.5/32", "dee", "member dee: it is not in network.toml");
+    refused(&mut world, "192.168.7.5/32", "office", "member office: it carries 192.168.7.5/32 already");
+    let nobody = "member bo: nobody carries 192.168.9.5/32: list it under its `routes` in network.toml";
+    refused(&mut world, "192.168.9.5/32", "bo", nobody);
+}
+
+#[test]
+fn a_move_is_not_taken_back_over_someones_edit() {
+    let (mut world, _) = by_hand();
+    let moved = world.source.rehome(prefix("192.168.7.5/32"), &name("bo")).unwrap();
+    world.source.rehome(prefix("192.168.7.6/32"), &name("bo")).unwrap();
+    let before = world.source.to_string();
+    let error = world.source.undo_rehoming(&moved).unwrap_err().to_string();
+    assert_eq!(error, "member bo: its `routes` or `moved` were changed since 192.168.7.5/32 moved: edit network.toml");
+    assert_eq!(world.source.to_string(), before);
+}

@@ -1,0 +1,87 @@
+//! An address moves from one site's LAN to another's, and every host that knew it goes on knowing it by that address.
+//!
+//! ```text
+//!                  h1
+//!                  |
+//!   a-1  vm       inet          c
+//!    \   |      /   |   \      /
+//!     \  |  a-nat b-nat  c-nat
+//!      \ |  /       |     |
+//!       [a]        [b]    c          vm: at first on a's LAN, then on b's, with the same address and the same router
+//!                  / \
+//!               b-1   vm'
+//! ```
+//!
+//! Hosts run nothing of ours, and nobody tells them anything.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flatlan_lab::{Lab, Namespace, Nat, Probe, SiteSpec};
+use support::{PATIENCE, lab};
+
+#[test]
+fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
+    let lab = sites();
+    let vm: IpAddr = lab.site("a").unwrap().hosts()[0].addresses()[0];
+    let neighbour = lab.site("a").unwrap().hosts()[1].namespace();
+    let elsewhere = lab.site("b").unwrap().hosts()[0].namespace();
+    let clients = [neighbour, elsewhere, lab.site("c").unwrap().gateway()];
+    let reached_at = |place: &Namespace, own: &[IpAddr]| {
+        for (client, own) in clients.iter().zip(own) {
+            drop(answered(client, vm));
+            let echo = Probe::tcp_echo(client, place, vm, Duration::from_millis(10)).unwrap();
+            assert_eq!(echo.peer().unwrap().ip(), *own, "nothing is rewritten on the way");
+            echo.wait_answers(3, PATIENCE).unwrap();
+        }
+    };
+    let own = [
+        lab.site("a").unwrap().hosts()[1].addresses()[0],
+        lab.site("b").unwrap().hosts()[0].addresses()[0],
+        lab.site("c").unwrap().virtual_ip().into(),
+    ];
+    let (home, away) = (lab.site("a").unwrap().hosts()[0].namespace(), lab.site("b").unwrap().hosts()[1].namespace());
+    reached_at(home, &own);
+
+    // a fails over to b: the machine comes up there as it was
+    let router = lab.site("a").unwrap().lan_addresses()[0].to_string();
+    let lan = lab.site("a").unwrap().prefixes()[0].prefix();
+    home.exec("ip", ["link", "set", "eth0", "down"]).unwrap();
+    away.exec("ip", ["address", "flush", "dev", "eth0"]).unwrap();
+    away.exec("ip", ["address", "add", &format!("{vm}/{lan}"), "dev", "eth0"]).unwrap();
+    away.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
+    let moved = lab.administer(["network", "move", &format!("{vm}/32"), "--to", "b"]).unwrap();
+    assert_eq!(moved.stdout, format!("- {vm}/32 a\n+ {vm}/32 b\n"));
+    reached_at(away, &own);
+
+    // and back
+    away.exec("ip", ["link", "set", "eth0", "down"]).unwrap();
+    home.exec("ip", ["link", "set", "eth0", "up"]).unwrap();
+    let back = lab.administer(["network", "move", "--undo"]).unwrap();
+    assert_eq!(back.stdout, format!("- {vm}/32 b\n+ {vm}/32 a\n"));
+    drop(answered(neighbour, vm));
+    for site in ["a", "b"] {
+        let answers = lab.site(site).unwrap().gateway().exec("ip", ["neighbour", "show", "proxy"]).unwrap();
+        assert_eq!(answers, "", "{site} answers for nobody any more");
+    }
+}
+
+/// Pings an address from a machine until it answers.
+fn answered(from: &Namespace, to: IpAddr) -> Probe {
+    let probe = Probe::ping(from, to, Duration::from_millis(20)).unwrap();
+    probe.wait_answers(3, PATIENCE).unwrap();
+    probe
+}
+
+fn sites() -> Lab {
+    let lab = lab().hub("h1");
+    let lab = lab.site_with(SiteSpec::new("a").nat(Nat::Symmetric).hosts(2));
+    let lab = lab.site_with(SiteSpec::new("b").nat(Nat::Symmetric).hosts(2));
+    let lab = lab.site("c", Nat::Symmetric).build().unwrap();
+    lab.bring_up().unwrap();
+    lab
+}
