@@ -8,7 +8,7 @@
 //! The core routes all that a party sends into a TUN device, one packet at a time (super-packets are cut on the way
 //! into it); a thread reads it, `wire` decides, and what goes on is written back into the device, which the core then
 //! routes as usual. What is held back waits in a second thread. Every decision comes of the seed, so the same packets
-//! meet the same fate; every packet is counted. What it does not do: touch what a party receives. [`crate::Place::Between`] does not meet what an emulated party sends, since it comes from the device.
+//! meet the same fate; every packet is counted. What it does not do: touch what a party receives.
 
 mod wire;
 
@@ -23,6 +23,7 @@ pub use wire::Fates;
 use wire::{Verdict, Wire};
 
 use crate::error::LabError;
+use crate::fault::emulated;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 
@@ -49,7 +50,7 @@ impl Lab {
 
 impl Emulator {
     fn start(core: &Namespace, party: &str, ends: &[String], wire: Wire) -> Result<Self, LabError> {
-        let device = format!("emu-{party}");
+        let device = emulated(party);
         let name = device.clone();
         let tun = core.run(move || Iface::without_packet_info(&name, Mode::Tun));
         let tun = Arc::new(tun.map_err(LabError::io("open a TUN device in", core.name()))?);

@@ -15,6 +15,9 @@ pub enum Fault {
     BlockUdp,
     /// Everything vanishes.
     Cut,
+    /// What hubs relay over UDP vanishes where it is data; their control streams, bindings, and the probes that they
+    /// relay pass.
+    DropData,
     /// IP packets of more bytes than this vanish, and no ICMP error says so.
     DropLargerThan(u16),
     /// So many of a thousand packets vanish, at random.
@@ -67,7 +70,7 @@ impl Injected {
     pub(crate) fn needs_single_packets(&self) -> bool {
         match self.fault {
             Fault::BlockUdp | Fault::Cut => false,
-            Fault::DropLargerThan(_) | Fault::LosePerMille(_) => true,
+            Fault::DropData | Fault::DropLargerThan(_) | Fault::LosePerMille(_) => true,
         }
     }
 
@@ -75,6 +78,7 @@ impl Injected {
         let what = match self.fault {
             Fault::BlockUdp => "meta l4proto udp ".to_owned(),
             Fault::Cut => String::new(),
+            Fault::DropData => RELAYED_DATA.to_owned(),
             Fault::DropLargerThan(bytes) => format!("meta length > {bytes} "),
             Fault::LosePerMille(share) => format!("numgen random mod 1000 < {share} "),
         };
@@ -87,8 +91,9 @@ impl Injected {
                 (format!("iifname {set} "), format!("oifname {set} "))
             }
             Place::Between(one, other) => {
-                let (one, other) = (wires.of(one), wires.of(other));
-                (format!("iifname {one} oifname {other} "), format!("iifname {other} oifname {one} "))
+                let (near, far) = (wires.of(one), wires.of(other));
+                let (from_near, from_far) = (wires.from(one), wires.from(other));
+                (format!("iifname {from_near} oifname {far} "), format!("iifname {from_far} oifname {near} "))
             }
             Place::BetweenSites => {
                 let set = wires.sites();
@@ -117,9 +122,20 @@ impl Wires {
         set(self.parties.get(party).into_iter().flatten())
     }
 
+    /// The same, and the device from which what it sends comes while its wire is a bad one.
+    fn from(&self, party: &str) -> String {
+        let emulated = emulated(party);
+        set(self.parties.get(party).into_iter().flatten().chain([&emulated]))
+    }
+
     fn sites(&self) -> String {
         set(self.sites.iter())
     }
+}
+
+/// The device of a party's emulator.
+pub(crate) fn emulated(party: &str) -> String {
+    format!("emu-{party}")
 }
 
 /// The chains that faults hang in, empty.
@@ -139,6 +155,10 @@ pub(crate) fn render(faults: &[Injected], wires: &Wires) -> String {
     }
     rules
 }
+
+/// A label's frame (0x20) whose datagram, behind its eight bytes, is WireGuard's type 4. Offsets are from the UDP header's
+/// beginning, in bits.
+const RELAYED_DATA: &str = "meta l4proto udp @th,64,8 0x20 @th,128,8 4 ";
 
 fn set<'a>(names: impl Iterator<Item = &'a String>) -> String {
     let quoted: Vec<String> = names.map(|name| format!("\"{name}\"")).collect();
@@ -173,11 +193,19 @@ mod tests {
         let between = || Place::Between("a".to_owned(), "h1".to_owned());
         assert_eq!(
             rules(between(), Fault::LosePerMille(100), Direction::From),
-            ["iifname { \"a\", \"a-2\" } oifname { \"h1\" } numgen random mod 1000 < 100 counter drop"]
+            ["iifname { \"a\", \"a-2\", \"emu-a\" } oifname { \"h1\" } numgen random mod 1000 < 100 counter drop"]
         );
         assert_eq!(
             rules(between(), Fault::DropLargerThan(600), Direction::To),
-            ["iifname { \"h1\" } oifname { \"a\", \"a-2\" } meta length > 600 counter drop"]
+            ["iifname { \"h1\", \"emu-h1\" } oifname { \"a\", \"a-2\" } meta length > 600 counter drop"]
+        );
+    }
+
+    #[test]
+    fn data_is_told_from_probes_by_the_first_byte_behind_the_label() {
+        assert_eq!(
+            rules(Place::Of("h1".to_owned()), Fault::DropData, Direction::From),
+            ["iifname { \"h1\" } meta l4proto udp @th,64,8 0x20 @th,128,8 4 counter drop"]
         );
     }
 

@@ -1,11 +1,12 @@
 //! Probes: a question each few milliseconds, and the times of the answers.
 //!
 //! [`Probe::ping`] sends ICMP echoes; [`Probe::tcp_echo`] sends eight bytes over one TCP connection that lives as long
-//! as the probe does, to a server that it starts on the far machine. Both run as threads inside the right namespaces
-//! and note when each question left and when its answer came. [`Report`] answers what is asked about that, above all:
-//! what was the longest time without an answer.
+//! as the probe does, to a server that it starts on the far machine; [`Probe::datagrams`] sends numbered datagrams one
+//! way. All run as threads inside the right namespaces and note when each question left and when its answer came.
+//! [`Report`] answers what is asked about that, above all: what was the longest time without an answer.
 
 mod bulk;
+mod datagrams;
 mod echo;
 mod ping;
 mod report;
@@ -51,6 +52,17 @@ impl Probe {
         let shared = Arc::new(Shared::new());
         let (threads, peer) = echo::start(from, to, address, interval, &shared)?;
         Ok(Self { shared, threads, peer: Some(peer), what: format!("a TCP echo of {address} to {}", from.name()) })
+    }
+
+    /// Sends numbered datagrams from a machine to an address of another, one each `interval`. What arrives there counts
+    /// as an answer, once.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] where the address is not the far machine's, or the near one has no way to it.
+    pub fn datagrams(from: &Namespace, to: &Namespace, address: IpAddr, interval: Duration) -> Result<Self, LabError> {
+        let shared = Arc::new(Shared::new());
+        let threads = datagrams::start(from, to, address, interval, &shared)?;
+        Ok(Self { shared, threads, peer: None, what: format!("a datagram from {} at {address}", from.name()) })
     }
 
     /// When it began.
@@ -99,6 +111,23 @@ impl Probe {
         report
     }
 
+    /// Asks nothing more, waits for the answers that are under way, at most `within`, and says what came.
+    #[must_use]
+    pub fn finish(self, within: Duration) -> Report {
+        self.shared.quiet.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + within;
+        let mut state = self.shared.lock();
+        while state.answers.len() < state.sent.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        self.stop()
+    }
+
     fn end(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
@@ -117,6 +146,8 @@ impl Drop for Probe {
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
+    /// Nothing more is asked.
+    quiet: AtomicBool,
     changed: Condvar,
     state: Mutex<State>,
 }
@@ -139,7 +170,8 @@ struct Answer {
 impl Shared {
     fn new() -> Self {
         let state = State { started: Instant::now(), sent: Vec::new(), answers: Vec::new(), broken: None };
-        Self { stop: AtomicBool::new(false), changed: Condvar::new(), state: Mutex::new(state) }
+        let [stop, quiet] = [(); 2].map(|()| AtomicBool::new(false));
+        Self { stop, quiet, changed: Condvar::new(), state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -148,6 +180,10 @@ impl Shared {
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    fn asks(&self) -> bool {
+        !self.stopped() && !self.quiet.load(Ordering::Relaxed)
     }
 
     /// Notes that a question leaves, and returns its number.

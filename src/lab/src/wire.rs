@@ -96,6 +96,22 @@ impl Lab {
         self.inject(Place::Of(name.to_owned()), Fault::DropLargerThan(bytes), Direction::Both)
     }
 
+    /// Lets a hub relay everything but data: what it says itself passes, and the probes that it relays.
+    ///
+    /// # Errors
+    /// As [`Lab::inject`].
+    pub fn drop_data(&self, hub: &str) -> Result<Instant, LabError> {
+        self.inject(Place::Of(hub.to_owned()), Fault::DropData, Direction::Both)
+    }
+
+    /// Loses what the first of two sends to the second, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Lab::inject`].
+    pub fn cut_one_way_between(&self, from: &str, to: &str) -> Result<Instant, LabError> {
+        self.inject(Place::Between(from.to_owned(), to.to_owned()), Fault::Cut, Direction::From)
+    }
+
     /// Blocks a hub's or a site's UDP.
     ///
     /// # Errors

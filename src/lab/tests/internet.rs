@@ -12,7 +12,7 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use flatlan_lab::{
@@ -226,6 +226,69 @@ fn faults_between_two_touch_nobody_else() {
     assert!(pings(b, first_v4(&lab, "h2"), Expect::Answer) && pings(a, at("b"), Expect::Answer));
     lab.heal_all().unwrap();
     assert!(pings(h1, first_v4(&lab, "h2"), Expect::Answer));
+}
+
+#[test]
+fn a_hub_that_drops_data_passes_probes_and_everything_else() {
+    let lab = Lab::builder().hub("h1").site("a", Nat::None).build().unwrap();
+    let (a, h1, at) = (lab.machine("a").unwrap(), lab.machine("h1").unwrap(), first_v4(&lab, "h1"));
+    lab.drop_data("h1").unwrap();
+    let socket = h1.run(move || UdpSocket::bind((at, 7000))).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    let label = [0x20, 8, 0, 0, 1, 2, 3, 4];
+    let [data, probe] = [4_u8, 0x10].map(|kind| [&label[..], &[kind, 0, 0, 0]].concat());
+    let plain = vec![4; 12];
+    a.run(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        // the last one to be sent comes through: what was sent before it has been dropped
+        for datagram in [&data, &plain, &probe] {
+            socket.send_to(datagram, (at, 7000)).unwrap();
+        }
+    });
+    let mut heard = [0; 64];
+    let mut next = || socket.recv(&mut heard).map(|length| heard[..length].to_vec()).unwrap();
+    assert_eq!((next()[0], next()[8]), (4, 0x10));
+    let probe = Probe::ping(a, at, MS).unwrap();
+    probe.wait_answers(5, LONG).unwrap();
+}
+
+#[test]
+fn datagrams_are_counted_one_by_one_and_a_duplicate_is_none() {
+    let lab = Lab::builder().bare("x").bare("y").build().unwrap();
+    let (x, y) = (lab.bare("x").unwrap(), lab.bare("y").unwrap());
+    let emulator = lab.emulate("x", Quality { delay: MS * 20, doubled: 1000, ..Quality::default() }, 1).unwrap();
+    let probe = Probe::datagrams(x.namespace(), y.namespace(), y.addresses()[0], MS).unwrap();
+    probe.wait_answers(100, LONG).unwrap();
+    let report = probe.finish(LONG);
+    assert_eq!(report.answered(), report.sent());
+    drop(emulator);
+    lab.lose("x", 500).unwrap();
+    let probe = Probe::datagrams(x.namespace(), y.namespace(), y.addresses()[0], MS).unwrap();
+    probe.wait_answers(100, LONG).unwrap();
+    let report = probe.finish(MS * 100);
+    assert!(report.answered() < report.sent(), "{} of {}", report.answered(), report.sent());
+}
+
+#[test]
+fn a_cut_between_two_meets_what_comes_over_a_bad_wire() {
+    let lab = Lab::builder().bare("x").bare("y").bare("z").build().unwrap();
+    let [x, y, z] = ["x", "y", "z"].map(|name| lab.bare(name).unwrap());
+    let _wire = lab.emulate("x", Quality { delay: MS, ..Quality::default() }, 1).unwrap();
+    assert!(pings(x.namespace(), y.addresses()[0], Expect::Answer));
+    lab.cut_one_way_between("x", "y").unwrap();
+    assert!(!pings(x.namespace(), y.addresses()[0], Expect::Silence));
+    assert!(pings(x.namespace(), z.addresses()[0], Expect::Answer));
+}
+
+#[test]
+fn a_paced_transfer_keeps_its_rate_and_its_bytes() {
+    let lab = Lab::builder().bare("x").bare("y").build().unwrap();
+    let (x, y) = (lab.bare("x").unwrap(), lab.bare("y").unwrap());
+    let transfer = Transfer::start_paced(x.namespace(), y.namespace(), y.addresses()[0], 8_000_000).unwrap();
+    transfer.wait_received(500_000, LONG).unwrap();
+    let report = transfer.stop(LONG);
+    assert!(report.equal && report.broken.is_none(), "{report:?}");
+    assert!(report.megabits_per_second() < 9.0, "{report:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! A TCP transfer at full speed whose every byte is checked: both ends hash what passes (SHA-256), and the hashes must
-//! agree.
+//! A TCP transfer at full speed, or at a rate, whose every byte is checked: both ends hash what passes (SHA-256), and the
+//! hashes must agree.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -44,7 +44,7 @@ pub struct TransferReport {
     pub equal: bool,
     /// From the first byte sent to the last received.
     pub took: Duration,
-    /// The longest time without a byte arriving.
+    /// The longest time without a byte arriving, since the start or the last [`Transfer::forget_gaps`].
     pub longest_gap: Gap,
     /// The sender's address as the receiver saw it.
     pub peer: SocketAddr,
@@ -74,6 +74,20 @@ impl Transfer {
         payload: Payload,
         bytes: Option<u64>,
     ) -> Result<Self, LabError> {
+        Self::begin(from, to, address, Load { payload, bytes: bytes.unwrap_or(u64::MAX), pace: None })
+    }
+
+    /// Starts sending random bytes at a rate, in bits a second, until it is stopped. What could not be sent in its time
+    /// is not made up for: what arrives in the end says how much of the time the rate was there.
+    ///
+    /// # Errors
+    /// As [`Transfer::start`].
+    pub fn start_paced(from: &Namespace, to: &Namespace, address: IpAddr, rate: u64) -> Result<Self, LabError> {
+        let pace = Duration::from_nanos(SLICE as u64 * 8_000_000_000 / rate.max(1));
+        Self::begin(from, to, address, Load { payload: Payload::Random, bytes: u64::MAX, pace: Some(pace) })
+    }
+
+    fn begin(from: &Namespace, to: &Namespace, address: IpAddr, load: Load) -> Result<Self, LabError> {
         let (client, server, peer) = connection(from, to, address)?;
         for stream in [&client, &server] {
             let set = stream.set_read_timeout(Some(POLL)).and_then(|()| stream.set_write_timeout(Some(POLL)));
@@ -84,7 +98,7 @@ impl Transfer {
         let received = Arc::new(Received::new(started));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&received));
         let receiver = to.thread("lab receiver", move || receive(server, &counted))?;
-        let sender = from.thread("lab sender", move || send(client, &payload, bytes.unwrap_or(u64::MAX), &stopped))?;
+        let sender = from.thread("lab sender", move || send(client, &load, &stopped))?;
         Ok(Self { stop, received, sender: Some(sender), receiver: Some(receiver), started, peer })
     }
 
@@ -92,6 +106,12 @@ impl Transfer {
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Longest gaps count from here on, the one in progress included.
+    pub fn forget_gaps(&self) {
+        let mut state = self.received.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.longest = Gap { from: state.last, length: Duration::ZERO };
     }
 
     /// The sender's address as the receiver sees it.
@@ -178,6 +198,15 @@ impl Drop for Transfer {
     }
 }
 
+/// What is sent.
+#[derive(Debug)]
+struct Load {
+    payload: Payload,
+    bytes: u64,
+    /// From one slice to the next.
+    pace: Option<Duration>,
+}
+
 /// What one end saw pass.
 #[derive(Debug)]
 struct Sent {
@@ -218,18 +247,23 @@ impl Received {
     }
 }
 
-fn send(mut stream: TcpStream, payload: &Payload, bytes: u64, stop: &AtomicBool) -> Sent {
+fn send(mut stream: TcpStream, load: &Load, stop: &AtomicBool) -> Sent {
+    let Load { payload, bytes, pace } = load;
     let mut block = payload.block();
+    if pace.is_some() {
+        block.truncate(SLICE);
+    }
+    let mut next = Instant::now();
     let mut hash = Sha256::new();
     let mut sent = 0;
     let mut end = Ok(());
     let mut number = 0_u64;
-    'sending: while sent < bytes && !stop.load(Ordering::Relaxed) {
+    'sending: while sent < *bytes && !stop.load(Ordering::Relaxed) {
         if let (Payload::Random, Some(head)) = (payload, block.first_chunk_mut()) {
             *head = number.to_be_bytes();
             number += 1;
         }
-        let length = usize::try_from(bytes - sent).unwrap_or(usize::MAX).min(block.len());
+        let length = usize::try_from(*bytes - sent).unwrap_or(usize::MAX).min(block.len());
         let mut rest = block.get(..length).unwrap_or_default();
         while !rest.is_empty() {
             match stream.write(rest) {
@@ -248,6 +282,11 @@ fn send(mut stream: TcpStream, payload: &Payload, bytes: u64, stop: &AtomicBool)
             if stop.load(Ordering::Relaxed) {
                 break 'sending;
             }
+        }
+        if let Some(pace) = pace {
+            let now = Instant::now();
+            next = (next + *pace).max(now);
+            std::thread::sleep(next - now);
         }
     }
     let _ = stream.shutdown(Shutdown::Write);
@@ -299,5 +338,6 @@ impl Payload {
     }
 }
 
-/// How much is handed to the socket at once.
+/// How much is handed to the socket at once, and of a paced transfer.
 const BLOCK: usize = 64 * 1024;
+const SLICE: usize = 16 * 1024;
