@@ -3,9 +3,10 @@
 
 #![allow(dead_code, reason = "every benchmark takes what it needs")]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What goes to the screen and into the result file.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub(crate) struct Paper {
     name: &'static str,
     text: String,
     missed: Vec<String>,
+    begun: Instant,
+    kept: bool,
 }
 
 /// What is asked of the times of a row.
@@ -27,7 +30,7 @@ pub(crate) enum Goal {
 impl Paper {
     /// Begins with the machine.
     pub(crate) fn new(name: &'static str, title: &str) -> Self {
-        let mut paper = Self { name, text: String::new(), missed: Vec::new() };
+        let mut paper = Self { name, text: String::new(), missed: Vec::new(), begun: Instant::now(), kept: true };
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
@@ -43,6 +46,11 @@ impl Paper {
         paper.say(format!("* load when it began: {}", load.join(" ")));
         paper.say(format!("* {} binary\n", if cfg!(debug_assertions) { "debug" } else { "release" }));
         paper
+    }
+
+    /// Only a part of what it is about is measured: it goes to the screen alone.
+    pub(crate) fn is_part(&mut self) {
+        self.kept = false;
     }
 
     /// A line.
@@ -85,7 +93,7 @@ impl Paper {
         }
     }
 
-    /// Writes the file.
+    /// Writes the file, where it is about all that it should be.
     ///
     /// # Panics
     /// Where a goal was missed.
@@ -96,10 +104,54 @@ impl Paper {
         } else {
             self.say(format!("\nMissed:\n\n* {}", missed.join("\n* ")));
         }
+        let seconds = self.begun.elapsed().as_secs();
+        self.say(format!("\nWall time: {} min {} s.", seconds / 60, seconds % 60));
+        if !self.kept {
+            println!("(a part: not written to tests/results)");
+            assert!(missed.is_empty(), "missed: {missed:#?}");
+            return;
+        }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/results");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join(format!("{}.md", self.name)), &self.text).unwrap();
         assert!(missed.is_empty(), "missed: {missed:#?}");
+    }
+}
+
+/// The words behind the flags of a program that takes several.
+#[derive(Debug)]
+pub(crate) struct Flags(BTreeMap<String, String>);
+
+impl Flags {
+    /// Reads them.
+    ///
+    /// # Panics
+    /// Where there is another, or one without its word.
+    pub(crate) fn read(known: &[&str]) -> Self {
+        let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+        let mut flags = BTreeMap::new();
+        while let Some(flag) = words.next() {
+            assert!(known.contains(&flag.as_str()), "{flag}: only {}", known.join(" W, "));
+            let word = words.next().unwrap_or_else(|| panic!("{flag}: what?"));
+            flags.insert(flag, word);
+        }
+        Self(flags)
+    }
+
+    /// The word behind a flag.
+    pub(crate) fn word(&self, flag: &str) -> Option<&str> {
+        self.0.get(flag).map(String::as_str)
+    }
+
+    /// The number behind a flag, or `otherwise`.
+    pub(crate) fn number(&self, flag: &str, otherwise: u32) -> u32 {
+        let number = |word: &str| word.parse().ok().filter(|given| *given > 0);
+        self.word(flag).map_or(otherwise, |word| number(word).unwrap_or_else(|| panic!("{flag} N: a number from 1")))
+    }
+
+    /// Whether a name is among those behind a flag, separated by commas; without the flag, all are.
+    pub(crate) fn wants(&self, flag: &str, name: &str) -> bool {
+        self.word(flag).is_none_or(|list| list.split(',').any(|listed| listed == name))
     }
 }
 

@@ -1,5 +1,7 @@
 //! A network made by hand, with the commands of the command line only, and what people do over it: ssh and scp.
 
+#![allow(dead_code, reason = "every program takes what it needs")]
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
@@ -106,6 +108,13 @@ impl Ssh {
         let mut words = self.options();
         words.extend(["-n".to_owned(), format!("root@{to}"), command.to_owned()]);
         from.exec("ssh", words)
+    }
+
+    /// Runs a command there, which goes on.
+    pub(crate) fn session(&self, from: &Namespace, to: IpAddr, command: &str) -> Process {
+        let mut ssh = Namespace::command("ssh");
+        ssh.args(self.options()).args(["-n", &format!("root@{to}"), command]);
+        from.spawn("ssh", ssh, &self.folder.path().join("session.log")).unwrap()
     }
 
     /// Copies a file of some megabytes there with scp; its SHA-256 here and there.

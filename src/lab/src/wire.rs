@@ -128,6 +128,16 @@ impl Lab {
         self.change_faults(|faults| faults.retain(|fault| !fault.names(name)))
     }
 
+    /// Mends what [`Lab::cut`] did to a hub or a site, and nothing else.
+    ///
+    /// # Errors
+    /// Whatever nft says.
+    pub fn mend_cut(&self, name: &str) -> Result<Instant, LabError> {
+        self.change_faults(|faults| {
+            faults.retain(|fault| fault.place != Place::Of(name.to_owned()) || fault.fault != Fault::Cut);
+        })
+    }
+
     /// Mends what was broken between two, and nothing else.
     ///
     /// # Errors

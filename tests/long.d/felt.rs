@@ -1,0 +1,211 @@
+//! What people feel of a fault: a ping and a TCP echo each 10 ms, a paced TCP flow whose bytes are compared, numbered
+//! datagrams each millisecond both ways; and which hubs carried them, by the router's counters.
+
+#![allow(dead_code, reason = "every program takes what it needs")]
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use flatlan_lab::{Gap, Lab, Probe, Report, TrafficLog, Transfer, TransferReport};
+use serde_json::Value;
+
+use crate::support::{PATIENCE, gateway, path, wait_status};
+
+/// Flows from site a to site b.
+#[derive(Debug)]
+pub(crate) struct Flows<'a> {
+    lab: &'a Lab,
+    wires: TrafficLog,
+    ping: Probe,
+    echo: Probe,
+    datagrams: [Probe; 2],
+    bulk: Transfer,
+}
+
+impl<'a> Flows<'a> {
+    /// Starts them, where b can be reached.
+    pub(crate) fn start(lab: &'a Lab) -> Self {
+        let (a, b) = (gateway(lab, "a"), gateway(lab, "b"));
+        let [to_a, to_b] = ["a", "b"].map(|site| IpAddr::from(lab.site(site).unwrap().virtual_ip()));
+        Self {
+            lab,
+            wires: lab.watch_traffic(SAMPLE).unwrap(),
+            ping: Probe::ping(a, to_b, EACH).unwrap(),
+            echo: Probe::tcp_echo(a, b, to_b, EACH).unwrap(),
+            datagrams: [
+                Probe::datagrams(a, b, to_b, EACH_DATAGRAM).unwrap(),
+                Probe::datagrams(b, a, to_a, EACH_DATAGRAM).unwrap(),
+            ],
+            bulk: Transfer::start_paced(a, b, to_b, RATE).unwrap(),
+        }
+    }
+
+    /// Lets them run for a while.
+    pub(crate) fn run_for(&self, length: Duration) {
+        let end = Instant::now() + length;
+        while Instant::now() < end {
+            self.ping.wait_answers(5, PATIENCE).unwrap();
+        }
+        self.echo.wait_answers(1, PATIENCE).unwrap();
+        self.bulk.wait_received(1, PATIENCE).unwrap();
+    }
+
+    /// Gaps of the bulk flow count from here on.
+    pub(crate) fn forget_gaps(&self) {
+        self.bulk.forget_gaps();
+    }
+
+    /// Every hub with what it received between two moments, the busiest first.
+    pub(crate) fn carried(&self, from: Instant, to: Instant) -> Vec<Carried<'a>> {
+        let crossed = self.wires.between(from, to);
+        let share = |name: &'a str| Carried {
+            hub: name,
+            packets: crossed.of(name).received_packets,
+            bytes: crossed.of(name).received_bytes,
+        };
+        let mut all: Vec<Carried<'a>> = self.lab.hubs().map(|hub| share(hub.name())).collect();
+        all.sort_by_key(|carried| std::cmp::Reverse(carried.bytes));
+        all
+    }
+
+    /// The one hub that carried all flows, both ways, in the last second; `None` where there was not one alone.
+    pub(crate) fn carrier(&self) -> Option<&'a str> {
+        let now = Instant::now();
+        let carried = self.carried(now - Duration::from_secs(1), now);
+        let (first, others) = carried.split_first()?;
+        let alone = first.bytes > LEAST && others.iter().all(|other| other.packets < QUIET);
+        alone.then_some(first.hub)
+    }
+
+    /// The hubs that carried something of the flows in the last `span`.
+    pub(crate) fn carriers(&self, span: Duration) -> Vec<&'a str> {
+        let now = Instant::now();
+        let packets = u64::try_from(u128::from(QUIET) * span.as_millis() / 1000).unwrap_or(u64::MAX);
+        let busy = self.carried(now - span, now).into_iter().filter(|carried| carried.packets >= packets);
+        let mut names: Vec<&str> = busy.map(|carried| carried.hub).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Ends them, after all that was sent has arrived or is lost, and says what was felt since `at`.
+    pub(crate) fn stop(self, at: Instant) -> Felt {
+        let end = Instant::now();
+        let longest = |report: &Report| report.longest_gap_between(at, end).length;
+        let carried = self.carried(end - Duration::from_secs(1), end);
+        let moved = carried.iter().map(|carried| carried.bytes).sum::<u64>() > LEAST;
+        let [there, back] = self.datagrams.map(|probe| probe.finish(UNDER_WAY));
+        let (ping, echo) = (self.ping.finish(UNDER_WAY), self.echo.finish(UNDER_WAY));
+        let bulk = self.bulk.stop(PATIENCE);
+        Felt {
+            ping: longest(&ping),
+            echo: longest(&echo),
+            bulk: since(bulk.longest_gap, at),
+            datagrams: [&there, &back].map(longest),
+            lost: [&there, &back].map(|report| report.sent() - report.answered()),
+            alive: echo.broken().is_none() && bulk.broken.is_none() && bulk.equal && moved,
+            transfer: bulk,
+        }
+    }
+}
+
+/// What a hub received.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Carried<'a> {
+    pub(crate) hub: &'a str,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What the flows felt: longest gaps, and losses.
+#[derive(Debug)]
+pub(crate) struct Felt {
+    pub(crate) ping: Duration,
+    pub(crate) echo: Duration,
+    pub(crate) bulk: Duration,
+    /// From a to b, and back.
+    pub(crate) datagrams: [Duration; 2],
+    pub(crate) lost: [usize; 2],
+    /// The connections are those of the start, moved on to the end, and every byte came as it was sent.
+    pub(crate) alive: bool,
+    pub(crate) transfer: TransferReport,
+}
+
+impl Felt {
+    /// The worse of ping and echo.
+    pub(crate) fn gap(&self) -> Duration {
+        self.ping.max(self.echo)
+    }
+}
+
+fn since(gap: Gap, at: Instant) -> Duration {
+    if gap.from + gap.length > at { gap.length } else { Duration::ZERO }
+}
+
+/// How often each site's path to the other was another one than at the look before.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    last: [Value; 2],
+    counts: [usize; 2],
+}
+
+impl Changes {
+    pub(crate) fn new(lab: &Lab) -> Self {
+        Self { last: Self::ways(lab), counts: [0, 0] }
+    }
+
+    pub(crate) fn look(&mut self, lab: &Lab) {
+        let now = Self::ways(lab);
+        for ((count, last), now) in self.counts.iter_mut().zip(&self.last).zip(&now) {
+            if last != now {
+                println!("  path changed: {last} to {now}");
+                *count += 1;
+            }
+        }
+        self.last = now;
+    }
+
+    /// Of a and of b.
+    pub(crate) fn counts(&self) -> [usize; 2] {
+        self.counts
+    }
+
+    fn ways(lab: &Lab) -> [Value; 2] {
+        [("a", "b"), ("b", "a")].map(|(site, peer)| {
+            let way = path(&lab.status(site).unwrap(), peer).unwrap_or_default();
+            serde_json::json!([way["transport"], way["via"]])
+        })
+    }
+}
+
+/// Waits until both sites are attached to all these hubs by this transport, and have a path to each other and another way
+/// beside it. Keep traffic going meanwhile.
+pub(crate) fn wait_settled(lab: &Lab, hubs: &[&str], transport: &str) {
+    for (site, peer) in [("a", "b"), ("b", "a")] {
+        wait_status(lab, site, &format!("{hubs:?} by {transport} and a standby"), |status| {
+            let attached = |name: &&str| {
+                let of = |hub: &&Value| hub["name"] == **name;
+                let hub = status["hubs"].as_array().and_then(|all| all.iter().find(of));
+                hub.is_some_and(|hub| hub["state"] == "attached" && hub["transport"] == transport)
+            };
+            let entry = status["peers"].as_array()?.iter().find(|entry| entry["name"] == peer)?;
+            let way = path(status, peer)?;
+            let other = entry["standby"].as_array()?.iter().any(|standby| standby["via"] != way["via"]);
+            (hubs.iter().all(attached) && way["transport"] == transport && other).then_some(())
+        });
+    }
+}
+
+/// Between two questions of the ping and of the echo.
+pub(crate) const EACH: Duration = Duration::from_millis(10);
+/// Between two datagrams of a way.
+const EACH_DATAGRAM: Duration = Duration::from_millis(1);
+/// The TCP flow's rate, bits a second.
+pub(crate) const RATE: u64 = 30_000_000;
+/// Between two looks at the router's counters.
+const SAMPLE: Duration = Duration::from_millis(20);
+/// Bytes in a second that only the flows can be.
+const LEAST: u64 = 2_000_000;
+/// Packets in a second that are fewer than the datagrams of one way alone, and more than what keeps a way warm.
+const QUIET: u64 = 400;
+/// How long something may be under way.
+const UNDER_WAY: Duration = Duration::from_millis(600);
