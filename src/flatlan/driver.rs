@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{Dscp, NodeConfig, TransportChoice},
     control::{self, Request},
-    gateway::{OnLan, moved_away, strictly},
+    gateway::{Forwards, OnLan, moved_away, strictly},
     packet_loop::{ECN, PacketLoopError, Unstarted},
     refused::Refused,
     state::{NodeState, SOCKET, StateError},
@@ -212,6 +212,8 @@ struct Driver {
     lans: Vec<Connected>,
     /// What was set on them for addresses that moved; nothing yet.
     on_lan: Option<OnLan>,
+    /// Whether this machine forwards for the hosts of its site.
+    forwards: Forwards,
     /// What the kernel refused, and when to try again.
     unset: Option<(Interface, Instant)>,
     netlink: Netlink,
@@ -305,6 +307,7 @@ impl Driver {
             interface: None,
             lans: Vec::new(),
             on_lan: None,
+            forwards: Forwards::default(),
             unset: None,
             netlink,
             underlay,
@@ -544,6 +547,7 @@ impl Driver {
             routes.insert(prefix, source);
         }
         self.netlink.set_routes(link, &routes).await?;
+        self.forwards.set(interface);
         let plan = OnLan::plan(interface, &lans, self.config.lan.as_deref());
         self.lans = lans;
         self.set_on_lan(plan).await
@@ -559,9 +563,6 @@ impl Driver {
         }
         for prefix in plan.wide.difference(&before.wide) {
             tracing::warn!(vip = %prefix, "too wide to be answered for on the LAN: its hosts need a route to this gateway");
-        }
-        if !plan.routes.is_empty() || !plan.answers.is_empty() {
-            self.warn_if_it_does_not_forward();
         }
         // what an earlier life left behind is taken away, too
         let devices = self.lans.iter().map(|lan| lan.device.clone()).chain(plan.routes.keys().cloned());
@@ -589,15 +590,6 @@ impl Driver {
         }
         self.on_lan = Some(plan);
         Ok(())
-    }
-
-    /// The kernel neither forwards to a LAN nor answers there for others before an operator allows it.
-    fn warn_if_it_does_not_forward(&self) {
-        if !flatlan_os::route::forwards() {
-            tracing::warn!(
-                "this machine does not forward, and what moved is not reached: sysctl net.ipv4.ip_forward=1"
-            );
-        }
     }
 
     async fn refuse_overlap(&self, interface: &Interface) -> Result<(), NodeError> {

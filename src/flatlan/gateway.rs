@@ -1,4 +1,5 @@
-//! What a gateway does on its LAN for addresses that moved, so that nobody there needs to be told.
+//! What a gateway does on its machine: it forwards, and acts on its LAN for addresses that moved, so that nobody there
+//! needs to be told.
 //!
 //! ```text
 //!   moved away: 192.168.10.5 of this LAN is at another site      moved here: 192.168.10.5 is on this LAN, its route elsewhere
@@ -6,7 +7,7 @@
 //!     neighbour  ----------------> gateway --> overlay             host --who has .1, its router?--> gateway: I --> overlay
 //! ```
 //!
-//! Pure: what to do follows from the roster and from the LANs that this machine is in. The kernel answers only for what
+//! What to do for them follows from the roster and from the LANs that this machine is in. The kernel answers only for what
 //! its own routes lead elsewhere, so an address that comes home is answered for by itself again. Neighbours of an address
 //! that moved are reached by IPv4 alone: with IPv6 a host's router has a link-local address, which is nobody else's.
 
@@ -16,7 +17,7 @@ use std::{
 };
 
 use flatlan_node::Interface;
-use flatlan_os::route::Connected;
+use flatlan_os::route::{Connected, Forwarding};
 use flatlan_types::Prefix;
 
 /// What is to be on the LANs.
@@ -89,6 +90,41 @@ fn only_device<'a>(interface: &Interface, lans: &'a [Connected]) -> Option<&'a s
     let devices: BTreeSet<&str> = lans.iter().filter(|lan| own(lan.prefix)).map(|lan| lan.device.as_str()).collect();
     let mut devices = devices.into_iter();
     devices.next().filter(|_| devices.next().is_none())
+}
+
+/// Whether this machine forwards for the hosts of its site. What was switched on is switched off again when this is
+/// dropped.
+#[derive(Debug, Default)]
+pub(crate) enum Forwards {
+    /// As it was: on before, or not to be switched on.
+    AsItWas,
+    /// Nobody needs it to.
+    #[default]
+    ForNobody,
+    /// Switched on here.
+    Here(Forwarding),
+}
+
+impl Forwards {
+    /// Whoever carries routes forwards.
+    pub(crate) fn set(&mut self, interface: &Interface) {
+        match (interface.served.is_empty(), &self) {
+            (true, _) => *self = Self::ForNobody,
+            (false, Self::AsItWas | Self::Here(_)) => {}
+            (false, Self::ForNobody) => {
+                *self = Forwarding::enable().map_or_else(
+                    |why| {
+                        tracing::warn!(
+                            reason = %why,
+                            "this machine does not forward, and its site is not reached: sysctl -w net.ipv4.ip_forward=1"
+                        );
+                        Self::AsItWas
+                    },
+                    |on| on.map_or(Self::AsItWas, Self::Here),
+                );
+            }
+        }
+    }
 }
 
 /// Bits of a prefix that may be answered for, address by address: as many as 1,024.

@@ -4,8 +4,9 @@
 //! level: give what should be, and what differs is changed; only our own link and our own routes are ever
 //! touched. Reading answers what the control machine asks: which prefixes are connected here already, under
 //! which addresses this machine can be reached, and that something has changed.
-//! What a gateway answers for on its LAN is in `neighbour`. Policy routing, other tables and DNS are not here.
+//! Whether the machine forwards is in `forward`, what a gateway answers for on its LAN in `neighbour`. Policy routing, other tables and DNS are not here.
 
+mod forward;
 mod neighbour;
 
 use std::{
@@ -30,6 +31,8 @@ use rtnetlink::{
     },
 };
 use tokio::{sync::watch, task::JoinHandle};
+
+pub use forward::Forwarding;
 
 use crate::{ExitClass, Why};
 
@@ -387,11 +390,6 @@ fn concerned(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => output(route),
         _ => None,
     }
-}
-
-/// Whether this machine forwards IPv4 packets.
-pub fn forwards() -> bool {
-    std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1")
 }
 
 /// Runs `future` to its end on a thread of its own, in the calling thread's network namespace: for callers

@@ -1,4 +1,4 @@
-//! An address moves from one site's LAN to another's, and every host that knew it goes on knowing it by that address.
+//! Gateways: hosts of the LANs behind nodes reach each other, also after one of them has moved to another site.
 //!
 //! ```text
 //!                  h1
@@ -22,7 +22,23 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flatlan_lab::{Lab, Namespace, Nat, Probe, SiteSpec};
-use support::{PATIENCE, lab};
+use support::{PATIENCE, gateway, lab};
+
+#[test]
+fn a_node_with_routes_forwards_while_it_runs_and_not_a_moment_longer() {
+    let lab = sites();
+    let forwards = |site| gateway(&lab, site).exec("cat", ["/proc/sys/net/ipv4/ip_forward"]).unwrap() == "1\n";
+    for site in ["a", "c"] {
+        lab.site(site).unwrap().process().unwrap().stop(PATIENCE).unwrap();
+        gateway(&lab, site).sysctl("net/ipv4/ip_forward", "0").unwrap();
+        lab.up(site).unwrap();
+    }
+    assert!(forwards("a") && !forwards("c"), "c carries nothing");
+    let [to, _] = lab.site("a").unwrap().hosts()[0].addresses();
+    drop(answered(lab.site("b").unwrap().hosts()[0].namespace(), to));
+    lab.site("a").unwrap().process().unwrap().stop(PATIENCE).unwrap();
+    assert!(!forwards("a"));
+}
 
 #[test]
 fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
@@ -65,7 +81,7 @@ fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
     assert_eq!(back.stdout, format!("- {vm}/32 b\n+ {vm}/32 a\n"));
     drop(answered(neighbour, vm));
     for site in ["a", "b"] {
-        let answers = lab.site(site).unwrap().gateway().exec("ip", ["neighbour", "show", "proxy"]).unwrap();
+        let answers = gateway(&lab, site).exec("ip", ["neighbour", "show", "proxy"]).unwrap();
         assert_eq!(answers, "", "{site} answers for nobody any more");
     }
 }
@@ -81,7 +97,7 @@ fn sites() -> Lab {
     let lab = lab().hub("h1");
     let lab = lab.site_with(SiteSpec::new("a").nat(Nat::Symmetric).hosts(2));
     let lab = lab.site_with(SiteSpec::new("b").nat(Nat::Symmetric).hosts(2));
-    let lab = lab.site("c", Nat::Symmetric).build().unwrap();
+    let lab = lab.site_with(SiteSpec::new("c").nat(Nat::Symmetric).hosts(0)).build().unwrap();
     lab.bring_up().unwrap();
     lab
 }
