@@ -56,6 +56,8 @@ pub struct Hub {
     pending: BTreeMap<u32, Pending>,
     next_request: u32,
     closing: Vec<Closing>,
+    /// Labels whose way crosses a hub that it should avoid, by whom they lead to.
+    crossing: BTreeSet<(NetworkId, MemberId, Label)>,
     neighbours: BTreeMap<HubKey, Neighbour>,
     diallers: BTreeMap<HubKey, Dialler>,
     dials: BTreeMap<DialId, Dialling>,
@@ -105,6 +107,7 @@ impl Hub {
             pending: BTreeMap::new(),
             next_request: 0,
             closing: Vec::new(),
+            crossing: BTreeSet::new(),
             neighbours: BTreeMap::new(),
             diallers: BTreeMap::new(),
             dials: BTreeMap::new(),

@@ -3,11 +3,12 @@
 //! ```text
 //!            BOUND                 LOST unanswered
 //!  Down ───────────────▶ Up ───────────────────────▶ Down
-//!  (each endpoint in turn,   (every INTERVAL)
-//!   with back-off)
+//!  (each endpoint in turn,   (every INTERVAL; every BURST
+//!   with back-off)            once an answer is late)
 //! ```
 //!
-//! A challenge is answered at once. Which endpoints may be tried is decided by who made the leg; an
+//! Suspicion is settled fast: what comes of the burst is also what keeps the other hub from believing that this one is
+//! dead, where a single datagram was lost. A challenge is answered at once. Which endpoints may be tried is decided by who made the leg; an
 //! address that never answers gets one small datagram per back-off.
 
 use std::time::{Duration, Instant};
@@ -36,6 +37,10 @@ pub(crate) struct HubLeg {
     /// Counter of the last `BOUND` taken.
     taken: u64,
     unanswered: u32,
+    /// Of the last answer.
+    rtt: Duration,
+    /// When the last `BIND` was sent that was due.
+    asked: Instant,
     pause: Duration,
     next: Instant,
     start: Instant,
@@ -73,6 +78,8 @@ impl HubLeg {
             sent: 0,
             taken: 0,
             unanswered: 0,
+            rtt: Duration::ZERO,
+            asked: now,
             pause: INTERVAL,
             next: now,
             start: now,
@@ -107,8 +114,14 @@ impl HubLeg {
             // The first few tries are quick; then twice as slow each time.
             self.pause = if self.unanswered < QUICK { INTERVAL } else { (self.pause * 2).min(SLOWEST) };
         }
+        // Where it answers, an answer in time puts this off.
+        let again = match (self.up, self.unanswered) {
+            (None, _) => self.pause,
+            (Some(_), 0) => self.rtt + self.rtt / 2 + LATE,
+            (Some(_), _) => BURST,
+        };
         self.unanswered = self.unanswered.saturating_add(1);
-        self.next = now + self.pause;
+        (self.asked, self.next) = (now, now + again);
         let send = to.map(|to| (to, self.bind(0, now)));
         Step { send, down }
     }
@@ -130,8 +143,9 @@ impl HubLeg {
                 self.up = Some(from);
                 self.unanswered = 0;
                 self.pause = INTERVAL;
-                self.next = self.next.min(now + INTERVAL);
+                self.next = (self.asked + INTERVAL).max(now);
                 let rtt = Duration::from_micros(self.clock(now).saturating_sub(bound.time));
+                self.rtt = rtt;
                 Some(Answer::Bound { attachment: self.attachment, rtt, change })
             }
         }
@@ -148,8 +162,84 @@ impl HubLeg {
 }
 
 const INTERVAL: Duration = Duration::from_millis(200);
-/// So many unanswered in a row: down.
-const LOST: u32 = 4;
+/// So much later than usual an answer is late, and how soon it is asked for again then.
+const LATE: Duration = Duration::from_millis(60);
+const BURST: Duration = Duration::from_millis(40);
+/// So many unanswered in a row: down. Chance reaches this at 10 % loss each way once in years.
+const LOST: u32 = 12;
 /// So many tries before slowing down.
 const QUICK: u32 = 8;
 const SLOWEST: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A leg that is up since `start`, and was answered at once.
+    fn up(start: Instant) -> HubLeg {
+        let mut leg = HubLeg::new(AttachmentId(1), 7, BindSecret::from_bytes([1; 32]), vec![hub()], start);
+        ask(&mut leg, start);
+        answer(&mut leg, start + MS);
+        leg
+    }
+
+    fn hub() -> Endpoint {
+        Endpoint::new("192.0.2.9:51820".parse().unwrap())
+    }
+
+    fn ask(leg: &mut HubLeg, now: Instant) -> Step {
+        let step = leg.handle_timeout(now);
+        assert!(step.send.is_some());
+        step
+    }
+
+    fn answer(leg: &mut HubLeg, now: Instant) {
+        let (counter, time) = (leg.sent, leg.clock(leg.asked));
+        let bound = Bound { id: 7, counter, time, reflexive: hub(), verdict: Verdict::Bound };
+        assert!(leg.handle_bound(hub(), &bound.encode(&BindSecret::from_bytes([1; 32])), now).is_some());
+    }
+
+    #[test]
+    fn answers_in_time_are_asked_for_five_times_a_second() {
+        let start = Instant::now();
+        let mut leg = up(start);
+        for turn in 1..10 {
+            let due = start + INTERVAL * turn;
+            assert_eq!(leg.poll_timeout(), due);
+            ask(&mut leg, due);
+            answer(&mut leg, due + MS * 30);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_late_is_asked_for_again_at_once_and_one_of_many_is_enough() {
+        let start = Instant::now();
+        let mut leg = up(start);
+        let lost = start + INTERVAL;
+        ask(&mut leg, lost);
+        let mut now = leg.poll_timeout();
+        assert!(now <= lost + LATE + MS * 2);
+        for _ in 2..LOST {
+            assert!(!ask(&mut leg, now).down);
+            assert_eq!(leg.poll_timeout(), now + BURST);
+            now += BURST;
+        }
+        answer(&mut leg, now);
+        assert_eq!(leg.poll_timeout(), leg.asked + INTERVAL);
+        let due = leg.poll_timeout();
+        assert!(!ask(&mut leg, due).down);
+    }
+
+    #[test]
+    fn a_hub_that_answers_no_more_is_down_within_a_second() {
+        let start = Instant::now();
+        let mut leg = up(start);
+        let mut due = leg.poll_timeout();
+        while !ask(&mut leg, due).down {
+            due = leg.poll_timeout();
+            assert!(due < start + MS * 1000);
+        }
+    }
+}

@@ -6,8 +6,8 @@
 //!                                                └──────── heard again ─────┘
 //! ```
 //!
-//! Signs of life are messages on the control stream and answered `BIND`s on UDP: one late TCP segment
-//! takes no adjacency down. Two hubs that dial each other keep the stream that the smaller key dialled.
+//! Signs of life are messages on the control stream and `BIND`s on UDP: one late TCP segment takes no adjacency down.
+//! Where UDP works, a `BIND` without an answer is followed by many, so that silence means something sooner. Two hubs that dial each other keep the stream that the smaller key dialled.
 //! Up or down, and round trips that changed much, make a new link state, which floods to the hubs that
 //! share a network with its origin. Digests find what a lost message left different.
 //!
@@ -41,6 +41,8 @@ pub(super) struct Neighbour {
     /// Of its first stream: who attaches again while it is here gets no time anew.
     since: Instant,
     heard: Instant,
+    /// Without a sign of life it is down from then on.
+    silent: Instant,
     leg: LegState,
     /// Its last hello, and when it came.
     theirs: Option<(u64, Instant)>,
@@ -64,8 +66,17 @@ impl Neighbour {
         NeighbourStatus { hub, up: self.is_up(), udp: self.leg == LegState::Up, rtt: self.rtt }
     }
 
+    /// A sign of life.
+    fn hear(&mut self, now: Instant) {
+        let patience = match self.leg {
+            LegState::Down => HELLO * MISSES,
+            LegState::Up => SILENCE + self.rtt.unwrap_or_default() * 2,
+        };
+        (self.heard, self.silent) = (now, now + patience);
+    }
+
     fn alive(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.heard) < HELLO * MISSES
+        now < self.silent
     }
 }
 
@@ -228,7 +239,7 @@ impl Hub {
 
     pub(super) fn handle_hub(&mut self, stream: StreamId, hub: HubKey, message: Control, now: Instant) {
         let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
-        neighbour.heard = now;
+        neighbour.hear(now);
         let attachment = neighbour.attachment;
         match message {
             Control::Hello { time, echo } => self.handle_hello(hub, time, echo, now),
@@ -316,7 +327,7 @@ impl Hub {
         if let Some(neighbour) = self.neighbours.get_mut(&hub) {
             neighbour.leg = leg;
             if leg == LegState::Up {
-                neighbour.heard = now;
+                neighbour.hear(now);
             }
         }
     }
@@ -326,7 +337,7 @@ impl Hub {
         if let Some(Owner::Hub(hub)) = self.attachments.get(attachment.0).map(|attachment| attachment.owner)
             && let Some(neighbour) = self.neighbours.get_mut(&hub)
         {
-            neighbour.heard = now;
+            neighbour.hear(now);
         }
     }
 
@@ -346,7 +357,7 @@ impl Hub {
     /// When a neighbour or a dial next needs a turn.
     pub(super) fn neighbours_due(&self) -> Option<Instant> {
         let neighbours = self.neighbours.values().flat_map(|neighbour| {
-            let silent = (neighbour.adjacency == Adjacency::Up).then(|| neighbour.heard + HELLO * MISSES);
+            let silent = (neighbour.adjacency == Adjacency::Up).then_some(neighbour.silent);
             [Some(neighbour.next_hello), silent].into_iter().flatten()
         });
         let dials = self.diallers.iter().filter_map(|(hub, dialler)| dialler.attempt(self.wanted_dial(hub)?).next);
@@ -561,6 +572,7 @@ impl Hub {
             dialler,
             since: before.map_or(now, |(_, since)| since),
             heard: now,
+            silent: now + HELLO * MISSES,
             leg: LegState::Down,
             theirs: None,
             rtt: None,
@@ -765,6 +777,8 @@ fn drift(rtt_us: u32) -> u32 {
 
 const HELLO: Duration = Duration::from_millis(200);
 const MISSES: u32 = 4;
+/// Where UDP works: more than two `BIND`s of the usual kind, and the burst that follows a lost one.
+const SILENCE: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Neighbours that a roster lists; those that are configured do not count.

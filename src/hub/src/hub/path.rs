@@ -138,7 +138,7 @@ impl Hub {
                 let rtt_us = rtt_us.saturating_add(link);
                 self.give_label(upstream, downstream, (request, out, via, rtt_us), open);
             }
-            Origin::Repair(label, _) => self.redirect(label, downstream, out, now),
+            Origin::Repair(label, _) => self.redirect(label, downstream, (out, &via), now),
         }
     }
 
@@ -280,6 +280,16 @@ impl Hub {
             self.labels.get(label.0).is_some_and(|state| (state.network, state.to) == (network, member))
         });
         for label in labels.collect::<Vec<_>>() {
+            self.repair(label, None, Cause::Leaving, now);
+        }
+    }
+
+    /// A member can be reached at another hub too: perhaps ways to it that cross hubs which they should avoid need not.
+    /// Those hubs are other ways of the same sender, and the end of one must not be that of both.
+    pub(super) fn spread_ways(&mut self, network: NetworkId, to: MemberId, now: Instant) {
+        let range = (network, to, Label(0))..=(network, to, Label(u32::MAX));
+        let crossing: Vec<_> = self.crossing.range(range).map(|(_, _, label)| *label).collect();
+        for label in crossing {
             self.repair(label, None, Cause::Leaving, now);
         }
     }
@@ -440,6 +450,7 @@ impl Hub {
         open: PathOpen,
     ) {
         let PathOpen { network, from, to, via: before, avoid, .. } = open;
+        let crosses = via.iter().any(|hub| avoid.contains(hub));
         let state = LabelState { network, from, to, upstream, downstream, out, via: before, avoid, repair: Repair::No };
         let generation = self.random.generation();
         // Many requests may have waited at once.
@@ -457,6 +468,9 @@ impl Hub {
         if let Some(state) = self.attachments.get_mut(upstream.0) {
             state.upstream.insert(label);
         }
+        if crosses {
+            self.crossing.insert((network, to, label));
+        }
         if let Some(state) = self.attachments.get_mut(downstream.0) {
             state.downstream.insert((out, label));
         }
@@ -466,12 +480,18 @@ impl Hub {
     }
 
     /// Another way works: move the label onto it, and let the old way drain.
-    fn redirect(&mut self, label: Label, downstream: AttachmentId, out: Label, now: Instant) {
+    fn redirect(&mut self, label: Label, downstream: AttachmentId, (out, via): (Label, &[HubKey]), now: Instant) {
         let Some(state) = self.labels.get_mut(label.0) else {
             return self.close_downstream(downstream, out);
         };
         let before = (state.downstream, state.out);
         (state.downstream, state.out, state.repair) = (downstream, out, Repair::No);
+        let (way, crosses) = ((state.network, state.to, label), via.iter().any(|hub| state.avoid.contains(hub)));
+        if crosses {
+            self.crossing.insert(way);
+        } else {
+            self.crossing.remove(&way);
+        }
         if let Some(attachment) = self.attachments.get_mut(before.0.0) {
             attachment.downstream.remove(&(before.1, label));
             self.closing.push(Closing { at: now + KEEP, attachment: before.0, label: before.1 });
@@ -548,6 +568,7 @@ impl Hub {
         if let Some(tenant) = self.networks.get_mut(&state.network) {
             tenant.labels = tenant.labels.saturating_sub(1);
         }
+        self.crossing.remove(&(state.network, state.to, label));
         self.forward(ForwardCommand::RemoveLabel { label });
         if let Some(attachment) = self.attachments.get_mut(state.upstream.0) {
             attachment.upstream.remove(&label);

@@ -233,6 +233,7 @@ impl Hub {
             let refusal = Refusal::stale("a newer start of this node attached elsewhere", encoded);
             self.expel(attached, refusal, now);
         }
+        self.spread_ways(network, member, now);
         added
     }
 
