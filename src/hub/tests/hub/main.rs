@@ -5,5 +5,6 @@
 
 mod across;
 mod hostile;
+mod reflection;
 mod single;
 mod world;
