@@ -295,6 +295,19 @@ impl Hub {
         self.key
     }
 
+    /// Whether the other end of a stream has proven to be a member or a hub. Admins and whoever redeems an invite
+    /// have proven less.
+    pub fn knows(&self, stream: StreamId) -> bool {
+        self.streams.get(&stream).is_some_and(|stream| match stream.state {
+            State::Node(_) | State::Data(_) | State::Hub(_) | State::HubData(_) => true,
+            State::Greeting
+            | State::DialGreeting(_)
+            | State::DialAttaching(_)
+            | State::Join { .. }
+            | State::Admin { .. } => false,
+        })
+    }
+
     /// How much there is of everything.
     pub fn stats(&self) -> HubStats {
         HubStats {

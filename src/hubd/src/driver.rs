@@ -176,7 +176,7 @@ pub struct RunningHub {
 
 /// Runs a hub until a signal ends it.
 pub(crate) async fn serve(config: Config) -> Result<(), HubError> {
-    let limit = harden::raise_open_files();
+    let limit = harden::raise_open_files(WANTED_FILES);
     if limit < WANTED_FILES {
         tracing::warn!(
             limit,
@@ -347,19 +347,24 @@ impl RunningHub {
     async fn handle_stream(&mut self, event: StreamEvent) {
         let now = clock::now();
         match event {
-            StreamEvent::Accepted { stream, remote } => {
+            StreamEvent::Accepted { stream, remote, place } => {
                 let opened = Opened { remote, exporter: Exporter(stream.exporter), origin: StreamOrigin::Accepted };
-                let id = self.streams.add(stream, None);
+                let id = self.streams.add_stranger(stream, place);
                 self.hub.handle_stream_opened(id, opened, now);
             }
             StreamEvent::Dialled { stream, dial, role } => {
                 let origin = StreamOrigin::Dialled(dial);
                 let opened = Opened { remote: stream.remote, exporter: Exporter(stream.exporter), origin };
-                let id = self.streams.add(stream, Some(role));
+                let id = self.streams.add(stream, role);
                 self.hub.handle_stream_opened(id, opened, now);
             }
             StreamEvent::DialFailed { dial } => self.hub.handle_dial_failed(dial, now),
-            StreamEvent::Message { stream, bytes } => self.hub.handle_message(stream, &bytes, now),
+            StreamEvent::Message { stream, bytes } => {
+                self.hub.handle_message(stream, &bytes, now);
+                if self.streams.is_stranger(stream) && self.hub.knows(stream) {
+                    self.streams.admit(stream);
+                }
+            }
             StreamEvent::Closed { stream } => {
                 self.close(stream).await;
                 self.hub.handle_stream_closed(stream, now);

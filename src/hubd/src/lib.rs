@@ -8,6 +8,7 @@
 mod admin;
 mod args;
 mod driver;
+mod lobby;
 mod log;
 mod packet_loop;
 mod state;

@@ -13,16 +13,19 @@ use flatlan_os::{
 use flatlan_relay::Role;
 use flatlan_types::{Endpoint, HostPort};
 use tokio::{
-    sync::{Semaphore, SetOnce, mpsc, watch},
+    sync::{SetOnce, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
-use crate::packet_loop::FrameInbox;
+use crate::{
+    lobby::{Lobby, Place},
+    packet_loop::FrameInbox,
+};
 
 /// What streams tell the control loop.
 pub(crate) enum StreamEvent {
     /// TLS and WebSocket are done. `remote` is the peer's address as TCP knows it.
-    Accepted { stream: Stream, remote: Endpoint },
+    Accepted { stream: Stream, remote: Endpoint, place: Place },
     /// Dialled.
     Dialled { stream: Stream, dial: DialId, role: Role },
     /// Not to be dialled.
@@ -44,6 +47,8 @@ struct Handle {
     queue: SendQueue,
     data: Arc<SetOnce<(AttachmentId, FrameInbox)>>,
     receiving: JoinHandle<()>,
+    /// While the other end has not proven who it is: says that it has.
+    lobby: Option<oneshot::Sender<()>>,
 }
 
 impl Streams {
@@ -53,21 +58,23 @@ impl Streams {
     }
 
     /// Accepts connections until dropped, each with the newest certificate. TLS is done in a task of its own for
-    /// each, a bounded number at a time.
+    /// each; a bounded number of them has not proven who they are.
     pub(crate) fn listen(&self, listener: Listener, acceptor: watch::Receiver<Arc<Acceptor>>) -> JoinHandle<()> {
         let events = self.events.clone();
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let lobby = Lobby::new(STRANGERS);
         tokio::spawn(async move {
             loop {
                 let (tcp, remote) = listener.accept().await;
-                let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+                let mut place = lobby.enter(remote);
                 let (events, acceptor) = (events.clone(), acceptor.borrow().clone());
                 tokio::spawn(told(async move {
-                    let accepted = Box::pin(acceptor.accept(tcp)).await;
-                    drop(permit);
+                    let accepted = tokio::select! {
+                        accepted = Box::pin(acceptor.accept(tcp)) => accepted,
+                        () = place.lost() => return tracing::debug!(endpoint = %remote, "too many connections"),
+                    };
                     match accepted {
                         Ok(stream) => {
-                            let _ = events.send(StreamEvent::Accepted { stream, remote }).await;
+                            let _ = events.send(StreamEvent::Accepted { stream, remote, place }).await;
                         }
                         Err(error) => tracing::debug!(endpoint = %remote, reason = %error, "connection is no stream"),
                     }
@@ -95,8 +102,30 @@ impl Streams {
         });
     }
 
-    /// Takes a stream in: numbers it and starts to move its messages. `role`: what it was dialled for.
-    pub(crate) fn add(&mut self, stream: Stream, role: Option<Role>) -> StreamId {
+    /// Takes in a stream that was dialled.
+    pub(crate) fn add(&mut self, stream: Stream, role: Role) -> StreamId {
+        self.take_in(stream, Some(role), None)
+    }
+
+    /// Takes in a stream whose other end is a stranger, until [`admit`](Self::admit).
+    pub(crate) fn add_stranger(&mut self, stream: Stream, place: Place) -> StreamId {
+        self.take_in(stream, None, Some(place))
+    }
+
+    /// Whether the other end has not proven who it is.
+    pub(crate) fn is_stranger(&self, stream: StreamId) -> bool {
+        self.streams.get(&stream).is_some_and(|handle| handle.lobby.is_some())
+    }
+
+    /// The other end has proven who it is.
+    pub(crate) fn admit(&mut self, stream: StreamId) {
+        if let Some(lobby) = self.streams.get_mut(&stream).and_then(|handle| handle.lobby.take()) {
+            let _ = lobby.send(());
+        }
+    }
+
+    /// Numbers a stream and starts to move its messages. `role`: what it was dialled for.
+    fn take_in(&mut self, stream: Stream, role: Option<Role>, place: Option<Place>) -> StreamId {
         self.next += 1;
         let id = StreamId(self.next);
         let (queue, outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
@@ -105,8 +134,11 @@ impl Streams {
         tokio::spawn(told(send(stream.sender, outgoing)));
         let greeting = if role == Some(Role::HubData) { GREETING } else { usize::MAX };
         let receiving = receive(id, stream.receiver, (data.clone(), greeting), self.events.clone());
+        let (lobby, admitted) = oneshot::channel();
+        let lobby = place.is_some().then_some(lobby);
+        let receiving = while_welcome(receiving, place, admitted);
         let receiving = tokio::spawn(supervised(id, receiving, self.events.clone()));
-        self.streams.insert(id, Handle { queue, data, receiving });
+        self.streams.insert(id, Handle { queue, data, receiving, lobby });
         id
     }
 
@@ -153,6 +185,19 @@ async fn told(work: impl Future<Output = ()>) {
     }
 }
 
+/// Does the work until a stranger has lost its place.
+async fn while_welcome(work: impl Future<Output = ()>, place: Option<Place>, admitted: oneshot::Receiver<()>) {
+    tokio::pin!(work);
+    if let Some(mut place) = place {
+        tokio::select! {
+            () = &mut work => return,
+            () = place.lost() => return,
+            _ = admitted => {}
+        }
+    }
+    work.await;
+}
+
 /// `greeting`: after so many messages come frames, which wait until the stream is bound. Whoever dials us
 /// sends no frame before our answer, and by then it is bound.
 async fn receive(
@@ -194,8 +239,8 @@ const CONTROL_BYTES: usize = 16 << 20;
 const DATA_BYTES: usize = 512 << 10;
 /// How long frames may wait on one stream.
 const DATA_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
-/// TLS handshakes at a time: what a flood of half-open connections may cost.
-const HANDSHAKES: usize = 4096;
+/// Connections at a time that have not proven who they are: what a flood of them may cost.
+const STRANGERS: usize = 4096;
 /// How long a goodbye may take.
 const CLOSE: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -207,7 +252,7 @@ mod tests {
     async fn many_short_messages_may_wait_on_a_stream_and_a_bounded_number_of_bytes() {
         let (mut streams, _events) = Streams::new();
         let (queue, _outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
-        let handle = Handle { queue, data: Arc::default(), receiving: tokio::spawn(async {}) };
+        let handle = Handle { queue, data: Arc::default(), receiving: tokio::spawn(async {}), lobby: None };
         streams.streams.insert(StreamId(1), handle);
         let (short, long) = (49_152 * 200, 65_536);
         for _ in 0..49_152 {
