@@ -17,12 +17,18 @@ pub fn forbid_dumps() -> Result<(), HardenError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| HardenError::Dumpable(e.into()))
 }
 
-/// Raises the limit of open files to what the process may have; the limit that holds then.
-pub fn raise_open_files() -> u64 {
+/// Raises the limit of open files to what the process may have, and to `wanted` where it may raise that, too; the limit
+/// that holds then.
+pub fn raise_open_files(wanted: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let holds = if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
-    holds.unwrap_or(u64::MAX)
+    let hard = limit.maximum.unwrap_or(u64::MAX);
+    for most in [wanted.max(hard), hard] {
+        let raised = Rlimit { current: Some(most), maximum: Some(most) };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            return most;
+        }
+    }
+    limit.current.unwrap_or(u64::MAX)
 }
 
 /// Why a process could not be hardened.
@@ -57,8 +63,11 @@ mod tests {
     }
 
     #[test]
-    fn open_files_are_raised_to_the_hard_limit() {
+    fn open_files_are_raised_to_the_hard_limit_and_beyond_it_only_by_who_may() {
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
-        assert_eq!(raise_open_files(), hard);
+        assert_eq!(raise_open_files(1), hard);
+        let raised = raise_open_files(hard.saturating_add(1));
+        assert!(raised == hard || raised == hard.saturating_add(1), "{raised}");
+        assert_eq!(getrlimit(Resource::Nofile).current, Some(raised));
     }
 }
