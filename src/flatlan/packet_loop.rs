@@ -18,6 +18,7 @@ use flatlan_os::{
     Why, clock,
     panic::{self, Panicked},
     poll::{self, Waker},
+    priority::Priority,
     stream::SendQueue,
     tun::{self, Tun},
     udp::{self, RecvBatch, UdpSocket},
@@ -218,8 +219,10 @@ impl Report {
 impl<S: Sessions> PacketLoop<S> {
     fn run(&mut self) -> Result<(), PacketLoopError> {
         let mut received = RecvBatch::new();
+        let mut priority = Priority::new(clock::now());
         loop {
             let now = clock::now();
+            priority.update(now);
             let mut busy = false;
             while let Ok(order) = self.orders.try_recv() {
                 busy = true;
@@ -229,9 +232,9 @@ impl<S: Sessions> PacketLoop<S> {
             }
             busy |= self.receive_handed(now);
             busy |= self.receive_streams(now);
-            busy |= self.receive_udp(&mut received, now);
+            busy |= self.receive_udp(&mut received, &mut priority, now);
             // in part, where much waits: what is left keeps the loop busy
-            busy |= self.receive_tun(now)?;
+            busy |= self.receive_tun(&mut priority, now)?;
             if let Some(gro) = self.io.refused.poll_gro() {
                 self.worker.set_gro(gro);
             }
@@ -320,12 +323,13 @@ impl<S: Sessions> PacketLoop<S> {
         any
     }
 
-    fn receive_udp(&mut self, batch: &mut RecvBatch, now: Instant) -> bool {
+    fn receive_udp(&mut self, batch: &mut RecvBatch, priority: &mut Priority, now: Instant) -> bool {
         // an ICMP error of an earlier send is told by the receive after it; the next wait tells whether
         // there is more
         let Ok(count) = self.io.udp.recv(batch) else { return false };
         for received in batch.received() {
             let udp::Received { from, contents, stride, traffic_class, to: _ } = received;
+            priority.count(contents.len());
             self.worker.handle_network(from, contents, stride, traffic_class & ECN, now, &mut self.io);
         }
         self.udp_cut = batch.cut();
@@ -333,8 +337,8 @@ impl<S: Sessions> PacketLoop<S> {
         count > 0
     }
 
-    fn receive_tun(&mut self, now: Instant) -> Result<bool, PacketLoopError> {
-        self.read_tun()?;
+    fn receive_tun(&mut self, priority: &mut Priority, now: Instant) -> Result<bool, PacketLoopError> {
+        self.read_tun(priority)?;
         let (mut any, mut bytes) = (false, 0);
         for _ in 0..TUN_BURST {
             let Some(mut frame) = self.waiting.pop() else { break };
@@ -353,12 +357,13 @@ impl<S: Sessions> PacketLoop<S> {
     }
 
     /// Takes in what the kernel has; where that is very much, a part of it.
-    fn read_tun(&mut self) -> Result<(), PacketLoopError> {
+    fn read_tun(&mut self, priority: &mut Priority) -> Result<(), PacketLoopError> {
         for _ in 0..TUN_READS {
             let mut buffer = self.waiting.buffer();
             match self.io.tun.recv(&mut buffer) {
                 Ok(len) => {
                     self.failed_reads = 0;
+                    priority.count(len);
                     if let Some(mut dropped) = self.waiting.push(buffer, len) {
                         self.worker.drop_tun(dropped.bytes());
                         self.waiting.done(dropped);

@@ -13,6 +13,7 @@ use flatlan_hub::{
 use flatlan_os::{
     clock, panic,
     poll::{self, Waker},
+    priority::Priority,
     stream::SendQueue,
     udp::{RecvBatch, SendBatch, Transmit, UdpSocket, Unsent},
 };
@@ -237,8 +238,10 @@ impl FrameInbox {
 impl PacketLoop {
     fn run(&mut self) -> io::Result<()> {
         let mut received = RecvBatch::new();
+        let mut priority = Priority::new(clock::now());
         loop {
             let now = clock::now();
+            priority.update(now);
             let mut busy = false;
             while let Ok(order) = self.orders.try_recv() {
                 busy = true;
@@ -270,7 +273,7 @@ impl PacketLoop {
                 busy = true;
                 self.forwarder.handle_stream(attachment, &mut message, now, &mut self.io);
             }
-            busy |= self.receive(&mut received, now);
+            busy |= self.receive(&mut received, &mut priority, now);
             if self.forwarder.poll_timeout() <= now {
                 self.forwarder.handle_timeout(now, &mut self.io);
             }
@@ -284,9 +287,10 @@ impl PacketLoop {
         }
     }
 
-    fn receive(&mut self, batch: &mut RecvBatch, now: Instant) -> bool {
+    fn receive(&mut self, batch: &mut RecvBatch, priority: &mut Priority, now: Instant) -> bool {
         let Ok(count) = self.io.udp.recv(batch) else { return false };
         for received in batch.received() {
+            priority.count(received.contents.len());
             let batch = UdpBatch {
                 from: received.from,
                 contents: received.contents,

@@ -11,6 +11,7 @@
 //! * [`netns`]: doing a thing inside another network namespace.
 //! * [`mod@file`]: the state directory.
 //! * [`mod@panic`]: a bug in one task or thread ends that one, and is told.
+//! * [`priority`]: a packet thread that moves bulk runs ahead of other programs.
 //! * [`resolve`], [`clock`], [`entropy`], [`harden`]: names, time, chance, and what a process gives up.
 //! * [`secret`]: the text of a secret's file.
 //! * [`watchdog`]: telling the service manager that the loops turn.
@@ -30,6 +31,7 @@ pub mod harden;
 pub mod netns;
 pub mod panic;
 pub mod poll;
+pub mod priority;
 pub mod resolve;
 pub mod route;
 pub mod secret;
