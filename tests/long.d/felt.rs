@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use flatlan_lab::{Gap, Lab, Probe, Report, TrafficLog, Transfer, TransferReport};
+use flatlan_lab::{Gap, Lab, Probe, Report, RunOptions, TrafficLog, Transfer, TransferReport};
 use serde_json::Value;
 
 use crate::support::{PATIENCE, gateway, path, wait_status};
@@ -139,6 +139,23 @@ impl Felt {
 
 fn since(gap: Gap, at: Instant) -> Duration {
     if gap.from + gap.length > at { gap.length } else { Duration::ZERO }
+}
+
+/// Starts the sites again with a log that says why a path changed.
+pub(crate) fn explain(lab: &Lab) {
+    for site in ["a", "b"] {
+        lab.up_with(site, &RunOptions::args(["--log", "info,flatlan_node::node=debug"])).unwrap();
+    }
+}
+
+/// What the logs say of it.
+pub(crate) fn reasons(lab: &Lab) -> Vec<String> {
+    let of = |site: &&str| {
+        let lines = lab.process(site).unwrap().lines();
+        let said = lines.into_iter().filter(|line| line.text.contains("path changed"));
+        said.map(|line| format!("{site}: {}", line.text)).collect::<Vec<_>>()
+    };
+    ["a", "b"].iter().flat_map(of).collect()
 }
 
 /// How often each site's path to the other was another one than at the look before.

@@ -27,6 +27,7 @@ fn main() {
     let lab = flags.word("--flatlan").map_or(lab.clone(), |binary| lab.flatlan(binary));
     let lab = lab.site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
     lab.bring_up().unwrap();
+    felt::explain(&lab);
     {
         let _talk = support::ping(&lab, "a", "b");
         wait_settled(&lab, &["h1", "h2", "h3"], "udp");
@@ -41,9 +42,13 @@ fn main() {
     paper.head(&columns.split(" | ").collect::<Vec<_>>());
     let control = stretch(&lab, Duration::from_secs(60));
     row(&mut paper, "control", &control);
+    let before = felt::reasons(&lab).len();
     lab.lose("a", per_mille).unwrap();
     let lossy = stretch(&lab, Duration::from_secs(60 * u64::from(minutes)));
     row(&mut paper, "lossy", &lossy);
+    for reason in &felt::reasons(&lab)[before..] {
+        println!("  {reason}");
+    }
     paper.must(lossy.0 == [0, 0], &format!("paths changed: {:?}", lossy.0));
     paper.end();
 }

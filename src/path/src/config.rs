@@ -59,7 +59,7 @@ impl Default for HubLegConfig {
     fn default() -> Self {
         Self {
             probe_interval: Duration::from_millis(200),
-            burst_interval: Duration::from_millis(50),
+            burst_interval: Duration::from_millis(20),
             min_deadline: Duration::from_millis(100),
             hot: Duration::from_secs(2),
             keepalive: Duration::from_secs(5),

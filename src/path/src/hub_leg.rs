@@ -8,8 +8,8 @@
 //!             key                  answered
 //!   Down ───────────► Probing ─────────────────► Up
 //!    ▲  ▲                │                        │ ▲
-//!    │  └── 4 missed ────┘                        └─┘ answered
-//!    └──────────────────── 4 missed ──────────────┘
+//!    │  └── 8 missed ────┘                        └─┘ answered
+//!    └──────────────────── 8 missed ──────────────┘
 //!
 //!   Down with a key goes on asking, less and less often, and goes Up when answered.
 //!   Without a key it is Down and silent.
@@ -251,8 +251,9 @@ enum Key {
     Present,
 }
 
-/// Missed answers in a row that take the leg down. Pairs do not wait for it: they probe for themselves.
-const MISSES: u32 = 4;
+/// Missed answers in a row that take the leg down: at 10 % loss each way four are missed every few minutes, and a leg that
+/// goes down takes every pair's path by it along. Pairs do not wait for it: they probe for themselves.
+const MISSES: u32 = 8;
 
 #[cfg(test)]
 mod tests;
