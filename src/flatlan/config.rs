@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use flatlan_path::Spread;
 use flatlan_os::{Offload, WorkersChoice, stream::Proxy, tun::TunBackend};
 use flatlan_types::Workers;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ pub struct NodeConfig {
     pub udp_gso: Offload,
     /// Whether the underlay sees the packets' DSCP.
     pub dscp: Dscp,
+    /// Whether the flows of a pair of nodes are shared out over several hubs.
+    pub spread: SpreadChoice,
     /// Which underlay may be used.
     pub transport: TransportChoice,
     /// The HTTP proxy by which hubs are dialled.
@@ -76,6 +79,8 @@ pub struct NodeFile {
     pub udp_gso: Offload,
     /// `copy` or `zero`: the DSCP of the datagrams.
     pub dscp: Dscp,
+    /// `off` or `on`: the flows to one peer by several hubs at once.
+    pub spread: SpreadChoice,
     /// `http://[user@]HOST:PORT` of a proxy that allows CONNECT; empty: none.
     pub proxy: String,
     /// File with the proxy's password; empty: none.
@@ -97,6 +102,7 @@ impl Default for NodeFile {
             tun_offload: Offload::default(),
             udp_gso: Offload::default(),
             dscp: Dscp::default(),
+            spread: SpreadChoice::default(),
             proxy: String::new(),
             proxy_password_file: PathBuf::new(),
             workers: WorkersChoice::default(),
@@ -137,6 +143,26 @@ pub enum Dscp {
     Copy,
     /// Every datagram has zero.
     Zero,
+}
+
+/// Whether the flows to one peer go by several hubs at once. It is said by each node for what it sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpreadChoice {
+    /// By one; another one stands by.
+    #[default]
+    Off,
+    /// Each flow by one of up to three.
+    On,
+}
+
+impl From<SpreadChoice> for Spread {
+    fn from(choice: SpreadChoice) -> Self {
+        match choice {
+            SpreadChoice::Off => Self::Off,
+            SpreadChoice::On => Self::On,
+        }
+    }
 }
 
 /// Where a node's state is unless told otherwise.

@@ -286,6 +286,7 @@ impl Driver {
             mtu: usize::from(DEFAULT_MTU),
             gro: Gro::ALL,
             class_mask: class_mask(config.dscp),
+            spread: config.spread.into(),
             seed: entropy::seed(),
             share: Share::default(),
         };

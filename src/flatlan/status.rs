@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use flatlan_datapath::LaneReport;
 use flatlan_node::{HubState, NodeStatus, PeerStatus};
 use flatlan_path::{Leg, PathKind};
 use flatlan_types::{HubKey, HubSlot};
@@ -106,12 +107,29 @@ pub struct Peer {
     pub path: Option<Path>,
     /// The paths to which its traffic would move.
     pub standby: Vec<Path>,
+    /// The lanes that have a path, those that carry flows first.
+    pub lanes: Vec<Lane>,
     /// Age of the session, seconds.
     pub last_handshake_s: Option<f64>,
     /// Inner bytes sent.
     pub tx_bytes: u64,
     /// Inner bytes received.
     pub rx_bytes: u64,
+}
+
+/// A lane to a peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Lane {
+    /// Its number, below four.
+    pub lane: u8,
+    /// Whether flows go by it; else it stands by, or its last packets are under way.
+    pub flows: bool,
+    /// Its path.
+    pub path: Path,
+    /// The path to which it moves when that one dies.
+    pub standby: Option<Path>,
+    /// Age of its session, seconds.
+    pub last_handshake_s: Option<f64>,
 }
 
 /// A path to a peer.
@@ -203,12 +221,20 @@ fn peer(peer: &PeerStatus, node: &NodeStatus, report: &Report) -> Peer {
             loss: status.map(|status| status.loss),
         }
     };
+    let lane = |lane: &LaneReport| Lane {
+        lane: lane.lane.number(),
+        flows: lane.carries,
+        path: describe(lane.path),
+        standby: lane.standby.map(describe),
+        last_handshake_s: lane.last_handshake.map(|age| age.as_secs_f64()),
+    };
     Peer {
         name: peer.name.to_string(),
         ips: texts(&peer.ips),
         routes: texts(&peer.routes),
         path: measured.and_then(|report| report.path).map(describe),
         standby: measured.and_then(|report| report.standby).map(describe).into_iter().collect(),
+        lanes: measured.map(|report| report.lanes.iter().map(lane).collect()).unwrap_or_default(),
         last_handshake_s: measured.and_then(|report| report.last_handshake).map(|age| age.as_secs_f64()),
         tx_bytes: measured.map_or(0, |report| report.tx_bytes),
         rx_bytes: measured.map_or(0, |report| report.rx_bytes),

@@ -447,6 +447,7 @@ fn worker(node: usize, worker: usize) -> Worker<Engine<Boringtun>> {
         mtu: 1400,
         gro: Gro::ALL,
         class_mask: 0xff,
+        spread: flatlan_path::Spread::Off,
         seed,
         share: Share::default(),
     };

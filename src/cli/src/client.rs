@@ -288,6 +288,20 @@ fn print_status(status: &Value) {
             describe_path(path),
             ms(path)
         ));
+        for lane in peer.get("lanes").and_then(Value::as_array).into_iter().flatten() {
+            let number = lane.get("lane").and_then(Value::as_u64).unwrap_or_default();
+            let flows = if lane.get("flows").and_then(Value::as_bool) == Some(true) { "flows" } else { "spare" };
+            let path = lane.get("path").unwrap_or(&null);
+            let standby = lane.get("standby").filter(|standby| !standby.is_null());
+            let standby = standby.map_or_else(|| "none".to_owned(), describe_path);
+            let loss = path.get("loss").and_then(Value::as_f64).unwrap_or_default() * 100.0;
+            let mtu = path.get("mtu").and_then(Value::as_u64).unwrap_or_default();
+            output::result(format!(
+                "  lane {number} {flows}  {} {}, loss {loss:.0} %, MTU {mtu}, standby {standby}",
+                describe_path(path),
+                ms(path)
+            ));
+        }
     }
     for alarm in status.get("alarms").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
         output::result(format!("ALARM    {alarm}"));

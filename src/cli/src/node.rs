@@ -166,6 +166,7 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
         tun_offload: file.tun_offload,
         udp_gso: file.udp_gso,
         dscp: file.dscp,
+        spread: file.spread,
         transport: file.transport,
         proxy,
         workers: file.workers.0,

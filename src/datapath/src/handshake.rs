@@ -62,10 +62,10 @@ impl<S: Sessions> Worker<S> {
         self.arm(slot, now);
     }
 
-    /// While there is traffic both lanes that have a path have a session too: what moves to the other lane
+    /// While there is traffic every lane that has a path has a session too: what moves to another lane
     /// does not wait.
     pub(crate) fn warm(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
-        for lane in [LaneId::PRIMARY, LaneId::STANDBY] {
+        for lane in LaneId::all() {
             let Some(peer) = self.peers.get(slot).filter(|peer| peer.is_busy(now)) else { return };
             let Some(link) = peer.node_link() else { return };
             let cold = link.paths.active(lane).is_some() && !self.sessions.is_established(peer.lane_key(lane));
@@ -77,7 +77,7 @@ impl<S: Sessions> Worker<S> {
 
     /// Tries again what was not answered, or gives up what nobody waits for.
     pub(crate) fn retry_due(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
-        for lane in lanes() {
+        for lane in LaneId::all() {
             let Some(peer) = self.peers.get_mut(slot) else { return };
             let busy = peer.is_busy(now);
             let state = peer.lane_mut(lane);
@@ -224,7 +224,7 @@ impl<S: Sessions> Worker<S> {
     /// Whether a session with this peer would be a new one, while none may begin.
     fn refuses_session(&self, slot: PeerSlot) -> bool {
         let up = |lane| self.sessions.is_established(LaneKey { peer: slot, lane });
-        self.snapshot.new_sessions == NewSessions::Refused && !lanes().any(up)
+        self.snapshot.new_sessions == NewSessions::Refused && !LaneId::all().any(up)
     }
 
     /// A lane carries data from here on.
@@ -279,7 +279,7 @@ impl<S: Sessions> Worker<S> {
 
     /// What had to wait for a path or an epoch may go on.
     pub(crate) fn retry_lanes(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
-        for lane in lanes() {
+        for lane in LaneId::all() {
             let Some(peer) = self.peers.get_mut(slot) else { return };
             let state = peer.lane_mut(lane);
             if state.wanted {
@@ -312,10 +312,6 @@ pub(crate) fn drop_reason(error: OpenError) -> DropReason {
             DropReason::Unknown
         }
     }
-}
-
-fn lanes() -> impl Iterator<Item = LaneId> {
-    (0..LaneId::COUNT as u8).filter_map(LaneId::new)
 }
 
 /// First pause between two attempts to bring a session up; it doubles.

@@ -47,4 +47,4 @@ pub use probe::MAX_MESSAGE;
 pub use share::Audience;
 pub use sink::{Handed, Sink, Transmit};
 pub use snapshot::{NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
-pub use worker::{LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};
+pub use worker::{LaneReport, LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};

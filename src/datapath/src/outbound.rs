@@ -11,8 +11,10 @@ use std::{
 };
 
 use flatlan_packet::{
-    Fragments, IpVersion, IpView, SegmentsMut, VNET_LEN, VnetHeader, icmp_too_big, mss_clamp, mss_for, protocol,
+    Fragments, IpVersion, IpView, SegmentsMut, VNET_LEN, VnetHeader, flow_hash, icmp_too_big, mss_clamp, mss_for,
+    protocol,
 };
+use flatlan_path::Spread;
 use flatlan_relay::frame::{HEADER_LEN, Header};
 use flatlan_types::{LaneId, LaneKey, PeerSlot};
 use flatlan_wg::{SealError, Sessions};
@@ -73,10 +75,14 @@ impl<S: Sessions> Worker<S> {
         if let Some(other) = self.owner_elsewhere(slot) {
             return self.hand_packet(other, slot, header_and_packet, out);
         }
+        let flow = self.flow(view);
         let peer = self.ensure_peer(slot, now).ok_or(DropReason::NoMember)?;
         peer.last_data = Some(now);
         let waiting = !peer.queue.is_empty();
-        let done = match self.flow_lane(slot).filter(|_| !waiting) {
+        if let (Some(flow), Some(link)) = (flow, peer.node_link_mut()) {
+            link.paths.on_flow(flow, now);
+        }
+        let done = match self.flow_lane(slot, flow).filter(|_| !waiting) {
             Some(lane) => {
                 let (header, packet) = split(header_and_packet)?;
                 self.seal(peer_lane(slot, lane), &header, packet, view, now, out)
@@ -98,18 +104,28 @@ impl<S: Sessions> Worker<S> {
         self.peer(slot).and_then(Peer::node_link).map_or(LaneId::PRIMARY, |link| link.paths.primary())
     }
 
-    /// The lane that carries flows at this moment: the primary, or while it has no session or no path
-    /// another one that has both.
-    fn flow_lane(&self, slot: PeerSlot) -> Option<LaneId> {
+    /// The hash of a packet's flow, where flows are told apart: it says by which lane they go.
+    #[inline]
+    fn flow(&self, view: &IpView) -> Option<u32> {
+        match self.config.spread {
+            Spread::Off => None,
+            Spread::On => Some(flow_hash(view)),
+        }
+    }
+
+    /// The lane that carries a flow at this moment: its own, or while that has no session or no path another one
+    /// that has both.
+    fn flow_lane(&self, slot: PeerSlot, flow: Option<u32>) -> Option<LaneId> {
         let peer = self.peer(slot)?;
         let ready = |lane: &LaneId| {
             self.sessions.is_established(peer.lane_key(*lane)) && peer.lane_route(*lane, &self.hubs).is_some()
         };
-        let primary = self.primary_lane(slot);
-        if ready(&primary) {
-            return Some(primary);
-        }
-        (0..LaneId::COUNT as u8).filter_map(LaneId::new).find(ready)
+        let own = match (peer.node_link(), flow) {
+            (Some(link), Some(flow)) => link.paths.lanes_of(flow).find(ready),
+            (Some(link), None) => Some(link.paths.primary()).filter(ready),
+            (None, _) => None,
+        };
+        own.or_else(|| LaneId::all().find(ready))
     }
 
     /// Cuts, seals and batches one super-packet for a lane that has a session and a path.
@@ -256,11 +272,12 @@ impl<S: Sessions> Worker<S> {
     /// Sends what waited for a session, where there is one now.
     pub(crate) fn flush_queue(&mut self, slot: PeerSlot, now: Instant, out: &mut impl Sink) {
         self.expire_queue(slot, now);
-        while let Some(lane) = self.flow_lane(slot) {
+        while self.flow_lane(slot, None).is_some() {
             let Some(mut kept) = self.peers.get_mut(slot).and_then(|peer| peer.queue.pop()) else { break };
             self.queued = self.queued.saturating_sub(kept.len());
             let sealed = split(&mut kept).and_then(|(header, packet)| {
                 let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
+                let lane = self.flow_lane(slot, self.flow(&view)).ok_or(DropReason::NoSession)?;
                 self.seal(peer_lane(slot, lane), &header, packet, &view, now, out)
             });
             if let Err(reason) = sealed {

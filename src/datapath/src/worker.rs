@@ -7,7 +7,7 @@ use std::{
 };
 
 use flatlan_packet::{Coalescer, Gro};
-use flatlan_path::{PathConfig, PathKind, PathStatus, PeerPaths};
+use flatlan_path::{PathConfig, PathKind, PathStatus, PeerPaths, Spread};
 use flatlan_types::{
     BootEpoch, Endpoint, HubSlot, Label, LaneId, LaneKey, MemberId, NetworkId, NodeSecret, PairKey, PeerSlot, Share,
     WorkerId,
@@ -41,6 +41,8 @@ pub struct WorkerConfig {
     pub gro: Gro,
     /// Which bits of a packet's traffic class its datagram has: the lower two are ECN and stay (RFC 6040).
     pub class_mask: u8,
+    /// Whether the flows of a pair are shared out over several hubs.
+    pub spread: Spread,
     /// Seed of everything that is random here.
     pub seed: u64,
     /// Which of the node's workers this is. The first binds at hubs and has the stock peers.
@@ -124,6 +126,8 @@ pub struct PeerReport {
     pub path: Option<PathKind>,
     /// The path to which the traffic moves when that one dies.
     pub standby: Option<PathKind>,
+    /// Its lanes that have a path, those that carry flows first.
+    pub lanes: Vec<LaneReport>,
     /// Every path that is known, with its measurements.
     pub paths: Vec<PathStatus>,
     /// Age of the session that carries the flows.
@@ -132,6 +136,21 @@ pub struct PeerReport {
     pub tx_bytes: u64,
     /// Inner bytes received.
     pub rx_bytes: u64,
+}
+
+/// One lane of a peer, as `status` shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct LaneReport {
+    /// Which.
+    pub lane: LaneId,
+    /// Whether flows go by it.
+    pub carries: bool,
+    /// Its path.
+    pub path: PathKind,
+    /// Where it moves when that one dies.
+    pub standby: Option<PathKind>,
+    /// Age of its session.
+    pub last_handshake: Option<Duration>,
 }
 
 /// One hub's UDP leg, as `status` shows it.
@@ -335,6 +354,7 @@ impl<S: Sessions> Worker<S> {
                 peer: peer.slot,
                 path: link.map_or(stock, |link| link.paths.active(lane)),
                 standby: link.and_then(|link| link.paths.standby(lane)),
+                lanes: self.lanes(peer, now),
                 paths: link.map(|link| link.paths.paths().collect()).unwrap_or_default(),
                 last_handshake: self.sessions.last_handshake(peer.lane_key(lane), now),
                 tx_bytes: peer.tx_bytes,
@@ -342,6 +362,18 @@ impl<S: Sessions> Worker<S> {
             }
         };
         self.peers.iter().map(report).collect()
+    }
+
+    fn lanes(&self, peer: &Peer, now: Instant) -> Vec<LaneReport> {
+        let Some(link) = peer.node_link() else { return Vec::new() };
+        let report = |lane| {
+            let last_handshake = self.sessions.last_handshake(peer.lane_key(lane), now);
+            let (carries, standby) = (link.paths.carries(lane), link.paths.standby(lane));
+            Some(LaneReport { lane, carries, path: link.paths.active(lane)?, standby, last_handshake })
+        };
+        let mut lanes: Vec<LaneReport> = LaneId::all().filter_map(report).collect();
+        lanes.sort_by_key(|lane| (!lane.carries, lane.lane));
+        lanes
     }
 
     /// Every hub's legs, for `status`.
@@ -362,8 +394,8 @@ impl<S: Sessions> Worker<S> {
                     let uptime = now.saturating_duration_since(*self.born.get_or_insert(now));
                     let counter = FrameCounter::resumed(self.config.seed, uptime);
                     let pair = PairKeys::new(&pair, &self.config.network, &self.me, &keys.id);
-                    let config =
-                        PathConfig { max_datagram: flatlan_wg::sealed_len(self.config.mtu), ..PathConfig::default() };
+                    let (max_datagram, spread) = (flatlan_wg::sealed_len(self.config.mtu), self.config.spread);
+                    let config = PathConfig { max_datagram, spread, ..PathConfig::default() };
                     // one seed a life: the peer tells by it that counters start again
                     let seed = mix(self.config.seed ^ mix(u64::from(slot.0) ^ uptime.as_nanos() as u64));
                     Peer::node(slot, pair, counter, PeerPaths::new(config, seed, now))
@@ -508,8 +540,11 @@ impl<S: Sessions> Worker<S> {
     }
 
     pub(crate) fn send_wireguard(&mut self, lane: LaneKey, message: &[u8], now: Instant, out: &mut impl Sink) {
-        let Some(peer) = self.peers.get_mut(lane.peer) else { return };
-        let Some(route) = peer.lane_route(lane.lane, &self.hubs) else { return };
+        let Some(peer) = self.peers.get(lane.peer) else { return };
+        // a lane that only the peer uses has no path here
+        let route = peer.lane_route(lane.lane, &self.hubs);
+        let primary = || peer.lane_route(peer.node_link()?.paths.primary(), &self.hubs);
+        let Some(route) = route.or_else(primary) else { return };
         if message.first() == Some(&WIREGUARD_DATA) {
             send_by(route, message, &mut self.stats.drops, out);
         } else {

@@ -35,6 +35,7 @@ async fn a_packet_thread_that_panics_ends_the_node_with_an_error_that_says_so() 
         mtu: 1400,
         gro: Gro::ALL,
         class_mask: 0xff,
+        spread: flatlan_path::Spread::Off,
         seed: 1,
         share: Share::default(),
     };

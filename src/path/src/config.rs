@@ -21,6 +21,18 @@ pub struct PathConfig {
     pub evidence_span: Duration,
     /// The largest datagram that the data path makes: a sealed full packet, without a label.
     pub max_datagram: usize,
+    /// Whether the flows of the pair are shared out over several hubs.
+    pub spread: Spread,
+}
+
+/// Whether flows of one pair go by several hubs at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// One lane carries all flows, another one stands by.
+    #[default]
+    Off,
+    /// Flows are shared out over lanes on different hubs.
+    On,
 }
 
 impl Default for PathConfig {
@@ -34,6 +46,7 @@ impl Default for PathConfig {
             gone: Duration::from_secs(180),
             evidence_span: Duration::from_millis(200),
             max_datagram: 1440,
+            spread: Spread::Off,
         }
     }
 }

@@ -50,8 +50,10 @@ pub enum MoveReason {
     Failed,
     /// The lane had no path before.
     First,
-    /// The standby makes room: it should not share a hub with the primary.
+    /// It should not share a hub with another lane.
     Spread,
+    /// Nothing goes by it any more.
+    Unused,
 }
 
 impl fmt::Display for MoveReason {
@@ -63,7 +65,8 @@ impl fmt::Display for MoveReason {
             Self::Evidence => "data does not arrive",
             Self::Failed => "path is gone",
             Self::First => "first path",
-            Self::Spread => "standby on another hub",
+            Self::Spread => "lanes on different hubs",
+            Self::Unused => "lane is not needed",
         })
     }
 }

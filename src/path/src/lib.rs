@@ -47,9 +47,17 @@
 //! and the old lane stays where it is for two round trips. Paths that died are held back, longer each time,
 //! from being *preferred*; they are used at once where nothing else works.
 //!
+//! # Several hubs at once
+//!
+//! With [`Spread::On`] flows fall into three groups by their hash, and each group may have a lane of its own, on a hub
+//! that no other group uses and that is about as near. A group gets its lane when a packet of it is sent, and loses
+//! it after three minutes without one; until then, and then, its flows go with another group's. A flow changes its
+//! lane only so: when its group's lane comes, once, and when it goes. Each lane is judged, moved and promoted for itself, as
+//! above: the other groups feel nothing of it. Flows are never shared out between a direct path and a relay, or UDP and TLS.
+//!
 //! # Cost
 //!
-//! With traffic in the last 2 s the primary's path is probed every 50 ms, the standby's every 100 ms,
+//! With traffic in the last 2 s a path that carries flows is probed every 50 ms, a standby every 100 ms,
 //! others every second; for 10 s after that every second; then every 15 to 25 s, which keeps NAT mappings
 //! and labels; after 3 minutes not at all ([`PathEvent::Idle`]). Traffic that resumes asks everything at once.
 //!
@@ -73,7 +81,7 @@ mod random;
 mod rtt;
 mod size;
 
-pub use config::{HubLegConfig, PathConfig};
+pub use config::{HubLegConfig, PathConfig, Spread};
 pub use event::{MoveReason, PathEvent};
 pub use frame::{Probe, ProbeReply};
 pub use hub_leg::{BindProbe, HubLeg, HubLegEvent, HubLegState};

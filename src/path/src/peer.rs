@@ -1,5 +1,6 @@
 //! All paths to one peer, and which of them its lanes use.
 
+mod group;
 mod place;
 mod schedule;
 
@@ -11,6 +12,7 @@ use std::{
 
 use flatlan_types::{Endpoint, HubSlot, LaneId};
 
+use self::group::{GROUPS, Group};
 use crate::{
     budget::Budget,
     config::PathConfig,
@@ -37,13 +39,14 @@ pub struct PeerPaths {
     seq: u32,
     next_id: u16,
     paths: BTreeMap<PathId, Path>,
-    lanes: [Lane; LANES],
+    lanes: [Lane; LaneId::COUNT],
+    groups: [Group; GROUPS],
     primary: LaneId,
+    arrivals: u64,
     told_primary: LaneId,
     primary_reason: MoveReason,
-    standby: Option<PathId>,
-    /// A path that looks better than the primary's, and since when.
-    better: Option<(PathId, Instant)>,
+    /// A path that looks better than a lane's own, and since when.
+    better: Option<Better>,
     /// No graceful move between relays before, and the pause after the next one.
     dwell: Option<Instant>,
     dwell_next: Duration,
@@ -60,6 +63,8 @@ pub struct PeerPaths {
     transmits: VecDeque<ProbeOut>,
     events: VecDeque<PathEvent>,
     timeout: Option<Instant>,
+    /// The largest datagram that every path carries to which flows may go.
+    mtu: usize,
 }
 
 impl PeerPaths {
@@ -74,11 +79,12 @@ impl PeerPaths {
             seq: 0,
             next_id: 0,
             paths: BTreeMap::new(),
-            lanes: [Lane::default(); LANES],
+            lanes: [Lane::default(); LaneId::COUNT],
+            groups: group::first(now),
             primary: LaneId::PRIMARY,
+            arrivals: 0,
             told_primary: LaneId::PRIMARY,
             primary_reason: MoveReason::First,
-            standby: None,
             better: None,
             dwell: None,
             dwell_next: place::DWELL,
@@ -93,6 +99,7 @@ impl PeerPaths {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             timeout: Some(now),
+            mtu: config.max_datagram,
         }
     }
 
@@ -251,7 +258,7 @@ impl PeerPaths {
         self.timeout
     }
 
-    /// The lane that carries flows; the other of the two is the warm standby.
+    /// The lane that carries flows, or the first of those that do.
     pub fn primary(&self) -> LaneId {
         self.primary
     }
@@ -263,11 +270,10 @@ impl PeerPaths {
 
     /// Where the lane would go if its path died now.
     pub fn standby(&self, lane: LaneId) -> Option<PathKind> {
-        let primary = self.active(self.primary);
-        if lane == self.primary {
-            return self.kind(self.standby?);
+        if self.carries(lane) {
+            return self.kind(self.lane(lane)?.standby?);
         }
-        primary.filter(|primary| self.active(lane) != Some(*primary))
+        self.active(self.primary).filter(|primary| self.active(lane) != Some(*primary))
     }
 
     /// Every path, best first.
@@ -282,19 +288,16 @@ impl PeerPaths {
                 Phase::Valid if path.missed() > 0 => PathState::Suspect,
                 Phase::Valid => PathState::Valid,
             },
-            lane: [self.primary, self.spare()].into_iter().find(|lane| self.uses(*lane, path.id)),
+            lane: self.carriers().chain(LaneId::all()).find(|lane| self.uses(*lane, path.id)),
             rtt: path.rtt(),
             loss: path.loss(),
             mtu: path.size.current(),
         })
     }
 
-    /// The largest datagram (without label) that both the primary's path and its standby carry.
+    /// The largest datagram (without label) that each path carries by which flows go, and its standby.
     pub fn mtu(&self) -> usize {
-        let size = |id: Option<PathId>| Some(self.paths.get(&id?)?.size.current());
-        let primary = size(self.lane(self.primary).and_then(|lane| lane.path));
-        let used = [primary, size(self.standby)].into_iter().flatten();
-        used.min().unwrap_or(self.config.max_datagram)
+        self.mtu
     }
 
     /// What a reply says about the path that its probe asked about: `tally` is what had been sent by it.
@@ -380,11 +383,15 @@ impl PeerPaths {
         self.place(now);
         self.tell(now);
         self.schedule(now);
+        let lanes = self.carriers().filter_map(|lane| self.lane(lane));
+        let used = lanes.flat_map(|lane| [lane.path, lane.standby]).flatten();
+        let sizes = used.filter_map(|id| self.paths.get(&id)).map(|path| path.size.current());
+        self.mtu = sizes.min().unwrap_or(self.config.max_datagram);
     }
 
     /// Turns what changed into events.
     fn tell(&mut self, now: Instant) {
-        for lane in [LaneId::PRIMARY, LaneId::STANDBY] {
+        for lane in LaneId::all() {
             let path = self.active(lane);
             let Some(state) = self.lanes.get_mut(lane.index()) else { continue };
             if path != state.told {
@@ -455,29 +462,43 @@ impl PeerPaths {
     fn uses(&self, lane: LaneId, id: PathId) -> bool {
         self.lane(lane).is_some_and(|lane| lane.path == Some(id))
     }
-
-    /// The lane of the two that carries no flows.
-    fn spare(&self) -> LaneId {
-        if self.primary == LaneId::PRIMARY { LaneId::STANDBY } else { LaneId::PRIMARY }
-    }
 }
 
 /// Where a lane is.
 #[derive(Clone, Copy, Debug)]
 struct Lane {
     path: Option<PathId>,
+    /// Where it would go, while it carries flows.
+    standby: Option<PathId>,
     /// What the owner was told.
     told: Option<PathKind>,
     /// Why it went there, or will leave.
     reason: MoveReason,
+    /// Greater than that of every lane which came to its path earlier.
+    arrival: u64,
     /// It carried flows until recently: it stays where it is until then.
     quiet_until: Option<Instant>,
 }
 
 impl Default for Lane {
     fn default() -> Self {
-        Self { path: None, told: None, reason: MoveReason::First, quiet_until: None }
+        Self { path: None, standby: None, told: None, reason: MoveReason::First, arrival: 0, quiet_until: None }
     }
+}
+
+impl Lane {
+    /// What it carried may still be under way.
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.quiet_until.is_some_and(|until| now < until)
+    }
+}
+
+/// A path that looks better than the one of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Better {
+    lane: LaneId,
+    path: PathId,
+    since: Instant,
 }
 
 /// What another path must offer to be moved to from one that swallows data.
@@ -569,8 +590,6 @@ pub enum PathState {
 /// How many candidates a peer may name.
 pub const MAX_CANDIDATES: usize = 8;
 
-/// Lanes that this machine places.
-const LANES: usize = 2;
 /// Candidates and sources that were learned, together.
 const MAX_DIRECT: usize = 12;
 /// Two legs of each of more hubs than a node attaches to.

@@ -10,14 +10,15 @@ pub struct PeerSlot(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HubSlot(pub u8);
 
-/// One WireGuard session of a peer pair: 0 primary, 1 warm standby, 2 and 3 when flows are spread.
+/// One WireGuard session of a peer pair. Two where one carries all flows and the other stands by; 2 and 3 as well
+/// when flows are spread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(u8);
 
 impl LaneId {
-    /// The primary lane.
+    /// The lane that carries flows at first.
     pub const PRIMARY: Self = Self(0);
-    /// The warm standby.
+    /// The lane that stands by at first.
     pub const STANDBY: Self = Self(1);
     /// How many lanes a pair has at the most.
     pub const COUNT: usize = 4;
@@ -25,6 +26,11 @@ impl LaneId {
     /// The lane of this number, where there is one.
     pub const fn new(number: u8) -> Option<Self> {
         if (number as usize) < Self::COUNT { Some(Self(number)) } else { None }
+    }
+
+    /// Every lane that a pair may have.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT as u8).map(Self)
     }
 
     /// Its number, below [`LaneId::COUNT`].

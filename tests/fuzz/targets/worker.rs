@@ -260,6 +260,7 @@ fn new_worker(me: PeerSlot) -> Worker<Engine<Plain>> {
         mtu: 1400,
         gro: Gro::ALL,
         class_mask: 0xff,
+        spread: flatlan_path::Spread::On,
         seed: me.0.into(),
         share: Share::default(),
     };

@@ -13,4 +13,5 @@ mod packet;
 mod session;
 mod share;
 mod size;
+mod spread;
 mod stock;

@@ -13,6 +13,7 @@ use flatlan_datapath::{
     WorkerConfig,
 };
 use flatlan_packet::Gro;
+use flatlan_path::Spread;
 use flatlan_relay::{
     BindKey, BindSecret,
     bind::{Bind, Bound, Verdict},
@@ -246,19 +247,39 @@ impl<T: Tunnel> Net<Engine<T>> {
         self.set_members(1, &all, &[]);
     }
 
+    /// Node `n` spreads its flows; before anything else is done with it.
+    pub(crate) fn spread(&mut self, n: usize) {
+        let of = self.nodes[n].count();
+        let config = |worker| WorkerConfig { spread: Spread::On, ..Self::config(n, 1, Share { worker, of }) };
+        let make = |worker| Worker::new(config(worker), Self::engine(n, 1, Share { worker, of }));
+        let mut workers = of.all().map(make);
+        self.nodes[n].worker = workers.next().unwrap();
+        self.nodes[n].others = workers.collect();
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        self.set_members(1, &all, &[]);
+    }
+
     fn worker(n: usize, epoch: u64, share: Share) -> Worker<Engine<T>> {
+        Worker::new(Self::config(n, epoch, share), Self::engine(n, epoch, share))
+    }
+
+    fn engine(n: usize, epoch: u64, share: Share) -> Engine<T> {
+        Engine::shared(&secret(n), Self::config(n, epoch, share).seed, share)
+    }
+
+    fn config(n: usize, epoch: u64, share: Share) -> WorkerConfig {
         let seed = 1000 * epoch + n as u64 + 100_000 * u64::from(share.worker.0);
-        let config = WorkerConfig {
+        WorkerConfig {
             network: network(),
             secret: Arc::new(secret(n)),
             epoch: BootEpoch(epoch),
             mtu: 1400,
             gro: Gro::ALL,
             class_mask: 0xff,
+            spread: Spread::Off,
             seed,
             share,
-        };
-        Worker::new(config, Engine::shared(&secret(n), seed, share))
+        }
     }
 
     /// The node starts again, one epoch on, knowing nothing but the roster.

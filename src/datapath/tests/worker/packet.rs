@@ -35,6 +35,14 @@ pub(crate) fn udp(source: [u8; 4], destination: [u8; 4], len: usize) -> Vec<u8> 
     v4(source, destination, protocol::UDP, &payload)
 }
 
+/// The same packet of another flow.
+pub(crate) fn from_port(mut packet: Vec<u8>, port: u16) -> Vec<u8> {
+    packet[20..22].copy_from_slice(&port.to_be_bytes());
+    // no checksum (RFC 768)
+    packet[26..28].fill(0);
+    packet
+}
+
 /// A UDP packet over IPv6, from fd00::FROM to fd00::TO; its checksum is nobody's affair here.
 pub(crate) fn udp_v6(from: u8, to: u8, len: usize) -> Vec<u8> {
     let total = (8 + len) as u16;

@@ -1,15 +1,15 @@
 //! Which path each lane uses.
 //!
-//! Two lanes: the primary carries flows, the spare waits on another way. A dead path moves the lane itself,
-//! for there is nothing in flight that could be overtaken. A better path is taken gracefully: the spare goes
-//! there (it carries nothing), then the two change roles, and the old primary stays where it is until what it
+//! One lane carries flows, or several; a spare one carries nothing, and where only one carries, it waits on another
+//! way. A dead path moves the lane itself, for there is nothing in flight that could be overtaken. A better path is
+//! taken gracefully: a spare lane goes there, then it gets the flows, and the old one stays where it is until what it
 //! has in flight has arrived.
 
 use std::time::{Duration, Instant};
 
 use flatlan_types::LaneId;
 
-use super::{Need, PeerPaths};
+use super::{Better, Need, PeerPaths};
 use crate::{
     event::MoveReason,
     kind::{Leg, PathId, PathKind},
@@ -22,13 +22,30 @@ impl PeerPaths {
         self.revive();
         self.bury(now);
         self.check_sizes(now);
-        self.place_primary(now);
+        for lane in LaneId::all().filter(|lane| self.carries(*lane)).collect::<Vec<_>>() {
+            self.place_carrier(lane, now);
+        }
+        self.consider_better(now);
+        self.share_out(now);
         self.place_spare(now);
-        let primary = self.lane(self.primary).and_then(|lane| lane.path);
-        let spare = self.lane(self.spare()).and_then(|lane| lane.path);
-        let ready =
-            |id: &PathId| Some(*id) != primary && self.paths.get(id).is_some_and(|path| path.phase != Phase::Dead);
-        self.standby = spare.filter(ready).or_else(|| self.choose(primary, None, now).map(|(id, _)| id));
+        self.trim(now);
+        self.choose_standbys(now);
+    }
+
+    fn choose_standbys(&mut self, now: Instant) {
+        let ready = |id: &PathId, of: Option<PathId>| {
+            Some(*id) != of && self.paths.get(id).is_some_and(|path| path.phase != Phase::Dead)
+        };
+        let spare = self.spare().and_then(|lane| self.lane(lane)?.path);
+        let standby = |lane: LaneId| {
+            let own = self.lane(lane).and_then(|lane| lane.path);
+            let warm = spare.filter(|spare| ready(spare, own));
+            self.carries(lane).then(|| warm.or_else(|| self.choose(own, None, now).map(|(id, _)| id))).flatten()
+        };
+        let standbys: Vec<Option<PathId>> = LaneId::all().map(standby).collect();
+        for (lane, standby) in self.lanes.iter_mut().zip(standbys) {
+            lane.standby = standby;
+        }
     }
 
     /// Data does not arrive by this path although probes do. Lanes leave it if another path has what is
@@ -51,8 +68,8 @@ impl PeerPaths {
         if let Some(path) = self.paths.get_mut(&id) {
             path.black_out(now);
         }
-        if self.uses(self.primary, id) {
-            self.put(self.primary, target, MoveReason::Evidence);
+        for lane in LaneId::all().filter(|lane| self.carries(*lane) && self.uses(*lane, id)).collect::<Vec<_>>() {
+            self.put_carrier(lane, target, MoveReason::Evidence);
         }
         self.excuse(id, MoveReason::Evidence);
         Outcome::Leaves
@@ -113,29 +130,28 @@ impl PeerPaths {
         }
     }
 
-    fn place_primary(&mut self, now: Instant) {
-        let current = self.lane(self.primary).and_then(|lane| lane.path);
+    /// A lane that carries flows has a path as long as there is any, and leaves it when it is dead.
+    fn place_carrier(&mut self, lane: LaneId, now: Instant) {
+        let current = self.lane(lane).and_then(|lane| lane.path);
+        let reason = |or| self.lane(lane).map_or(or, |lane| lane.reason);
         let Some(path) = current.and_then(|id| self.paths.get(&id)) else {
             if let Some((id, _)) = self.choose(None, None, now) {
-                let reason = self.lane(self.primary).map_or(MoveReason::First, |lane| lane.reason);
-                self.put(self.primary, id, reason);
+                self.put_carrier(lane, id, reason(MoveReason::First));
             }
             return;
         };
         if path.phase != Phase::Dead || is_recovering(path) {
-            self.consider_better(now);
             return;
         }
         let since = path.missed_since().filter(|_| path.missed() > 0).or_else(|| now.checked_sub(FRESH));
         if let Some((id, _)) = self.choose(current, since, now) {
-            let reason = self.lane(self.primary).map_or(MoveReason::Dead, |lane| lane.reason);
-            self.put(self.primary, id, reason);
+            self.put_carrier(lane, id, reason(MoveReason::Dead));
             self.better = None;
         }
     }
 
     fn place_spare(&mut self, now: Instant) {
-        let spare = self.spare();
+        let Some(spare) = self.spare().filter(|_| self.carriers().count() == 1) else { return };
         let Some(primary) = self.lane(self.primary).and_then(|lane| lane.path) else { return };
         let Some(lane) = self.lane(spare).copied() else { return };
         let Some((best, health)) = self.choose(Some(primary), None, now) else { return };
@@ -145,8 +161,7 @@ impl PeerPaths {
             Some(current) if current.id == best => return,
             Some(current) => {
                 let doomed = current.phase == Phase::Dead || current.is_grey(now);
-                let quiet = lane.quiet_until.is_some_and(|until| now < until);
-                if health > Health::Fair || (quiet && !doomed) {
+                if health > Health::Fair || (lane.is_quiet(now) && !doomed) {
                     return;
                 }
                 let crowded = same_way(current.kind, primary.kind) && !same_way(target.kind, primary.kind);
@@ -168,68 +183,85 @@ impl PeerPaths {
         self.put(spare, best, reason);
     }
 
-    /// A path that is better for long enough, or the only way to leave a draining hub, becomes the primary's.
+    /// A path that is better for long enough, or the way to leave a draining hub, is taken gracefully: for one lane at
+    /// a time.
     fn consider_better(&mut self, now: Instant) {
-        let current = self.lane(self.primary).and_then(|lane| lane.path).and_then(|id| self.paths.get(&id));
-        let Some(current) = current else { return };
-        let fit = |path: &&Path| {
-            path.phase == Phase::Valid
-                && path.missed() == 0
-                && path.alive() >= now.checked_sub(RECENT)
-                && !(path.is_grey(now) || path.is_held(now) || path.draining)
-                && (path.size.proven().is_some() || !path.kind.is_direct())
-        };
-        let best = self.paths.values().filter(fit).min_by_key(|path| (class(path.kind), path.cost(), path.id));
-        let Some(best) = best.filter(|best| best.id != current.id) else {
+        let wish = LaneId::all().filter(|lane| self.carries(*lane)).find_map(|lane| self.wish(lane, now));
+        let Some(Wish { lane, path, reason, wait, round_trips, same_class }) = wish else {
             self.better = None;
             return;
         };
+        let since = match self.better {
+            Some(better) if (better.lane, better.path) == (lane, path) => better.since,
+            Some(_) | None => now,
+        };
+        self.better = Some(Better { lane, path, since });
+        let Some(spare) = self.free_lane(now) else { return };
+        let busy = self.lane(spare).is_some_and(|spare| spare.is_quiet(now) && spare.path != Some(path));
+        if now.saturating_duration_since(since) < wait || busy {
+            return;
+        }
+        if same_class && reason != MoveReason::Spread {
+            self.dwell = Some(now + self.dwell_next);
+            self.dwell_next = (self.dwell_next * 2).min(MAX_DWELL);
+        }
+        self.better = None;
+        self.begin_data(path);
+        self.put(spare, path, reason);
+        self.hand_flows(lane, spare, reason, now + round_trips.max(MIN_QUIET));
+    }
+
+    /// Where the flows of a lane would be better, ways that others go set aside.
+    fn wish(&self, lane: LaneId, now: Instant) -> Option<Wish> {
+        let current = self.carried(lane)?;
+        if current.phase == Phase::Dead && !is_recovering(current) {
+            return None;
+        }
+        let several = self.carriers().count() > 1;
+        let open = |path: &&Path| !several || path.kind.is_direct() || !self.is_taken(path.kind, Some(lane));
+        let fit = self.paths.values().filter(|path| is_fit(path, now)).filter(open);
+        let best = fit.min_by_key(|path| (class(path.kind), path.cost(), path.id))?;
+        if best.id == current.id {
+            return None;
+        }
         let (old, new) = (current.cost(), best.cost());
         let nearer = new + MARGIN.max(old / 4) < old || best.loss() + LOSS_MARGIN < current.loss();
         let rested = self.dwell.is_none_or(|until| now >= until);
         let same_class = class(best.kind) == class(current.kind);
+        let crowded = several && self.is_guest(lane);
         let (wait, reason) = match class(best.kind) {
             _ if current.draining => (Duration::ZERO, MoveReason::Drain),
             Class::Direct if !same_class => (Duration::ZERO, MoveReason::Better),
             _ if class(best.kind) < class(current.kind) => (SUSTAIN, MoveReason::Better),
+            _ if same_class && crowded => (SUSTAIN, MoveReason::Spread),
             _ if same_class && nearer && rested => (SUSTAIN, MoveReason::Better),
-            Class::Direct | Class::Udp | Class::Tls => {
-                self.better = None;
-                return;
-            }
+            Class::Direct | Class::Udp | Class::Tls => return None,
         };
-        let since = match self.better {
-            Some((id, since)) if id == best.id => since,
-            Some(_) | None => now,
-        };
-        let (best, round_trips) = (best.id, (old + new) * 2);
-        self.better = Some((best, since));
-        let spare_is_busy = self.lane(self.spare()).and_then(|lane| lane.quiet_until).is_some_and(|until| now < until);
-        let elsewhere = !self.uses(self.spare(), best);
-        if now.saturating_duration_since(since) < wait || (spare_is_busy && elsewhere) {
-            return;
-        }
-        if same_class {
-            self.dwell = Some(now + self.dwell_next);
-            self.dwell_next = (self.dwell_next * 2).min(MAX_DWELL);
-        }
-        self.promote(best, reason, now + round_trips.max(MIN_QUIET));
+        Some(Wish { lane, path: best.id, reason, wait, round_trips: (old + new) * 2, same_class })
     }
 
-    /// The spare goes to the better path, and carries the flows from here on.
-    fn promote(&mut self, best: PathId, reason: MoveReason, quiet_until: Instant) {
-        let (spare, old) = (self.spare(), self.primary);
-        self.put(spare, best, reason);
-        if let Some(lane) = self.lanes.get_mut(old.index()) {
-            lane.quiet_until = Some(quiet_until);
-        }
-        (self.primary, self.primary_reason, self.better) = (spare, reason, None);
-    }
-
-    fn put(&mut self, lane: LaneId, path: PathId, reason: MoveReason) {
+    /// A lane goes by this path from here on.
+    pub(super) fn put(&mut self, lane: LaneId, path: PathId, reason: MoveReason) {
         let Some(lane) = self.lanes.get_mut(lane.index()) else { return };
         if lane.path != Some(path) {
+            self.arrivals += 1;
+            lane.arrival = self.arrivals;
             (lane.path, lane.reason, lane.quiet_until) = (Some(path), reason, None);
+        }
+    }
+
+    /// The same for a lane that carries flows.
+    pub(super) fn put_carrier(&mut self, lane: LaneId, path: PathId, reason: MoveReason) {
+        self.begin_data(path);
+        self.put(lane, path, reason);
+    }
+
+    /// Flows are about to go by a path: where none do yet, what was lost there earlier says nothing.
+    pub(super) fn begin_data(&mut self, path: PathId) {
+        if !self.carriers().any(|lane| self.uses(lane, path))
+            && let Some(path) = self.paths.get_mut(&path)
+        {
+            path.ledger.restart();
         }
     }
 
@@ -253,6 +285,26 @@ impl PeerPaths {
         });
         ranked.min().map(|(health, .., id)| (id, health))
     }
+}
+
+/// A graceful move.
+struct Wish {
+    lane: LaneId,
+    path: PathId,
+    reason: MoveReason,
+    /// The path must be better for so long.
+    wait: Duration,
+    round_trips: Duration,
+    same_class: bool,
+}
+
+/// Whether flows can be moved to a path although nothing forces them.
+pub(super) fn is_fit(path: &Path, now: Instant) -> bool {
+    path.phase == Phase::Valid
+        && path.missed() == 0
+        && path.alive() >= now.checked_sub(RECENT)
+        && !(path.is_grey(now) || path.is_held(now) || path.draining)
+        && (path.size.proven().is_some() || !path.kind.is_direct())
 }
 
 /// How far a path can be trusted with a lane; `None`: not at all.
@@ -312,7 +364,7 @@ pub(super) fn class(kind: PathKind) -> Class {
 }
 
 /// Whether two paths are likely to fail together.
-fn same_way(a: PathKind, b: PathKind) -> bool {
+pub(super) fn same_way(a: PathKind, b: PathKind) -> bool {
     a.hub() == b.hub()
 }
 
@@ -330,7 +382,7 @@ const FRESH: Duration = Duration::from_millis(1500);
 /// A path that is promoted must have answered within this.
 const RECENT: Duration = Duration::from_secs(3);
 /// A relay must be better for so long.
-const SUSTAIN: Duration = Duration::from_millis(1500);
+pub(super) const SUSTAIN: Duration = Duration::from_millis(1500);
 /// A relay must be nearer by so much, or by a quarter.
 const MARGIN: Duration = Duration::from_millis(10);
 /// A relay must lose less by so much.
@@ -340,4 +392,4 @@ const LOSS_MARGIN: f32 = 0.4;
 pub(super) const DWELL: Duration = Duration::from_secs(10);
 const MAX_DWELL: Duration = Duration::from_secs(600);
 /// A lane that carried flows stays open and in its place for at least so long.
-const MIN_QUIET: Duration = Duration::from_millis(100);
+pub(super) const MIN_QUIET: Duration = Duration::from_millis(100);

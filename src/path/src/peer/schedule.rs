@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{PeerPaths, ProbeOut, place};
+use super::{Lane, PeerPaths, ProbeOut, place};
 use crate::{
     budget::REFILL,
     evidence::Tally,
@@ -17,7 +17,7 @@ impl PeerPaths {
     /// whatever could take over: suspicion is settled at once.
     pub(super) fn expire(&mut self, now: Instant) {
         let hot = self.activity(now) == Activity::Hot;
-        let mut alarm = false;
+        let mut alarm = Vec::new();
         let mut missed = Vec::new();
         for path in self.paths.values_mut() {
             if path.expire(now) == Expired::Yes {
@@ -29,15 +29,16 @@ impl PeerPaths {
             let Some(path) = self.paths.get_mut(&id) else { continue };
             if role == Role::Primary && hot && path.missed() == 1 {
                 (path.burst, path.due) = (BURST, Some(now));
-                alarm = true;
+                alarm.push(id);
             } else if role != Role::Other && path.missed() < place::MISSES {
                 path.due = path.due.map(|due| due.min(now + RETRY));
             }
         }
-        if alarm {
-            let standby = self.standby;
+        if !alarm.is_empty() {
+            let struck = |lane: &&Lane| lane.path.is_some_and(|id| alarm.contains(&id));
+            let standbys: Vec<PathId> = self.lanes.iter().filter(struck).filter_map(|lane| lane.standby).collect();
             for path in self.paths.values_mut() {
-                if Some(path.id) == standby {
+                if standbys.contains(&path.id) {
                     (path.burst, path.due) = (BURST, Some(now));
                 } else if path.phase == Phase::Valid {
                     path.due = Some(now);
@@ -49,8 +50,7 @@ impl PeerPaths {
     /// Sends what is due and computes the next timeout.
     pub(super) fn schedule(&mut self, now: Instant) {
         if self.activity(now) < Activity::Gone {
-            let used = [self.lanes.map(|lane| lane.path).as_slice(), &[self.standby]].concat();
-            for id in used.into_iter().flatten() {
+            for id in self.lanes.iter().flat_map(|lane| [lane.path, lane.standby]).flatten() {
                 self.paths.get_mut(&id).and_then(|path| path.due.replace(path.due.unwrap_or(now)));
             }
         }
@@ -79,9 +79,7 @@ impl PeerPaths {
     }
 
     fn probe(&mut self, id: PathId, now: Instant) {
-        let primary = self.lane(self.primary).and_then(|lane| lane.path);
-        // The primary's path is what everyone wants to know about.
-        let about = primary.unwrap_or(id);
+        let about = self.about(id);
         let asked = self.paths.get(&about).map_or_else(Tally::default, |path| path.ledger.tally());
         let (role, activity) = (self.role(id), self.activity(now));
         let (data_size, min_deadline) = (self.data_size.0, self.config.min_deadline);
@@ -107,6 +105,22 @@ impl PeerPaths {
             path.due = pause.map(|pause| now + pause);
         }
         self.transmits.push_back(ProbeOut { path: kind, probe, size });
+    }
+
+    /// Which path a probe that travels this one asks about: one that carries flows, for that is what everyone wants to
+    /// know. Of several each asks about itself; where one is in doubt, the others ask about that one too.
+    fn about(&self, id: PathId) -> PathId {
+        let primary = self.lane(self.primary).and_then(|lane| lane.path);
+        let carried = || self.carriers().filter_map(|lane| self.lane(lane)?.path);
+        if carried().all(|other| Some(other) == primary) {
+            return primary.unwrap_or(id);
+        }
+        let doubtful = carried().filter(|other| *other != id).filter_map(|other| self.paths.get(&other));
+        let doubtful = doubtful.filter(|path| path.missed() > 0).max_by_key(|path| path.missed()).map(|path| path.id);
+        if !carried().any(|other| other == id) {
+            return doubtful.or(primary).unwrap_or(id);
+        }
+        doubtful.filter(|_| self.seq.is_multiple_of(2)).unwrap_or(id)
     }
 
     /// From a probe that leaves now to the next one of the same path.
@@ -173,9 +187,9 @@ impl PeerPaths {
     }
 
     fn role(&self, id: PathId) -> Role {
-        if self.uses(self.primary, id) {
+        if self.carriers().any(|lane| self.uses(lane, id)) {
             Role::Primary
-        } else if self.standby == Some(id) || self.uses(self.spare(), id) {
+        } else if self.lanes.iter().any(|lane| lane.standby == Some(id) || lane.path == Some(id)) {
             Role::Standby
         } else {
             Role::Other
@@ -199,6 +213,7 @@ pub(super) enum Activity {
 /// What a path is to the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
+    /// Flows go by it.
     Primary,
     Standby,
     Other,

@@ -1,4 +1,5 @@
 mod net;
+mod spread;
 
 use proptest::prelude::*;
 

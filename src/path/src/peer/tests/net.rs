@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::random::Random;
+use crate::{Spread, random::Random};
 
 /// One of the two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +64,8 @@ pub(super) struct End {
     probe_bytes: usize,
     last_data: Option<Instant>,
     longest_gap: Duration,
+    /// Bytes of data by flow and path.
+    sent: BTreeMap<(u32, PathKind), u64>,
     silent: bool,
     now: Instant,
 }
@@ -79,9 +81,28 @@ impl End {
             probe_bytes: 0,
             last_data: None,
             longest_gap: Duration::ZERO,
+            sent: BTreeMap::new(),
             silent: false,
             now,
         }
+    }
+
+    /// The paths that a flow took since [`Net::reset_gaps`].
+    pub(super) fn ways(&self, flow: u32) -> Vec<PathKind> {
+        self.sent.keys().filter(|(of, _)| *of == flow).map(|(_, path)| *path).collect()
+    }
+
+    /// The share of all data that went by a path since then.
+    pub(super) fn share(&self, path: PathKind) -> f64 {
+        let of = |wanted: &dyn Fn(PathKind) -> bool| -> u64 {
+            self.sent.iter().filter(|((_, by), _)| wanted(*by)).map(|(_, bytes)| *bytes).sum()
+        };
+        of(&|by| by == path) as f64 / of(&|_| true) as f64
+    }
+
+    /// How many lanes carry flows.
+    pub(super) fn carriers(&self) -> usize {
+        LaneId::all().filter(|lane| self.paths.carries(*lane)).count()
     }
 
     /// The path that flows take.
@@ -146,6 +167,16 @@ impl Net {
             let hub = HubSlot(u8::try_from(slot).unwrap());
             self.relays.push(Relay { hub, leg: Leg::Udp, rtt: *delay });
             self.set_delay(relay(hub.0), *delay);
+        }
+        self.list();
+        self
+    }
+
+    /// Both nodes spread their flows.
+    pub(super) fn spread(mut self) -> Self {
+        for side in [Side::A, Side::B] {
+            let config = PathConfig { spread: Spread::On, ..PathConfig::default() };
+            self.ends[side as usize].paths = PeerPaths::new(config, self.random.next_u64(), self.now);
         }
         self.list();
         self
@@ -283,15 +314,20 @@ impl Net {
                 end.paths.handle_timeout(now);
                 assert!(end.paths.poll_timeout().is_none_or(|at| at > now), "a timer in the past spins");
             }
-            let (lane, path, mtu) = (end.paths.primary(), end.active(), end.paths.mtu() as u64);
+            let mtu = end.paths.mtu() as u64;
             let mut due = Vec::new();
-            for (flow, at) in end.flows.iter_mut().filter(|(_, at)| *at <= now) {
+            for (hash, (flow, at)) in (0..).zip(&mut end.flows).filter(|(_, (_, at))| *at <= now) {
                 *at = now + flow.every;
-                due.push(*flow);
+                due.push((hash, *flow));
             }
-            for Flow { every: _, packets, size } in due {
-                let (Some(path), size) = (path, size.min(mtu)) else { continue };
-                self.ends[side as usize].paths.on_sent(lane, packets, size * u64::from(packets), now);
+            for (hash, Flow { every: _, packets, size }) in due {
+                let end = &mut self.ends[side as usize];
+                end.paths.on_flow(hash, now);
+                let lane = end.paths.lanes_of(hash).find(|lane| end.paths.active(*lane).is_some());
+                let Some((lane, path)) = lane.and_then(|lane| Some((lane, end.paths.active(lane)?))) else { continue };
+                let size = size.min(mtu);
+                *end.sent.entry((hash, path)).or_default() += size * u64::from(packets);
+                end.paths.on_sent(lane, packets, size * u64::from(packets), now);
                 let arrive = (0..packets).filter(|_| self.loss == 0.0 || self.chance() >= self.loss).count();
                 if arrive > 0 {
                     let packets = u32::try_from(arrive).unwrap();
@@ -388,6 +424,7 @@ impl Net {
     pub(super) fn reset_gaps(&mut self) {
         for end in &mut self.ends {
             (end.last_data, end.longest_gap) = (Some(self.now), Duration::ZERO);
+            end.sent.clear();
         }
         self.settle_events();
     }
