@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use flatlan_path::Spread;
 use flatlan_os::{Offload, WorkersChoice, stream::Proxy, tun::TunBackend};
+use flatlan_path::Spread;
 use flatlan_types::Workers;
 use serde::{Deserialize, Serialize};
 
