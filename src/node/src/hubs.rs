@@ -14,11 +14,15 @@
 //! Each open control stream brings one data stream to the same hub. A control stream on which nothing was
 //! heard for [`attachment::SILENT`] is dead; it is asked before that.
 //!
+//! Which hubs: the nearest, and among those that are equally near by the roster's weights ([`distance`]). One that is
+//! clearly nearer than one in use is attached beside it, and only then is the other left.
+//!
 //! What it does not do: read control messages beyond the attachment, or judge the UDP leg (the workers do).
 
 mod attach;
 mod attachment;
 mod dial;
+mod distance;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,6 +36,7 @@ use self::{
     attach::ANSWER,
     attachment::{Attachment, SILENT, UdpLeg},
     dial::{MAX_ATTACHED, SURPLUS, Target, rank},
+    distance::Distance,
 };
 use crate::{
     Transport,
@@ -56,6 +61,10 @@ pub(crate) struct Hubs {
     listed: Option<usize>,
     /// Since when there are more attachments than wanted.
     surplus: Option<Instant>,
+    /// When a hub was dialled last because it is nearer than another.
+    upgraded: Option<Instant>,
+    /// When a hub was measured last that is not attached.
+    measured_last: Option<Instant>,
     reader: Reader,
 }
 
@@ -66,6 +75,7 @@ pub(crate) struct ListedHub {
     pub(crate) name: Name,
     pub(crate) tls: HostPort,
     pub(crate) udp: Option<HostPort>,
+    pub(crate) region: Option<Name>,
     pub(crate) weight: u16,
 }
 
@@ -100,6 +110,7 @@ struct Hub {
     listed: bool,
     udp: Option<HostPort>,
     rank: f64,
+    distance: Distance,
     control: Option<Attachment>,
     data: DataStream,
     /// Lost while attached, and the operator was told.
@@ -133,6 +144,7 @@ struct Stream {
 enum Purpose {
     Control,
     Data(HubSlot),
+    Measure(HubSlot),
     Read,
 }
 
@@ -140,6 +152,7 @@ enum Phase {
     Dialling,
     Hello { exporter: Exporter, remote: Option<Endpoint> },
     Answer { key: HubKey, remote: Option<Endpoint> },
+    Measuring { left: u8, asked: Instant },
     Open(HubSlot),
     Reading,
 }
@@ -162,6 +175,8 @@ impl Hubs {
             origin: now,
             listed: None,
             surplus: None,
+            upgraded: None,
+            measured_last: None,
             reader: Reader::default(),
         }
     }
@@ -182,7 +197,6 @@ impl Hubs {
             target.rank = rank;
             targets.push(target);
         }
-        targets.sort_by(|a, b| b.rank.total_cmp(&a.rank));
         for gone in std::mem::replace(&mut self.targets, targets) {
             if let Some(stream) = gone.dialling {
                 self.drop_stream(stream, ctx.out);
@@ -196,8 +210,10 @@ impl Hubs {
                 hub.name = Some(entry.name.clone());
                 hub.udp = entry.udp.clone();
                 hub.rank = rank(ctx.me, &entry.key, entry.weight);
+                hub.distance.region.clone_from(&entry.region);
             }
         }
+        self.find_tiers();
         let unlisted: Vec<HubSlot> =
             self.hubs.iter().filter(|hub| !hub.listed && hub.control.is_some()).map(|hub| hub.slot).collect();
         for slot in unlisted {
@@ -242,6 +258,7 @@ impl Hubs {
                 let slot = *slot;
                 self.on_message(slot, id, message, ctx);
             }
+            Phase::Measuring { .. } => self.on_measured(id, &message, ctx),
             Phase::Reading => self.on_read(id, &message, ctx),
         }
     }
@@ -355,7 +372,7 @@ impl Hubs {
         }
         let origin = self.origin;
         let mut silent = Vec::new();
-        let mut rotate = Vec::new();
+        let (mut rotate, mut left) = (Vec::new(), Vec::new());
         for hub in &mut self.hubs {
             let Some(attachment) = &mut hub.control else { continue };
             if ctx.now.duration_since(attachment.heard) >= SILENT {
@@ -366,6 +383,12 @@ impl Hubs {
             if attachment.place_until.is_some_and(|at| at <= ctx.now) {
                 rotate.push(hub.slot);
             }
+            if attachment.leave_at.is_some_and(|at| at <= ctx.now) {
+                left.push(hub.slot);
+            }
+        }
+        for slot in left {
+            self.end(slot, ctx);
         }
         for slot in rotate {
             self.next_place(slot, ctx);
@@ -376,18 +399,29 @@ impl Hubs {
         }
         self.leave_surplus(ctx);
         self.dial(ctx);
+        self.measure(ctx);
     }
 
     /// When [`Hubs::handle_timeout`] has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let streams = self.streams.values().filter_map(|stream| stream.deadline);
         let attachments = self.hubs.iter().filter_map(|hub| hub.control.as_ref()).flat_map(|attachment| {
-            [Some(attachment.ask_at()), Some(attachment.heard + SILENT), attachment.place_until].into_iter().flatten()
+            [Some(attachment.ask_at()), Some(attachment.heard + SILENT), attachment.place_until, attachment.leave_at]
+                .into_iter()
+                .flatten()
         });
         let data = self.hubs.iter().filter(|hub| self.wants_data(hub)).filter_map(|hub| hub.data.next);
         let targets = self.due_targets().into_iter().filter_map(|n| self.targets.get(n)).map(|target| target.next);
         let surplus = self.surplus.map(|since| since + SURPLUS);
-        streams.chain(attachments).chain(data).chain(targets).chain(surplus).min()
+        let upgrade = self.upgrade().map(|(_, at)| at);
+        streams
+            .chain(attachments)
+            .chain(data)
+            .chain(targets)
+            .chain(surplus)
+            .chain(upgrade)
+            .chain(self.measure_at())
+            .min()
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<HubEvent> {
@@ -405,7 +439,8 @@ impl Hubs {
     pub(crate) fn attached(&self) -> impl Iterator<Item = HubSlot> {
         let mut hubs: Vec<&Hub> = self.hubs.iter().filter(|hub| hub.control.is_some()).collect();
         let draining = |hub: &Hub| hub.control.as_ref().is_some_and(|attachment| attachment.draining);
-        hubs.sort_by(|a, b| draining(a).cmp(&draining(b)).then(b.rank.total_cmp(&a.rank)));
+        let standing = |hub: &Hub| self.standing(hub.slot);
+        hubs.sort_by(|a, b| draining(a).cmp(&draining(b)).then(standing(a).compare(&standing(b))));
         hubs.into_iter().map(|hub| hub.slot)
     }
 
@@ -496,6 +531,7 @@ impl Hubs {
                     listed: true,
                     udp: None,
                     rank: 0.0,
+                    distance: Distance::default(),
                     control: None,
                     data: DataStream::default(),
                     lost: false,

@@ -58,6 +58,7 @@ impl Node {
                 name: hub.name.clone(),
                 tls: hub.tls.clone(),
                 udp: hub.udp.clone(),
+                region: hub.region.clone(),
                 weight: hub.weight,
             })
             .collect();

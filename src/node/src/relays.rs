@@ -436,7 +436,7 @@ const AGAIN_MOST: Duration = Duration::from_secs(5);
 /// Requests under way at one hub.
 const MAX_ASKED: usize = 128;
 /// Hubs by which one peer is reached.
-const MAX_HUBS: usize = 3;
+const MAX_HUBS: usize = 6;
 /// Labels given for one peer at one hub: paths that replace each other.
 const MAX_SAME: usize = 4;
 /// Labels given in all.

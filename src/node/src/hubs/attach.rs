@@ -44,7 +44,7 @@ impl Hubs {
                 }
                 member && known.is_none_or(|hub| hub.control.is_none())
             }
-            Purpose::Data(slot) => self.key(slot) == Some(*key),
+            Purpose::Data(slot) | Purpose::Measure(slot) => self.key(slot) == Some(*key),
             Purpose::Read => self.listed.is_none() || known.is_some_and(|hub| hub.listed),
         };
         if !wanted {
@@ -55,7 +55,7 @@ impl Hubs {
         let presence = match stream.purpose {
             Purpose::Control => Some(ctx.me.attach_to(*key).encode()),
             Purpose::Data(_) => Some(Vec::new()),
-            Purpose::Read => None,
+            Purpose::Measure(_) | Purpose::Read => None,
         };
         let scope = AttachScope { exporter: &exporter, hub: key, network: &network, role };
         let proof = presence.map_or(Proof::Nothing, |presence| Proof::Node {
@@ -86,6 +86,7 @@ impl Hubs {
             Control::Attached(attached) => match purpose {
                 Purpose::Control => self.on_attached(id, key, remote, attached, ctx),
                 Purpose::Data(slot) => self.on_data(id, slot, ctx),
+                Purpose::Measure(_) => self.begin_measuring(id, ctx),
                 Purpose::Read => self.begin_reading(id, ctx),
             },
             Control::Refused { code, text, presence } => {
@@ -130,6 +131,7 @@ impl Hubs {
             remote: remote.map(|remote| remote.socket_addr().ip()),
             rtt: None,
             draining: false,
+            leave_at: None,
         };
         for place in hub.udp.iter().chain(attached.udp.iter().take(MAX_PLACES)) {
             attachment.add_name(place);
@@ -186,8 +188,12 @@ impl Hubs {
             Control::Ping { time } => ctx.out.send(id, &Control::Pong { time }),
             Control::Pong { time } => {
                 let sent = origin.checked_add(Duration::from_micros(time));
+                let sample = sent.and_then(|sent| ctx.now.checked_duration_since(sent));
                 attachment.asked = None;
-                attachment.rtt = sent.and_then(|sent| ctx.now.checked_duration_since(sent)).or(attachment.rtt);
+                attachment.rtt = sample.or(attachment.rtt);
+                if let Some(sample) = sample {
+                    self.note_distance(slot, sample);
+                }
             }
             Control::Draining => {
                 attachment.draining = true;
@@ -281,11 +287,15 @@ impl Hubs {
 
     pub(super) fn on_gone(&mut self, id: StreamId, stream: &Stream, ctx: &mut Context<'_>) {
         match (stream.purpose, &stream.phase) {
+            (Purpose::Measure(_), _) => {}
             (Purpose::Read, _) => {
                 self.reader.fetches.remove(&id);
             }
             (Purpose::Control, Phase::Open(slot)) => self.detach(*slot, ctx),
-            (Purpose::Control, Phase::Dialling | Phase::Hello { .. } | Phase::Answer { .. } | Phase::Reading) => {
+            (
+                Purpose::Control,
+                Phase::Dialling | Phase::Hello { .. } | Phase::Answer { .. } | Phase::Measuring { .. } | Phase::Reading,
+            ) => {
                 let Some(target) = self.targets.iter_mut().find(|target| target.dialling == Some(id)) else { return };
                 target.dialling = None;
                 target.next = target.backoff.failed(ctx.now, ctx.rng);
@@ -354,7 +364,7 @@ impl Purpose {
         match self {
             Self::Control => Role::Control,
             Self::Data(_) => Role::Data,
-            Self::Read => Role::Admin,
+            Self::Measure(_) | Self::Read => Role::Admin,
         }
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Attachment {
     pub(super) remote: Option<IpAddr>,
     pub(super) rtt: Option<Duration>,
     pub(super) draining: bool,
+    /// It is left then: it is not needed any more.
+    pub(super) leave_at: Option<Instant>,
 }
 
 pub(super) struct UdpLeg {

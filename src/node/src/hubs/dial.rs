@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use flatlan_datapath::Command;
 use flatlan_types::{HostPort, HubKey, HubSlot};
 
-use super::{Context, Hub, Hubs, Phase, Purpose, Stream};
+use super::{Context, Hub, Hubs, Phase, Purpose, Stream, distance::Standing};
 use crate::{
     Transport,
     backoff::Backoff,
@@ -29,7 +30,9 @@ pub(super) struct Target {
 impl Hubs {
     /// Dials what is wanted and due.
     pub(super) fn dial(&mut self, ctx: &mut Context<'_>) {
-        for place in self.due_targets() {
+        let upgrade = self.upgrade().filter(|(_, at)| *at <= ctx.now).map(|(place, _)| place);
+        self.upgraded = upgrade.map(|_| ctx.now).or(self.upgraded);
+        for place in self.due_targets().into_iter().chain(upgrade) {
             let Some(target) = self.targets.get_mut(place) else { continue };
             if target.next > ctx.now {
                 continue;
@@ -106,6 +109,25 @@ impl Hubs {
         due
     }
 
+    /// A hub that is clearly nearer than one of those in use, and when to dial it: beside them, for only when it is
+    /// attached is the other left.
+    pub(super) fn upgrade(&self) -> Option<(usize, Instant)> {
+        let staying = self.staying().count();
+        let busy = self.targets.iter().any(|target| target.dialling.is_some());
+        if busy || staying == 0 || staying != self.wanted() {
+            return None;
+        }
+        let worst = self.staying().map(|hub| self.standing(hub.slot)).max_by(Standing::compare)?;
+        let nearer = |target: &Target| {
+            let hub = self.hubs.iter().find(|hub| Some(hub.key) == target.key);
+            let free = hub.filter(|hub| hub.listed && hub.control.is_none() && hub.distance.rtt.is_some());
+            target.backoff.failures() == 0 && free.is_some_and(|hub| self.standing(hub.slot).tier < worst.tier)
+        };
+        let place = self.targets.iter().position(nearer)?;
+        let next = self.targets.get(place)?.next;
+        Some((place, self.upgraded.map_or(next, |last| next.max(last + UPGRADE_PAUSE))))
+    }
+
     /// Whether a target's hub is attached, or (before its key is known) one that was dialled there.
     pub(super) fn is_covered(&self, target: &Target) -> bool {
         let open = |stream: &Stream| stream.place == target.place && matches!(stream.phase, Phase::Open(_));
@@ -120,7 +142,7 @@ impl Hubs {
         self.hubs.iter().filter(|hub| hub.control.as_ref().is_some_and(|attachment| !attachment.draining))
     }
 
-    /// Leaves the worst hub when there have been too many for long.
+    /// Leaves the worst hub when there have been too many for long: lanes first, and then it.
     pub(super) fn leave_surplus(&mut self, ctx: &mut Context<'_>) {
         if self.staying().count() <= self.wanted() {
             self.surplus = None;
@@ -131,10 +153,14 @@ impl Hubs {
             return;
         }
         self.surplus = None;
-        let worst = self.staying().min_by(|a, b| a.rank.total_cmp(&b.rank)).map(|hub| hub.slot);
-        if let Some(slot) = worst {
-            tracing::debug!(hub = %self.label(slot), "hub is not needed any more");
-            self.end(slot, ctx);
+        let standing = |hub: &&Hub| self.standing(hub.slot);
+        let worst = self.staying().max_by(|a, b| standing(a).compare(&standing(b))).map(|hub| hub.slot);
+        let Some(slot) = worst else { return };
+        tracing::debug!(hub = %self.label(slot), "hub is not needed any more");
+        if let Some(attachment) = self.attachment_mut(slot) {
+            attachment.draining = true;
+            attachment.leave_at = Some(ctx.now + LEAVE);
+            ctx.out.worker(Command::DrainHub { hub: slot });
         }
     }
 
@@ -153,7 +179,7 @@ impl Target {
     }
 }
 
-/// Where a hub stands in this node's order: rendezvous hashing, so that nodes spread over the hubs by
+/// Where a hub stands among those that are equally near: rendezvous hashing, so that nodes spread over the hubs by
 /// their weights and a hub that comes or goes moves nobody else.
 pub(super) fn rank(me: &Identity, hub: &HubKey, weight: u16) -> f64 {
     let word = |bytes: &[u8; 32]| bytes.first_chunk().map_or(0, |chunk| u64::from_be_bytes(*chunk));
@@ -168,5 +194,9 @@ pub(super) const MAX_ATTACHED: usize = 3;
 const STEP_IN: u32 = 2;
 /// More hubs than wanted are left after this.
 pub(super) const SURPLUS: Duration = Duration::from_secs(60);
+/// From one hub that is dialled because it is nearer to the next.
+const UPGRADE_PAUSE: Duration = Duration::from_secs(30);
+/// Lanes have so long to leave a hub that is to be left.
+const LEAVE: Duration = Duration::from_secs(2);
 /// A driver that says nothing of a dial for so long has lost it.
 const DIAL: Duration = Duration::from_secs(8);

@@ -52,6 +52,52 @@ fn a_node_with_nothing_but_a_token_is_up_within_a_fifth_of_a_second() {
     assert!(node.files.contains_key(persist::ROSTER) && node.files.contains_key(persist::RATCHET));
 }
 
+/// The hubs to which a node is attached and which it means to keep.
+fn kept(net: &Net, n: u8) -> Vec<String> {
+    let hubs = net.nodes[&n].node.status().hubs;
+    let kept = hubs.iter().filter(|hub| hub.state == HubState::Attached);
+    kept.filter_map(|hub| hub.name.as_ref()).map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_nearest_hubs_are_found_attached_beside_those_in_use_and_kept() {
+    let mut net = Net::new(&[1, 2, 3, 4, 5, 6], &[1]);
+    net.until(SOON, |net| kept(net, 1).len() == 3);
+    // what the hash chose turns out to be far away but for one
+    let chosen = kept(&net, 1);
+    let number = |name: &str| name.strip_prefix("hub").unwrap().parse::<u8>().unwrap();
+    for name in &chosen[1..] {
+        net.hubs.get_mut(&number(name)).unwrap().far = ms(60);
+    }
+    let near = |net: &Net| kept(net, 1).iter().all(|name| net.hubs[&number(name)].far.is_zero());
+    let mut fewest = usize::MAX;
+    net.until(Duration::from_secs(300), |net| {
+        fewest = fewest.min(kept(net, 1).len());
+        near(net) && kept(net, 1).len() == 3
+    });
+    assert!(near(&net) && fewest == 3, "{:?}, {fewest} at the least", kept(&net, 1));
+    net.run(Duration::from_secs(100));
+    let settled = kept(&net, 1);
+    assert_eq!((settled.len(), settled.contains(&chosen[0])), (3, true));
+
+    // those that are equally near are left where they are, and asking after the others costs little
+    let dials = net.nodes[&1].dials.len();
+    net.run(Duration::from_secs(3600));
+    assert_eq!(kept(&net, 1), settled);
+    let dials = net.nodes[&1].dials.len() - dials;
+    assert!((12..=21).contains(&dials), "three hubs measured each ten minutes: {dials}");
+}
+
+#[test]
+fn where_there_is_no_choice_nothing_is_measured() {
+    let mut net = ready(&[1, 2, 3], &[1]);
+    net.hubs.get_mut(&1).unwrap().far = ms(60);
+    net.run(Duration::from_secs(5));
+    let dials = net.nodes[&1].dials.len();
+    net.run(Duration::from_secs(3600));
+    assert_eq!((kept(&net, 1).len(), net.nodes[&1].dials.len()), (3, dials));
+}
+
 #[test]
 fn an_idle_node_says_nothing_but_pings() {
     let mut net = ready(&[1, 2], &[1]);

@@ -129,6 +129,8 @@ pub(super) struct TestHub {
     pub(super) alive: bool,
     /// Streams still open, nothing answered.
     pub(super) frozen: bool,
+    /// So much further away than others, one way.
+    pub(super) far: Duration,
     pub(super) roster: Option<VerifiedRoster>,
     /// Tells of no head that is newer than what it held when it turned bad.
     pub(super) refuses_news: bool,
@@ -518,7 +520,9 @@ impl Net {
     }
 
     fn tell(&mut self, conn: Conn, message: &Control) {
-        self.at(LATENCY, Happening::ToNode { conn, bytes: message.encode() });
+        let hub = self.nodes.get(&conn.0).and_then(|node| *node.streams.get(&conn.2)?);
+        let far = hub.and_then(|hub| self.hubs.get(&hub)).map_or(Duration::ZERO, |hub| hub.far);
+        self.at(LATENCY + far, Happening::ToNode { conn, bytes: message.encode() });
     }
 
     /// Does what a node wants done.
@@ -534,7 +538,8 @@ impl Net {
                 }
                 Output::Send { stream, bytes } => {
                     if let Some(Some(hub)) = node.streams.get(&stream).copied() {
-                        self.at(LATENCY, Happening::ToHub { hub, conn: (n, life, stream), bytes });
+                        let far = self.hubs.get(&hub).map_or(Duration::ZERO, |hub| hub.far);
+                        self.at(LATENCY + far, Happening::ToHub { hub, conn: (n, life, stream), bytes });
                     }
                 }
                 Output::Close { stream } => {
@@ -765,6 +770,7 @@ impl TestHub {
             secret: hub_secret(n),
             alive: true,
             frozen: false,
+            far: Duration::ZERO,
             roster,
             refuses_news: false,
             withholds: false,
