@@ -72,7 +72,7 @@ impl Hubs {
         for hub in &mut self.hubs {
             let region = hub.distance.region.as_ref();
             let alike = known.iter().filter(|(of, _)| of.is_some() && of.as_ref() == region).map(|(_, rtt)| *rtt);
-            let rtt = hub.distance.rtt.or(alike.min());
+            let rtt = hub.distance.rtt.or_else(|| alike.min());
             hub.distance.tier = match (rtt, nearest) {
                 (Some(rtt), Some(nearest)) => Some(tier(rtt, nearest, hub.distance.tier)),
                 (None, _) | (_, None) => None,

@@ -219,7 +219,9 @@ impl PeerPaths {
         }
         let several = self.carriers().count() > 1;
         let open = |path: &&Path| !several || path.kind.is_direct() || !self.is_taken(path.kind, Some(lane));
-        let fit = self.paths.values().filter(|path| is_fit(path, now)).filter(open);
+        // whatever works is better than a hub that is about to stop
+        let fit = |path: &&Path| is_fit(path, now) || (current.draining && is_sound(path, now));
+        let fit = self.paths.values().filter(fit).filter(open);
         let best = fit.min_by_key(|path| (class(path.kind), path.cost(), path.id))?;
         if best.id == current.id {
             return None;
@@ -300,10 +302,15 @@ struct Wish {
 
 /// Whether flows can be moved to a path although nothing forces them.
 pub(super) fn is_fit(path: &Path, now: Instant) -> bool {
+    is_sound(path, now) && !path.is_held(now)
+}
+
+/// Whether flows can be moved to a path that may have failed not long ago.
+fn is_sound(path: &Path, now: Instant) -> bool {
     path.phase == Phase::Valid
         && path.missed() == 0
         && path.alive() >= now.checked_sub(RECENT)
-        && !(path.is_grey(now) || path.is_held(now) || path.draining)
+        && !(path.is_grey(now) || path.draining)
         && (path.size.proven().is_some() || !path.kind.is_direct())
 }
 

@@ -427,6 +427,24 @@ fn a_draining_hub_is_left_without_a_gap_and_not_gone_back_to() {
 }
 
 #[test]
+fn a_draining_hub_is_left_gracefully_for_one_that_failed_not_long_ago() {
+    let mut net = Net::seeded(18).hubs(&[ms(1), ms(2)]);
+    net.flow(A, Flow { every: ms(10), packets: 1, size: 128 });
+    net.run(secs(3));
+    for fault in [Fault::Cut, Fault::None] {
+        net.fault(A, relay(1), fault);
+        net.fault(B, relay(1), fault);
+        net.run(secs(2));
+    }
+    net.reset_gaps();
+    let now = net.now;
+    net.end_mut(A).paths.drain(HubSlot(0), now);
+    net.run(ms(50));
+    assert_eq!(net.end(A).active(), Some(relay(1)));
+    assert!(net.events(A).iter().any(|event| matches!(event, PathEvent::Primary { .. })), "{:?}", net.events(A));
+}
+
+#[test]
 fn a_path_that_is_known_dead_is_left_in_the_same_instant() {
     let mut net = busy(19);
     let now = net.now;
