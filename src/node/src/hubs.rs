@@ -15,7 +15,8 @@
 //! heard for [`attachment::SILENT`] is dead; it is asked before that.
 //!
 //! Which hubs: the nearest, and among those that are equally near by the roster's weights ([`distance`]). One that is
-//! clearly nearer than one in use is attached beside it, and only then is the other left.
+//! clearly nearer than one in use is attached beside it, and only then is the other left. Where a peer is at none of
+//! these hubs, one of its own is attached to as well.
 //!
 //! What it does not do: read control messages beyond the attachment, or judge the UDP leg (the workers do).
 
@@ -25,7 +26,7 @@ mod dial;
 mod distance;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct Hubs {
     listed: Option<usize>,
     /// Since when there are more attachments than wanted.
     surplus: Option<Instant>,
+    /// Hubs of peers with which this node has none in common, and when each was last needed.
+    far: BTreeMap<HubKey, Instant>,
     /// When a hub was dialled last because it is nearer than another.
     upgraded: Option<Instant>,
     /// When a hub was measured last that is not attached.
@@ -175,6 +178,7 @@ impl Hubs {
             origin: now,
             listed: None,
             surplus: None,
+            far: BTreeMap::new(),
             upgraded: None,
             measured_last: None,
             reader: Reader::default(),
@@ -450,7 +454,32 @@ impl Hubs {
 
     /// How many hubs to be attached to.
     pub(crate) fn wanted(&self) -> usize {
-        self.listed.unwrap_or(self.targets.len()).min(MAX_ATTACHED)
+        self.listed.unwrap_or(self.targets.len()).min(MAX_ATTACHED + self.far.len())
+    }
+
+    /// Hubs at which peers are that cannot be reached by a hub in common: a few of them are attached to as well, until
+    /// none was needed for a while.
+    pub(crate) fn set_far(&mut self, needed: &BTreeSet<HubKey>, now: Instant) {
+        for key in needed {
+            let free = self.hubs.iter().any(|hub| hub.key == *key && hub.listed && hub.control.is_none());
+            if let Some(last) = self.far.get_mut(key) {
+                *last = now;
+            } else if free && self.far.len() < MAX_FAR {
+                self.far.insert(*key, now);
+            }
+        }
+        self.far.retain(|_, last| now.saturating_duration_since(*last) < FAR_KEPT);
+        self.find_tiers();
+    }
+
+    /// Whether a hub is attached to for the sake of peers that are there.
+    pub(crate) fn is_far(&self, slot: HubSlot) -> bool {
+        self.hub(slot).is_some_and(|hub| self.far.contains_key(&hub.key))
+    }
+
+    /// Whether there is any such hub.
+    pub(crate) fn has_far(&self) -> bool {
+        !self.far.is_empty()
     }
 
     pub(crate) fn is_attached(&self, slot: HubSlot) -> bool {
@@ -561,3 +590,7 @@ impl Hubs {
 
 /// After a change of the underlay, the answer must come within this.
 const HURRY: Duration = Duration::from_secs(1);
+/// Hubs that are attached to for peers that are there.
+const MAX_FAR: usize = 2;
+/// One that was not needed for so long is kept no longer.
+const FAR_KEPT: Duration = Duration::from_secs(60);

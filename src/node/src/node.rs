@@ -25,6 +25,7 @@ use crate::{
     output::{Interface, Outbox},
     peers::Peers,
     persist,
+    reach::FAR_EVERY,
     relays::{Asked, Relays},
     rng::Rng,
     roster::{Keeper, Offered, Persisted as Written, Useless},
@@ -79,6 +80,8 @@ pub struct Node {
     remember_at: Option<Instant>,
     remembered: Option<Instant>,
     fresh_at: Instant,
+    /// When to look for hubs of peers with which there is none in common.
+    pub(crate) far_at: Option<Instant>,
     pub(crate) freshness: Freshness,
 }
 
@@ -168,6 +171,7 @@ impl Node {
             remember_at: None,
             remembered: None,
             fresh_at: now,
+            far_at: None,
             freshness: Freshness::Fresh,
         };
         if let Some(serial) = node.keeper.fork().map(|proof| proof.second().version().serial) {
@@ -211,6 +215,9 @@ impl Node {
             Event::Idle { peer } => self.idle(peer, now),
             Event::SessionUp { peer, .. } => self.session_up(peer, now),
             Event::PathChanged { peer, lane, path, was, reason } => {
+                if let Some(peer) = self.peers.get_mut(peer) {
+                    peer.set_path(lane, path);
+                }
                 let name = self.peers.get(peer).map(|peer| peer.name.as_str()).unwrap_or_default();
                 let show = |path: Option<flatlan_path::PathKind>| match path {
                     Some(path) => path.to_string(),
@@ -297,6 +304,9 @@ impl Node {
         if self.life == Life::Dead {
             return;
         }
+        if self.far_at.is_some_and(|at| at <= now) {
+            self.find_far(now);
+        }
         self.hubs.handle_timeout(&mut context!(self, now));
         self.relays.handle_timeout(&self.hubs, now, &mut self.out);
         self.peers_timeout(now);
@@ -336,7 +346,7 @@ impl Node {
             return None;
         }
         let epoch = self.epoch.rising.as_ref().and_then(Rising::again);
-        let rest = [self.remember_at, self.up_at, Some(self.fresh_at), epoch];
+        let rest = [self.remember_at, self.up_at, self.far_at, Some(self.fresh_at), epoch];
         let all = [self.hubs.poll_timeout(), self.relays.poll_timeout()].into_iter().chain(rest);
         all.flatten().chain(self.peers_next()).chain(self.fetch_next()).min()
     }
@@ -495,6 +505,9 @@ impl Node {
                 }
             }
             Control::PathOpened { request, label, via, .. } => {
+                if via.len() > 1 {
+                    self.far_at.get_or_insert(now + FAR_EVERY);
+                }
                 let opened = relays.handle_opened(hub, request, label, via, hubs, out);
                 relays.ask_next(hub, hubs, now, out);
                 if let Some(peer) = opened {

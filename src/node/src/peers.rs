@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_types::{BootEpoch, Endpoint, HostPort, MemberId, Name, PeerSlot};
+use flatlan_path::PathKind;
+use flatlan_types::{BootEpoch, Endpoint, HostPort, LaneId, MemberId, Name, PeerSlot};
 
 use crate::{candidates::MAX_CANDIDATES, persist::RememberedPeer};
 
@@ -60,6 +61,8 @@ pub(crate) struct Peer {
     pub(crate) stale_told: Option<Instant>,
     /// It promised a newer roster last time, and brought none.
     pub(crate) misled: bool,
+    /// Its lanes that go straight to it, as bits.
+    pub(crate) direct_lanes: u8,
     /// Pieces of the roster that it may still have, and since when.
     pub(crate) pieces: (usize, Option<Instant>),
 }
@@ -199,8 +202,23 @@ impl Peer {
             summarized: None,
             stale_told: None,
             misled: false,
+            direct_lanes: 0,
             pieces: (0, None),
         }
+    }
+
+    /// A lane's datagrams go this way.
+    pub(crate) fn set_path(&mut self, lane: LaneId, path: Option<PathKind>) {
+        let bit = 1 << lane.number();
+        self.direct_lanes &= !bit;
+        if path.is_some_and(PathKind::is_direct) {
+            self.direct_lanes |= bit;
+        }
+    }
+
+    /// Whether anything goes straight to it.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct_lanes != 0
     }
 
     /// Whether it is a node of ours, and a member.

@@ -1,10 +1,13 @@
 //! Ways to peers: who is of interest, labels at the hubs, direct candidates.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use flatlan_datapath::{Command, NewSessions};
 use flatlan_relay::{Control, PathReason, Presence};
-use flatlan_types::{Endpoint, HostPort, HubSlot, MemberId, PeerSlot};
+use flatlan_types::{Endpoint, HostPort, HubKey, HubSlot, MemberId, PeerSlot};
 
 use crate::{
     Output, Transport,
@@ -89,6 +92,26 @@ impl Node {
             return;
         }
         self.relays.retry(slot, &self.hubs, now, &mut self.out);
+    }
+
+    /// Finds the hubs at which peers are that this node speaks to, with which it has no hub in common and no direct path:
+    /// a hub less on the way, and one less that can fail.
+    pub(crate) fn find_far(&mut self, now: Instant) {
+        let mut needed = BTreeSet::new();
+        for slot in self.peers.active() {
+            let Some(peer) = self.peers.get(slot).filter(|peer| peer.session && !peer.is_direct()) else { continue };
+            let (far, own): (Vec<_>, Vec<_>) = self.relays.labels(slot).partition(|(hub, _)| self.hubs.is_far(*hub));
+            let straight = |(_, via): &&(HubSlot, &[HubKey])| via.len() == 1;
+            if own.iter().any(|way| straight(&way)) {
+                continue;
+            }
+            tracing::trace!(peer = %peer.name, "no hub in common");
+            let there = far.iter().find(straight).or(own.first()).and_then(|(_, via)| via.last());
+            needed.extend(there.copied());
+        }
+        self.hubs.set_far(&needed, now);
+        let again = !needed.is_empty() || self.hubs.has_far();
+        self.far_at = again.then(|| now + FAR_EVERY);
     }
 
     /// At start: peers with which a session was up, or that answered directly, are tried at once.
@@ -191,3 +214,5 @@ const MAX_REFLEXIVE: usize = 3;
 const MAX_CONFIGURED: usize = 4;
 /// A name is resolved again no sooner.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
+/// How often hubs of peers are looked for, while there is such a peer; and how long after the first way was found.
+pub(crate) const FAR_EVERY: Duration = Duration::from_secs(5);

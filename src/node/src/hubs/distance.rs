@@ -36,6 +36,8 @@ pub(super) struct Distance {
 /// Where a hub stands in this node's order: the smaller is preferred.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Standing {
+    /// Peers are there that no other hub reaches straight.
+    far: bool,
     pub(super) tier: u8,
     /// Greater is better.
     pub(super) rank: f64,
@@ -43,7 +45,7 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) fn compare(&self, other: &Self) -> std::cmp::Ordering {
-        self.tier.cmp(&other.tier).then(other.rank.total_cmp(&self.rank))
+        other.far.cmp(&self.far).then(self.tier.cmp(&other.tier)).then(other.rank.total_cmp(&self.rank))
     }
 }
 
@@ -80,7 +82,8 @@ impl Hubs {
         }
         let standing = |target: &super::dial::Target| {
             let hub = self.hubs.iter().find(|hub| Some(hub.key) == target.key);
-            Standing { tier: hub.map_or(UNKNOWN, |hub| hub.distance.tier.unwrap_or(UNKNOWN)), rank: target.rank }
+            let tier = hub.and_then(|hub| hub.distance.tier).unwrap_or(UNKNOWN);
+            Standing { far: hub.is_some_and(|hub| self.far.contains_key(&hub.key)), tier, rank: target.rank }
         };
         let mut order: Vec<(Standing, usize)> = self.targets.iter().map(standing).zip(0..).collect();
         order.sort_by(|(a, n), (b, m)| a.compare(b).then(n.cmp(m)));
@@ -91,7 +94,7 @@ impl Hubs {
     pub(super) fn standing(&self, slot: HubSlot) -> Standing {
         let hub = self.hub(slot);
         let tier = hub.and_then(|hub| hub.distance.tier).unwrap_or(UNKNOWN);
-        Standing { tier, rank: hub.map_or(0.0, |hub| hub.rank) }
+        Standing { far: self.is_far(slot), tier, rank: hub.map_or(0.0, |hub| hub.rank) }
     }
 
     /// Asks the next hub how far it is, when its time has come.

@@ -89,6 +89,42 @@ fn the_nearest_hubs_are_found_attached_beside_those_in_use_and_kept() {
 }
 
 #[test]
+fn a_hub_of_a_peer_with_which_there_is_none_in_common_is_attached_to_while_it_is_needed() {
+    let mut net = Net::walled(&[1, 2, 3, 4, 5, 6], &[(1, &[4, 5, 6]), (2, &[1, 2, 3])]);
+    net.until(SOON, |net| kept(net, 1).len() == 3 && kept(net, 2).len() == 3);
+    net.nodes.get_mut(&1).unwrap().walled.clear();
+    net.run(Duration::from_secs(60));
+    let own = kept(&net, 1);
+    net.session(1, 2);
+    net.need(1, 2);
+    let in_common = |net: &Net| kept(net, 1).iter().filter(|hub| kept(net, 2).contains(hub)).count();
+    net.until(Duration::from_secs(20), |net| in_common(net) > 0);
+    assert_eq!((in_common(&net), kept(&net, 1).len()), (1, 4), "{:?}", kept(&net, 1));
+    assert!(own.iter().all(|hub| kept(&net, 1).contains(hub)), "{:?}", kept(&net, 1));
+    net.run(Duration::from_secs(50));
+    assert_eq!((in_common(&net), kept(&net, 1).len()), (1, 4), "and kept");
+
+    let peer = net.slot(1, 2);
+    net.event(1, Event::Idle { peer });
+    net.run(Duration::from_secs(200));
+    assert_eq!((in_common(&net), kept(&net, 1)), (0, own), "nobody is spoken to any more");
+}
+
+#[test]
+fn no_hub_is_attached_to_for_a_peer_to_which_there_is_a_direct_path() {
+    let mut net = Net::walled(&[1, 2, 3, 4, 5, 6], &[(1, &[4, 5, 6]), (2, &[1, 2, 3])]);
+    net.until(SOON, |net| kept(net, 1).len() == 3 && kept(net, 2).len() == 3);
+    net.nodes.get_mut(&1).unwrap().walled.clear();
+    let (peer, path) = (net.slot(1, 2), Some(flatlan_path::PathKind::Direct(address(2))));
+    let (lane, reason) = (flatlan_types::LaneId::PRIMARY, flatlan_path::MoveReason::First);
+    net.event(1, Event::PathChanged { peer, lane, path, was: None, reason });
+    net.session(1, 2);
+    net.need(1, 2);
+    net.run(Duration::from_secs(60));
+    assert_eq!(kept(&net, 1).len(), 3);
+}
+
+#[test]
 fn where_there_is_no_choice_nothing_is_measured() {
     let mut net = ready(&[1, 2, 3], &[1]);
     net.hubs.get_mut(&1).unwrap().far = ms(60);

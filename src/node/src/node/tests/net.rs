@@ -108,6 +108,8 @@ pub(super) struct Net {
     pub(super) nodes: BTreeMap<u8, TestNode>,
     queue: BTreeMap<(Instant, u64), Happening>,
     next: u64,
+    /// Hubs tell of ways over each other.
+    beyond: bool,
 }
 
 #[derive(Debug)]
@@ -181,6 +183,8 @@ pub(super) struct TestNode {
     pub(super) fatal: Option<Fatal>,
     pub(super) up: Option<(Instant, usize)>,
     streams: BTreeMap<StreamId, Option<u8>>,
+    /// Hubs that it does not reach.
+    pub(super) walled: BTreeSet<u8>,
     /// No peer message gets through directly.
     pub(super) udp: bool,
 }
@@ -207,12 +211,23 @@ impl Net {
             nodes: BTreeMap::new(),
             queue: BTreeMap::new(),
             next: 0,
+            beyond: false,
         };
         for n in hubs {
             net.hubs.insert(*n, TestHub::new(*n, Some(roster.clone())));
         }
         for n in nodes {
             net.start_node(*n, BTreeMap::new());
+        }
+        net
+    }
+
+    /// The same, with hubs that nodes do not reach.
+    pub(super) fn walled(hubs: &[u8], nodes: &[(u8, &[u8])]) -> Self {
+        let mut net = Self::new(hubs, &nodes.iter().map(|(n, _)| *n).collect::<Vec<_>>());
+        net.beyond = true;
+        for (n, walled) in nodes {
+            net.nodes.get_mut(n).unwrap().walled = walled.iter().copied().collect();
         }
         net
     }
@@ -266,6 +281,7 @@ impl Net {
                 fatal: None,
                 up: None,
                 streams: BTreeMap::new(),
+                walled: BTreeSet::new(),
                 udp: true,
             },
         );
@@ -501,6 +517,7 @@ impl Net {
     fn dialled(&mut self, n: u8, stream: StreamId, target: &HostPort) {
         let life = self.nodes[&n].life;
         let hub = self.hubs.iter().find(|(h, hub)| place(**h) == *target && hub.alive).map(|(h, _)| *h);
+        let hub = hub.filter(|h| !self.nodes[&n].walled.contains(h));
         let Some(h) = hub else { return self.happen(Happening::Ended { conn: (n, life, stream) }) };
         let exporter = Exporter([stream.0 as u8; 32]);
         let remote = Endpoint::new(([198, 51, 100, h], 443).into());
@@ -680,6 +697,16 @@ impl Net {
         let member = at.member;
         hub.heard.push((conn.0, message.clone()));
         let mut answers: Vec<(Conn, Control)> = Vec::new();
+        // another hub that holds a member: a way over it is told, and leads nowhere
+        let other = |to: &MemberId| {
+            let mut others = self.hubs.iter().filter(|(n, _)| **n != h);
+            others.find(|(_, hub)| hub.control_of(to).is_some()).map(|(_, hub)| hub.key())
+        };
+        let beyond = match &message {
+            Control::PathOpen(open) if self.beyond => other(&open.to),
+            _ => None,
+        };
+        let hub = self.hubs.get_mut(&h).unwrap();
         #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is heard and noted")]
         match message {
             Control::Attach(attach) => answers.extend(hub.attach(conn, attach)),
@@ -718,6 +745,13 @@ impl Net {
             Control::PathOpen(open) => {
                 assert_eq!(Some(open.from), member);
                 match hub.control_of(&open.to) {
+                    None if beyond.is_some() => {
+                        hub.next += 1;
+                        let label = Label::new(u32::from(h) * 1000 + hub.next, 7);
+                        let via = [hub.secret.public()].into_iter().chain(beyond).collect();
+                        let request = open.request;
+                        answers.push((conn, Control::PathOpened { request, label, via, rtt_us: 0 }));
+                    }
                     None => {
                         let reason = PathReason::NotAttached;
                         answers.push((conn, Control::PathFailed { request: open.request, reason }));
