@@ -17,6 +17,9 @@ pub(crate) struct Datagrams {
     arrived: Arc<AtomicUsize>,
     sender: JoinHandle<Vec<usize>>,
     receiver: JoinHandle<Vec<Flow>>,
+    to: Namespace,
+    /// What receivers there had been too slow for before.
+    overrun: usize,
 }
 
 /// How it went, by flow.
@@ -24,6 +27,7 @@ pub(crate) struct Datagrams {
 pub(crate) struct Arrivals {
     sent: Vec<usize>,
     flows: Vec<Flow>,
+    overrun: usize,
 }
 
 /// What arrived of one flow.
@@ -66,7 +70,7 @@ impl Datagrams {
             let stop = stop.clone();
             std::thread::spawn(move || send(&outboxes, size, pause, &stop))
         };
-        Self { stop, arrived, sender, receiver }
+        Self { stop, arrived, sender, receiver, to: to.clone(), overrun: overrun(to) }
     }
 
     /// Waits until so many more have arrived.
@@ -81,7 +85,8 @@ impl Datagrams {
     /// Ends it, once nothing has arrived for a moment.
     pub(crate) fn stop(self) -> Arrivals {
         self.stop.store(true, Ordering::Relaxed);
-        Arrivals { sent: self.sender.join().unwrap(), flows: self.receiver.join().unwrap() }
+        let (sent, flows) = (self.sender.join().unwrap(), self.receiver.join().unwrap());
+        Arrivals { sent, flows, overrun: overrun(&self.to) - self.overrun }
     }
 }
 
@@ -89,6 +94,16 @@ impl Arrivals {
     /// How many were sent.
     pub(crate) fn sent(&self) -> usize {
         self.sent.iter().sum()
+    }
+
+    /// How many did not arrive, but for those that did and that this program was too slow for, on a busy machine.
+    pub(crate) fn lost(&self) -> usize {
+        self.missing().iter().sum::<usize>().saturating_sub(self.overrun)
+    }
+
+    /// How many arrived and found no room, for this program was too slow.
+    pub(crate) fn overrun(&self) -> usize {
+        self.overrun
     }
 
     /// How many did not arrive, by flow.
@@ -106,6 +121,15 @@ impl Arrivals {
     pub(crate) fn longest_gap(&self) -> Duration {
         self.flows.iter().map(|flow| flow.longest_gap).max().unwrap_or_default()
     }
+}
+
+/// Datagrams for which sockets of a machine had no room, since it began: the kernel's counter.
+fn overrun(machine: &Namespace) -> usize {
+    let text = machine.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(str::split_whitespace);
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let (_, count) = names.zip(values).find(|(name, _)| *name == "RcvbufErrors").unwrap();
+    count.parse().unwrap()
 }
 
 fn send(outboxes: &[UdpSocket], size: usize, pause: Duration, stop: &AtomicBool) -> Vec<usize> {

@@ -10,7 +10,7 @@
 //!    a      b                                a              b
 //! ```
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "helpers of tests")]
 
 mod datagrams;
 mod drained;

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "test and benchmark take what they need")]
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flatlan_lab::{Lab, Nat, Probe, RunOptions};
 
@@ -115,7 +115,7 @@ impl Talk {
         let gap = datagrams.iter().map(crate::datagrams::Arrivals::longest_gap).max().unwrap_or_default();
         Felt {
             sent: datagrams.iter().map(crate::datagrams::Arrivals::sent).sum(),
-            lost: datagrams.iter().flat_map(crate::datagrams::Arrivals::missing).sum(),
+            lost: datagrams.iter().map(crate::datagrams::Arrivals::lost).sum(),
             doubled: datagrams.iter().map(crate::datagrams::Arrivals::doubled).sum(),
             // the last may be under way
             pings_lost: ping.sent().saturating_sub(ping.answered() + 1),

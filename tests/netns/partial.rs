@@ -10,7 +10,7 @@
 //! The hub in the middle dies, and the others carry what it carried. How fast that is, the benchmark says; here it has
 //! to happen, over the hubs that are left and in no circle.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "helpers of tests")]
 
 #[path = "support.rs"]
 mod support;

@@ -106,7 +106,7 @@ impl Node {
                 continue;
             }
             tracing::trace!(peer = %peer.name, "no hub in common");
-            let there = far.iter().find(straight).or(own.first()).and_then(|(_, via)| via.last());
+            let there = far.iter().find(straight).or_else(|| own.first()).and_then(|(_, via)| via.last());
             needed.extend(there.copied());
         }
         self.hubs.set_far(&needed, now);

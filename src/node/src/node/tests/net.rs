@@ -702,10 +702,8 @@ impl Net {
             let mut others = self.hubs.iter().filter(|(n, _)| **n != h);
             others.find(|(_, hub)| hub.control_of(to).is_some()).map(|(_, hub)| hub.key())
         };
-        let beyond = match &message {
-            Control::PathOpen(open) if self.beyond => other(&open.to),
-            _ => None,
-        };
+        let beyond =
+            if let Control::PathOpen(open) = &message { other(&open.to).filter(|_| self.beyond) } else { None };
         let hub = self.hubs.get_mut(&h).unwrap();
         #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is heard and noted")]
         match message {
