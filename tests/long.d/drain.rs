@@ -42,7 +42,7 @@ fn main() {
                     std::thread::sleep(DRAIN);
                 }
                 talk.go_on();
-                let felt = talk.stop();
+                let felt = talk.stop(&lab);
                 println!("  {number} of {runs}: {case:?}, stopped: {stopped}: {felt:?}");
                 gaps.push(felt.gaps[0].max(felt.gaps[1]));
                 sent += felt.sent;

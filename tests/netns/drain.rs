@@ -28,7 +28,7 @@ fn lose_nothing(case: Case) {
     let ended = lab.process(&hub).unwrap().stop(PATIENCE).unwrap();
     assert!(ended.success(), "hub {hub} ended with {ended}");
     talk.go_on();
-    let felt = talk.stop();
+    let felt = talk.stop(&lab);
     println!("{case:?}: {hub} stopped: {felt:?}");
     assert_eq!((felt.lost, felt.doubled, felt.pings_lost, felt.broken), (0, 0, 0, None), "{case:?}");
 }

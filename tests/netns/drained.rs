@@ -9,7 +9,7 @@ use flatlan_lab::{Lab, Nat, Probe, RunOptions};
 
 use crate::datagrams::Datagrams;
 use crate::flows::wait_usable;
-use crate::support::{PATIENCE, gateway, lab};
+use crate::support::{PATIENCE, gateway, lab, starved};
 
 /// Where the hub is that is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,7 @@ pub(crate) struct Talk {
     ping: Probe,
     echo: Probe,
     datagrams: [Datagrams; 2],
+    starved: usize,
 }
 
 /// How it went.
@@ -97,6 +98,7 @@ impl Talk {
             ping: Probe::ping(near, b, PROBE).unwrap(),
             echo: Probe::tcp_echo(near, far, b, PROBE).unwrap(),
             datagrams: [numbered(near, far, b), numbered(far, near, a)],
+            starved: starved(lab, &["a", "b"]),
         }
     }
 
@@ -109,16 +111,18 @@ impl Talk {
         self.echo.wait_answers(20, PATIENCE).unwrap();
     }
 
-    pub(crate) fn stop(self) -> Felt {
+    /// Ends it. What the nodes had no processor time for is not counted as lost: they count it themselves.
+    pub(crate) fn stop(self, lab: &Lab) -> Felt {
+        let starved = starved(lab, &["a", "b"]) - self.starved;
         let (ping, echo) = (self.ping.stop(), self.echo.stop());
         let datagrams = self.datagrams.map(Datagrams::stop);
         let gap = datagrams.iter().map(crate::datagrams::Arrivals::longest_gap).max().unwrap_or_default();
         Felt {
             sent: datagrams.iter().map(crate::datagrams::Arrivals::sent).sum(),
-            lost: datagrams.iter().map(crate::datagrams::Arrivals::lost).sum(),
+            lost: datagrams.iter().map(crate::datagrams::Arrivals::lost).sum::<usize>().saturating_sub(starved),
             doubled: datagrams.iter().map(crate::datagrams::Arrivals::doubled).sum(),
             // the last may be under way
-            pings_lost: ping.sent().saturating_sub(ping.answered() + 1),
+            pings_lost: ping.sent().saturating_sub(ping.answered() + 1 + starved),
             gaps: [ping.longest_gap().length, echo.longest_gap().length, gap],
             broken: echo.broken(),
         }

@@ -42,6 +42,12 @@ pub(crate) fn path(status: &Value, peer: &str) -> Option<Value> {
     Some(peer["path"].clone()).filter(|path| !path.is_null())
 }
 
+/// Packets that the nodes of these sites gave up because they got no processor time: the machine was too busy.
+pub(crate) fn starved(lab: &Lab, sites: &[&str]) -> usize {
+    let dropped = |site: &&str| lab.status(site).unwrap().pointer("/drops/queue_full").and_then(Value::as_u64).unwrap();
+    sites.iter().map(dropped).sum::<u64>() as usize
+}
+
 /// Whether a path is a direct one.
 pub(crate) fn is_direct(path: &Value) -> bool {
     path["kind"] == "direct"
