@@ -286,8 +286,6 @@ const QUALITY: Quality = Quality {
     rate: Some(200_000_000),
     queue: 500_000,
     shortest: 400,
-    bursts: Bursts { begin: 0, end: 0, lost: 0 },
-    damaged: 0,
 };
 /// Reasons that a node gives for packets that it has sealed already.
 const ON_THE_WAY_OUT: [&str; 1] = ["backpressure"];
