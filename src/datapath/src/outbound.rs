@@ -251,7 +251,7 @@ impl<S: Sessions> Worker<S> {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let before = peer.queue.bytes();
         let dropped = if self.queued + header_and_packet.len() > MAX_QUEUED {
-            peer.queue.expire(now) + 1
+            peer.queue.expire(now) + packets_in(header_and_packet)
         } else {
             peer.queue.push(header_and_packet.to_vec(), now)
         };

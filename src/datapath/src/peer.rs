@@ -9,7 +9,7 @@ use flatlan_path::{Leg, PathKind, PeerPaths, Relay};
 use flatlan_types::{BootEpoch, Endpoint, HubSlot, Label, LaneId, LaneKey, PeerSlot};
 use flatlan_wg::sealed::{FrameCounter, PairKeys, ReplayWindow};
 
-use crate::{batch::Destination, hub_leg::Hubs};
+use crate::{batch::Destination, hub_leg::Hubs, outbound::packets_in};
 
 /// A peer's state. Made on first need; gone with the member only, for it remembers what was seen of the
 /// peer (epoch, replay window).
@@ -193,16 +193,16 @@ impl NodeLink {
 }
 
 impl Queue {
-    /// Keeps a packet (behind its virtio-net header); the oldest go where there are too many. Returns
-    /// how many were dropped.
+    /// Keeps a packet or super-packet (behind its virtio-net header); the oldest go where there are too many.
+    /// Returns how many packets were dropped.
     pub(crate) fn push(&mut self, packet: Vec<u8>, now: Instant) -> u64 {
         let mut dropped = self.expire(now);
         if packet.len() > MAX_QUEUE_BYTES {
-            return dropped + 1;
+            return dropped + packets_in(&packet);
         }
         while self.packets.len() >= MAX_QUEUE_PACKETS || self.bytes + packet.len() > MAX_QUEUE_BYTES {
-            self.pop();
-            dropped += 1;
+            let Some(oldest) = self.pop() else { break };
+            dropped += packets_in(&oldest);
         }
         self.bytes += packet.len();
         self.packets.push_back((now, packet));
@@ -215,12 +215,12 @@ impl Queue {
         Some(packet)
     }
 
-    /// Drops what has waited too long; returns how many.
+    /// Drops what has waited too long; returns how many packets.
     pub(crate) fn expire(&mut self, now: Instant) -> u64 {
         let mut dropped = 0;
         while self.packets.front().is_some_and(|(at, _)| now.duration_since(*at) >= MAX_QUEUE_AGE) {
-            self.pop();
-            dropped += 1;
+            let Some(oldest) = self.pop() else { break };
+            dropped += packets_in(&oldest);
         }
         dropped
     }
@@ -253,6 +253,8 @@ const MAX_QUEUE_AGE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use flatlan_packet::{GsoType, VnetHeader};
+
     use super::*;
 
     #[test]
@@ -265,6 +267,20 @@ mod tests {
         assert_eq!(queue.push(vec![0; MAX_QUEUE_BYTES + 1], start), 1);
         assert_eq!(queue.push(vec![1; 10], start + MAX_QUEUE_AGE), 31);
         assert_eq!(queue.pop().unwrap(), vec![1; 10]);
+        assert!(queue.is_empty() && queue.bytes == 0);
+    }
+
+    #[test]
+    fn a_super_packet_that_waited_in_vain_counts_as_the_packets_in_it() {
+        let start = Instant::now();
+        let header = VnetHeader { gso_type: GsoType::TcpV4, hdr_len: 40, gso_size: 1000, ..VnetHeader::default() };
+        let of = |segments: usize| [&header.to_bytes()[..], &vec![0; 40 + segments * 1000]].concat();
+        let mut queue = Queue::default();
+        assert_eq!(queue.push(of(60), start), 0);
+        assert_eq!(queue.push(of(60), start), 0);
+        assert_eq!(queue.push(of(30), start), 60, "the oldest makes room");
+        assert_eq!(queue.push(of(200), start), 200, "it never fits");
+        assert_eq!(queue.expire(start + MAX_QUEUE_AGE), 90);
         assert!(queue.is_empty() && queue.bytes == 0);
     }
 }
