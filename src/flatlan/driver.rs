@@ -403,6 +403,11 @@ impl Driver {
                 self.trouble = Some(reason);
                 self.node.handle_closed(stream, now, clock::unix());
             }
+            StreamEvent::HandedOver { stream, data } => {
+                if let Some(hub) = self.streams.bound(stream) {
+                    self.packets.open_stream(hub, data).await;
+                }
+            }
         }
     }
 
@@ -431,9 +436,9 @@ impl Driver {
                     self.close(stream).await;
                 }
                 Output::BindData { stream, hub } => {
-                    if let Some(sender) = self.streams.bind(stream, hub, self.packets.stream_inbox()) {
+                    if self.streams.bind(stream, hub) {
                         self.data_streams.insert(hub, stream);
-                        self.packets.open_stream(hub, sender).await;
+                        self.packets.expect_stream(hub).await;
                     }
                 }
                 Output::Worker(command) => self.packets.command(command).await,

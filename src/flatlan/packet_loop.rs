@@ -2,15 +2,21 @@
 //!
 //! Wait for the TUN, the socket, a command or the timeout; read the clock once; hand the batch in; drain.
 //! What the TUN has is all read, and sealed flow by flow, a part at a time, so that no flow holds up another.
-//! Everything that the control side wants of the worker comes through one bounded channel, and frames of
-//! data streams through another, so that control never waits behind data. What the worker has to say
-//! goes up through a bounded channel; what finds no room there waits in the worker.
+//! Everything that the control side wants of the worker comes through one bounded channel. Data streams are the
+//! thread's own, as its socket is: each stream belongs to one worker, and what others send on it, or find on it, goes
+//! from thread to thread. What the worker has to say goes up through a bounded channel; what finds no room there
+//! waits in the worker.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "the kernel's errors are its own list")]
 
-use std::{collections::BTreeMap, io, sync::Arc, thread::JoinHandle, time::Instant};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use bytes::Bytes;
 use flatlan_datapath::{
     Command, DropReason, Event, FlowQueue, Handed, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
 };
@@ -19,17 +25,18 @@ use flatlan_os::{
     panic::{self, Panicked},
     poll::{self, Waker},
     priority::Priority,
-    stream::SendQueue,
+    stream::{DataStream, StreamBounds, StreamInbox, StreamRefusal, StreamSet},
     tun::{self, Tun},
     udp::{self, RecvBatch, UdpSocket},
 };
-use flatlan_types::{HubSlot, WorkerId};
+use flatlan_relay::frame::share_out;
+use flatlan_types::{HubSlot, Share, WorkerId, Workers};
 use flatlan_wg::Sessions;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     refused::Refused,
-    workers::{Belongs, Doors, Room},
+    workers::{Belongs, Doors, Frames, Room},
 };
 
 /// What the control side sends to a packet thread.
@@ -38,8 +45,10 @@ pub(crate) enum Order {
     Command(Command),
     /// The roster changed.
     Snapshot(Arc<Snapshot>),
-    /// A data stream to a hub is open: its frames go here.
-    OpenStream(HubSlot, SendQueue),
+    /// A data stream to a hub will be handed over.
+    ExpectStream(HubSlot),
+    /// Here it is.
+    OpenStream(HubSlot, Box<DataStream>),
     /// The data stream is gone.
     CloseStream(HubSlot),
     /// Tell how things are.
@@ -64,7 +73,6 @@ pub(crate) struct Report {
 /// The control side's end of a packet thread.
 pub(crate) struct PacketThread {
     orders: mpsc::Sender<Order>,
-    streams: mpsc::Sender<(HubSlot, Bytes)>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
@@ -72,10 +80,10 @@ pub(crate) struct PacketThread {
 /// The thread's ends of the channels, before it runs.
 pub(crate) struct Unstarted {
     orders: mpsc::Receiver<Order>,
-    streams: mpsc::Receiver<(HubSlot, Bytes)>,
     events: mpsc::Sender<Event>,
     room: Room,
     doors: Doors,
+    streams: StreamSet<HubSlot>,
     ended: mpsc::Sender<Result<(), PacketLoopError>>,
 }
 
@@ -113,7 +121,6 @@ struct PacketLoop<S> {
     /// What other workers have for this one.
     room: Room,
     orders: mpsc::Receiver<Order>,
-    streams: mpsc::Receiver<(HubSlot, Bytes)>,
     events: mpsc::Sender<Event>,
     /// What was read from the TUN and is still to be sealed.
     waiting: FlowQueue,
@@ -127,7 +134,11 @@ struct PacketLoop<S> {
 struct Io {
     tun: Tun,
     udp: UdpSocket,
-    streams: BTreeMap<HubSlot, SendQueue>,
+    /// Those of its hubs that are this worker's to hold.
+    streams: StreamSet<HubSlot>,
+    share: Share,
+    /// As the loop read it last.
+    now: Instant,
     refused: Refused,
     /// To the other workers.
     doors: Doors,
@@ -141,13 +152,13 @@ impl PacketThread {
         doors: Doors,
         events: &mpsc::Sender<Event>,
         ended: &mpsc::Sender<Result<(), PacketLoopError>>,
-    ) -> (Self, Unstarted) {
+    ) -> io::Result<(Self, Unstarted)> {
         let waker = room.waker.clone();
         let (orders, orders_rx) = mpsc::channel(ORDERS);
-        let (streams, streams_rx) = mpsc::channel(STREAM_MESSAGES);
         let (events, ended) = (events.clone(), ended.clone());
-        let unstarted = Unstarted { orders: orders_rx, streams: streams_rx, events, room, doors, ended };
-        (Self { orders, streams, waker, thread: None }, unstarted)
+        let streams = StreamSet::new(STREAM_BOUNDS)?;
+        let unstarted = Unstarted { orders: orders_rx, events, room, doors, streams, ended };
+        Ok((Self { orders, waker, thread: None }, unstarted))
     }
 
     /// Starts the thread.
@@ -155,15 +166,13 @@ impl PacketThread {
         &mut self,
         unstarted: Unstarted,
         worker: Worker<S>,
-        tun: Tun,
-        udp: UdpSocket,
-        refused: Refused,
+        share: Share,
+        (tun, udp, refused): (Tun, UdpSocket, Refused),
     ) -> Result<(), PacketLoopError> {
-        let Unstarted { orders, streams, events, room, doors, ended } = unstarted;
-        let io = Io { tun, udp, streams: BTreeMap::new(), refused, doors, gone: false };
+        let Unstarted { orders, events, room, doors, streams, ended } = unstarted;
+        let io = Io { tun, udp, streams, share, now: clock::now(), refused, doors, gone: false };
         let waiting = FlowQueue::new();
-        let mut packet_loop =
-            PacketLoop { worker, io, room, orders, streams, events, waiting, failed_reads: 0, udp_cut: 0 };
+        let mut packet_loop = PacketLoop { worker, io, room, orders, events, waiting, failed_reads: 0, udp_cut: 0 };
         let thread = std::thread::Builder::new()
             .name("flatlan-packets".to_owned())
             .spawn(move || {
@@ -181,11 +190,6 @@ impl PacketThread {
         if self.orders.send(order).await.is_ok() {
             self.waker.wake();
         }
-    }
-
-    /// The end into which messages of data streams go, and what wakes the thread for them.
-    pub(crate) fn stream_end(&self) -> (mpsc::Sender<(HubSlot, Bytes)>, Waker) {
-        (self.streams.clone(), self.waker.clone())
     }
 
     /// How things are; `None` where the thread has ended.
@@ -219,10 +223,12 @@ impl Report {
 impl<S: Sessions> PacketLoop<S> {
     fn run(&mut self) -> Result<(), PacketLoopError> {
         let mut received = RecvBatch::new();
+        let mut inbox = StreamInbox::new();
         let mut priority = Priority::new(clock::now());
         loop {
             let now = clock::now();
             priority.update(now);
+            self.io.now = now;
             let mut busy = false;
             while let Ok(order) = self.orders.try_recv() {
                 busy = true;
@@ -231,7 +237,7 @@ impl<S: Sessions> PacketLoop<S> {
                 }
             }
             busy |= self.receive_handed(now);
-            busy |= self.receive_streams(now);
+            busy |= self.receive_streams(&mut inbox, &mut priority, now);
             busy |= self.receive_udp(&mut received, &mut priority, now);
             // in part, where much waits: what is left keeps the loop busy
             busy |= self.receive_tun(&mut priority, now)?;
@@ -245,11 +251,12 @@ impl<S: Sessions> PacketLoop<S> {
                 busy = true;
                 self.worker.handle_timeout(now, &mut self.io);
             }
+            self.io.streams.flush(now);
             self.io.doors.wake();
             let told_all = self.tell_events();
             if !busy {
                 let deadline = if told_all { self.worker.poll_timeout() } else { Some(now + EVENT_RETRY) };
-                let descriptors = [std::os::fd::AsFd::as_fd(&self.io.tun), std::os::fd::AsFd::as_fd(&self.io.udp)];
+                let descriptors = [self.io.tun.as_fd(), self.io.udp.as_fd(), self.io.streams.as_fd()];
                 poll::wait(descriptors, &self.room.waker, deadline)
                     .map_err(|error| PacketLoopError::Poll(error.into()))?;
             }
@@ -265,12 +272,9 @@ impl<S: Sessions> PacketLoop<S> {
                 self.worker.handle_command(command, now, &mut self.io);
             }
             Order::Snapshot(snapshot) => self.worker.set_snapshot(snapshot, now),
-            Order::OpenStream(hub, sender) => {
-                self.io.streams.insert(hub, sender);
-            }
-            Order::CloseStream(hub) => {
-                self.io.streams.remove(&hub);
-            }
+            Order::ExpectStream(hub) => self.io.streams.expect(hub),
+            Order::OpenStream(hub, stream) => self.io.streams.add(hub, *stream, now),
+            Order::CloseStream(hub) => self.io.streams.remove(hub),
             Order::Report(reply) => {
                 let _ = reply.send(self.report(now));
             }
@@ -302,6 +306,12 @@ impl<S: Sessions> PacketLoop<S> {
                 Belongs::Packet { peer, mut header_and_packet } => {
                     self.worker.handle_packet(peer, &mut header_and_packet, now, &mut self.io);
                 }
+                Belongs::Received { hub, packed } => self.worker.handle_stream(hub, &packed, now, &mut self.io),
+                Belongs::ToSend { hub, packed } => {
+                    if let Err(reason) = self.io.send_stream(hub, &packed) {
+                        self.worker.drop_packed(&packed, reason);
+                    }
+                }
             }
         }
         if any {
@@ -310,17 +320,32 @@ impl<S: Sessions> PacketLoop<S> {
         any
     }
 
-    fn receive_streams(&mut self, now: Instant) -> bool {
+    fn receive_streams(&mut self, inbox: &mut StreamInbox, priority: &mut Priority, now: Instant) -> bool {
         let mut any = false;
         for _ in 0..STREAM_BURST {
-            let Ok((hub, message)) = self.streams.try_recv() else { break };
+            let Some(hub) = self.io.streams.recv(inbox, now) else { break };
             any = true;
-            self.worker.handle_stream(hub, &message, now, &mut self.io);
-        }
-        if any {
+            inbox.each(|message| {
+                priority.count(message.len());
+                self.handle_message(hub, message, now);
+            });
             self.worker.flush_inbound(now, &mut self.io);
         }
         any
+    }
+
+    fn handle_message(&mut self, hub: HubSlot, message: &[u8], now: Instant) {
+        let Share { worker: me, of } = self.io.share;
+        if of == Workers::ONE {
+            return self.worker.handle_stream(hub, message, now, &mut self.io);
+        }
+        for (worker, packed) in share_out(message, of) {
+            if worker == me {
+                self.worker.handle_stream(hub, &packed, now, &mut self.io);
+            } else if let Err((reason, packed)) = self.io.doors.put_frames(worker, Frames::Received, hub, packed) {
+                self.worker.drop_packed(&packed, reason);
+            }
+        }
     }
 
     fn receive_udp(&mut self, batch: &mut RecvBatch, priority: &mut Priority, now: Instant) -> bool {
@@ -431,8 +456,15 @@ impl Sink for Io {
     }
 
     fn send_stream(&mut self, hub: HubSlot, packed: &[u8]) -> Result<(), DropReason> {
-        let stream = self.streams.get(&hub).ok_or(DropReason::NoPath)?;
-        stream.put(Bytes::copy_from_slice(packed)).map_err(|_| DropReason::Backpressure)
+        let holder = self.share.of.of_byte(hub.0);
+        if holder != self.share.worker {
+            let put = self.doors.put_frames(holder, Frames::ToSend, hub, packed.to_vec());
+            return put.map_err(|(reason, _)| reason);
+        }
+        self.streams.send(hub, packed, self.now).map_err(|refused| match refused {
+            StreamRefusal::Full => DropReason::Backpressure,
+            StreamRefusal::NoStream => DropReason::NoPath,
+        })
     }
 
     fn hand_over(&mut self, to: WorkerId, what: &Handed<'_>) -> Result<(), DropReason> {
@@ -471,13 +503,13 @@ const TUN_BURST: usize = 32;
 const TUN_BYTES: usize = 192 << 10;
 /// What other workers handed over, before anything else is looked at.
 const HANDED_BURST: usize = 64;
-/// Messages of data streams handed in before anything else is looked at.
-const STREAM_BURST: usize = 16;
+/// Reads of data streams before anything else is looked at.
+const STREAM_BURST: usize = 4;
+/// What may wait to be sent on the data streams of a worker.
+const STREAM_BOUNDS: StreamBounds = StreamBounds { together: 16 << 20, patience: Duration::from_millis(20) };
 /// Orders that may wait.
 const ORDERS: usize = 1024;
-/// Messages of data streams that may wait.
-pub(crate) const STREAM_MESSAGES: usize = 256;
 /// Events that may wait.
 pub(crate) const EVENTS: usize = 1024;
 /// When to try again to hand events up.
-const EVENT_RETRY: std::time::Duration = std::time::Duration::from_millis(10);
+const EVENT_RETRY: Duration = Duration::from_millis(10);

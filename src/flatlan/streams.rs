@@ -1,16 +1,20 @@
 //! The node's streams to hubs: one task each, dialled when the control machine says so.
 //!
 //! A task dials, tells that the stream is open, and then moves messages both ways. On a data stream the
-//! control loop hears the hub's greeting and its answer; what follows waits until the stream is bound, and
-//! goes to the packet thread: frames may be right behind the answer.
+//! control loop hears the hub's greeting and its answer; what follows waits until the stream is bound. Then the
+//! task hands the stream over, for a packet thread: frames may be right behind the answer. It stays to hear how the
+//! stream ends.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flatlan_node::StreamId;
 use flatlan_os::{
     panic::caught_async,
-    stream::{DialConfig, Proxy, SendQueue, SendQueueEnd, StreamError, StreamReceiver, dial, send_queue},
+    stream::{
+        DataStream, DialConfig, Proxy, SendQueue, SendQueueEnd, Stream, StreamError, StreamReceiver, dial, hand_over,
+        send_queue,
+    },
 };
 use flatlan_relay::Role;
 use flatlan_types::{Endpoint, HostPort, HubSlot};
@@ -18,8 +22,6 @@ use tokio::{
     sync::{SetOnce, mpsc},
     task::JoinHandle,
 };
-
-use crate::workers::StreamInbox;
 
 /// What streams tell the control loop.
 pub(crate) enum StreamEvent {
@@ -29,6 +31,8 @@ pub(crate) enum StreamEvent {
     Message { stream: StreamId, bytes: Bytes },
     /// Not to be dialled, or ended.
     Closed { stream: StreamId, reason: String },
+    /// Bound: for the packet thread.
+    HandedOver { stream: StreamId, data: Box<DataStream> },
 }
 
 /// All streams of a node.
@@ -40,7 +44,7 @@ pub(crate) struct Streams {
 
 struct Handle {
     queue: SendQueue,
-    data: Arc<SetOnce<(HubSlot, StreamInbox)>>,
+    bound: Arc<SetOnce<HubSlot>>,
     task: JoinHandle<()>,
 }
 
@@ -59,11 +63,11 @@ impl Streams {
     /// Begins to dial; the result comes as an event.
     pub(crate) fn dial(&mut self, stream: StreamId, target: HostPort, role: Role) {
         let (queue, outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
-        let data = Arc::new(SetOnce::new());
-        let greeting = (role == Role::Data).then_some(GREETING);
-        let work = run(stream, target, self.proxy.clone(), outgoing, (data.clone(), greeting), self.events.clone());
+        let bound = Arc::new(SetOnce::new());
+        let greeting = if role == Role::Data { GREETING } else { usize::MAX };
+        let work = run(stream, target, self.proxy.clone(), outgoing, (bound.clone(), greeting), self.events.clone());
         let task = tokio::spawn(supervised(stream, work, self.events.clone()));
-        self.streams.insert(stream, Handle { queue, data, task });
+        self.streams.insert(stream, Handle { queue, bound, task });
     }
 
     /// Sends one message. A stream that takes no more is of no use: it is closed, and the control machine
@@ -84,12 +88,15 @@ impl Streams {
         self.streams.remove(&stream);
     }
 
-    /// From here on the stream's messages are labelled frames for the packet thread. Returns the end into
-    /// which that thread puts what it sends.
-    pub(crate) fn bind(&mut self, stream: StreamId, hub: HubSlot, inbox: StreamInbox) -> Option<SendQueue> {
-        let handle = self.streams.get(&stream)?;
-        let _ = handle.data.set((hub, inbox));
-        Some(handle.queue.for_frames(DATA_BYTES, DATA_PATIENCE))
+    /// From here on the stream's messages are labelled frames: it will be handed over, behind what was sent.
+    pub(crate) fn bind(&mut self, stream: StreamId, hub: HubSlot) -> bool {
+        let handle = self.streams.get(&stream);
+        handle.is_some_and(|handle| handle.bound.set(hub).is_ok())
+    }
+
+    /// To which hub a stream leads that was handed over; `None` where it was closed since.
+    pub(crate) fn bound(&self, stream: StreamId) -> Option<HubSlot> {
+        self.streams.get(&stream)?.bound.get().copied()
     }
 }
 
@@ -109,67 +116,105 @@ async fn run(
     stream: StreamId,
     target: HostPort,
     proxy: Option<Arc<Proxy>>,
-    mut outgoing: SendQueueEnd,
-    (data, greeting): (Arc<SetOnce<(HubSlot, StreamInbox)>>, Option<usize>),
+    outgoing: SendQueueEnd,
+    until: (Arc<SetOnce<HubSlot>>, usize),
     events: mpsc::Sender<StreamEvent>,
 ) -> Option<String> {
     let config = DialConfig { proxy: proxy.as_deref(), ..DialConfig::new(&target) };
-    let reason = match dial(config).await {
-        Err(error) => error.to_string(),
-        Ok(mut open) => {
-            let opened = StreamEvent::Opened { stream, exporter: open.exporter, remote: open.remote };
-            if events.send(opened).await.is_err() {
-                return None;
-            }
-            let ended = tokio::select! {
-                ended = receive(stream, open.receiver, (&data, greeting), &events) => ended,
-                ended = outgoing.send_to(&mut open.sender) => ended,
-            };
-            match ended {
-                Ok(()) => "the hub closed the connection".to_owned(),
-                Err(error) => error.to_string(),
-            }
-        }
+    let open = match Box::pin(dial(config)).await {
+        Ok(open) => open,
+        Err(error) => return Some(error.to_string()),
     };
-    Some(reason)
+    let opened = StreamEvent::Opened { stream, exporter: open.exporter, remote: open.remote };
+    if events.send(opened).await.is_err() {
+        return None;
+    }
+    match Box::pin(converse(stream, open, outgoing, until, &events)).await {
+        Over::Broken(error) => Some(error.to_string()),
+        Over::Goodbye => Some("the hub closed the connection".to_owned()),
+    }
 }
 
-/// `greeting`: how many messages of a data stream are for the control loop.
-async fn receive(
+/// How a stream ended.
+enum Over {
+    Broken(StreamError),
+    Goodbye,
+}
+
+impl From<Result<(), StreamError>> for Over {
+    fn from(ended: Result<(), StreamError>) -> Self {
+        ended.map_or_else(Self::Broken, |()| Self::Goodbye)
+    }
+}
+
+/// Moves messages until the stream is bound, and hands it over. What comes behind `greeting` messages is not told.
+async fn converse(
     stream: StreamId,
-    mut receiver: StreamReceiver,
-    (data, greeting): (&SetOnce<(HubSlot, StreamInbox)>, Option<usize>),
+    open: Stream,
+    mut outgoing: SendQueueEnd,
+    (bound, greeting): (Arc<SetOnce<HubSlot>>, usize),
     events: &mpsc::Sender<StreamEvent>,
-) -> Result<(), StreamError> {
+) -> Over {
+    let (mut sender, mut receiver) = (open.sender, open.receiver);
+    let handed_over = async {
+        bound.wait().await;
+    };
+    let heard = hear(stream, &mut receiver, (&bound, greeting), events);
+    let sent = async {
+        let sent = outgoing.send_to(&mut sender, handed_over).await;
+        sent.map(drop).map_err(Over::Broken)
+    };
+    let early = match tokio::try_join!(heard, sent) {
+        Ok((early, ())) => early,
+        Err(over) => return over,
+    };
+    match hand_over(sender, receiver, early).await {
+        Ok((data, end)) => {
+            let _ = events.send(StreamEvent::HandedOver { stream, data: Box::new(data) }).await;
+            end.ended().await.into()
+        }
+        Err(error) => Over::Broken(error),
+    }
+}
+
+/// Tells messages until the stream is bound. Returns what came behind the greeting before that.
+async fn hear(
+    stream: StreamId,
+    receiver: &mut StreamReceiver,
+    (bound, greeting): (&SetOnce<HubSlot>, usize),
+    events: &mpsc::Sender<StreamEvent>,
+) -> Result<Vec<Bytes>, Over> {
     let mut heard = 0;
-    while let Some(bytes) = receiver.recv().await? {
-        if greeting.is_some_and(|greeting| heard >= greeting) {
-            let (hub, inbox) = data.wait().await;
-            inbox.put(*hub, bytes).await;
-            continue;
+    loop {
+        let bytes = tokio::select! {
+            biased;
+            _ = bound.wait() => return Ok(Vec::new()),
+            received = receiver.recv() => received.map_err(Over::Broken)?.ok_or(Over::Goodbye)?,
+        };
+        if heard == greeting {
+            bound.wait().await;
+            return Ok(vec![bytes]);
         }
         heard += 1;
-        if events.send(StreamEvent::Message { stream, bytes }).await.is_err() {
-            return Ok(());
-        }
+        events.send(StreamEvent::Message { stream, bytes }).await.map_err(|_| Over::Goodbye)?;
     }
-    Ok(())
 }
 
 /// What a hub says on a data stream before frames: `HubHello`, then `Attached` or `Refused`.
 const GREETING: usize = 2;
-/// Messages that may wait in each direction of a stream.
+/// Messages that may wait in each direction of a stream, before it is handed over.
 const MESSAGES: usize = 256;
 /// Bytes of control messages that may wait to be sent.
 const CONTROL_BYTES: usize = 4 << 20;
-/// Bytes of frames that may wait to be sent.
-const DATA_BYTES: usize = 4 << 20;
-/// How long frames may wait to be sent.
-const DATA_PATIENCE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
-    use flatlan_os::stream::{Acceptor, Listener, TlsIdentity};
+    use std::time::Duration;
+
+    use flatlan_os::{
+        clock,
+        stream::{Acceptor, Listener, StreamBounds, StreamInbox, StreamSet, TlsIdentity},
+    };
     use tokio::time::timeout;
 
     use super::*;
@@ -201,10 +246,32 @@ mod tests {
             assert!(matches!(&event, StreamEvent::Message { bytes, .. } if bytes == word), "{word}");
         }
         let stream = hub.await.unwrap();
-        let (inbox, mut frames) = StreamInbox::alone();
-        streams.bind(StreamId(1), HubSlot(3), inbox).unwrap();
-        let frame = timeout(Duration::from_secs(10), frames.recv()).await.expect("a frame");
-        assert_eq!(frame, Some((HubSlot(3), Bytes::from_static(b"frame"))));
+        assert!(streams.bind(StreamId(1), HubSlot(3)));
+        let event = next(&mut events).await;
+        let StreamEvent::HandedOver { stream: StreamId(1), data } = event else { panic!("the stream") };
+        assert_eq!(streams.bound(StreamId(1)), Some(HubSlot(3)));
+        let bounds = StreamBounds { together: 1 << 20, patience: Duration::from_secs(1) };
+        let (mut set, mut inbox) = (StreamSet::new(bounds).unwrap(), StreamInbox::new());
+        set.add(HubSlot(3), *data, clock::now());
+        let frame = async {
+            while set.recv(&mut inbox, clock::now()).is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), frame).await.expect("a frame");
+        inbox.each(|message| assert_eq!(message, b"frame"));
+        // and the end of it is heard
         drop(stream);
+        let ended = async {
+            loop {
+                assert_eq!(set.recv(&mut inbox, clock::now()), None);
+                if let Ok(StreamEvent::Closed { stream: StreamId(1), reason }) = events.try_recv() {
+                    return reason;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let reason = timeout(Duration::from_secs(10), ended).await.expect("an end");
+        assert!(reason.starts_with("the connection broke: "), "{reason}");
     }
 }

@@ -9,15 +9,13 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use bytes::Bytes;
 use flatlan_datapath::{Command, DropReason, Event, Handed, Snapshot, Worker};
 use flatlan_os::{
     poll::Waker,
-    stream::SendQueue,
+    stream::DataStream,
     tun::{Tun, TunError},
     udp::UdpSocket,
 };
-use flatlan_relay::frame::share_out;
 use flatlan_types::{Endpoint, HubSlot, PeerSlot, Share, WorkerId, Workers};
 use flatlan_wg::Sessions;
 use tokio::sync::mpsc;
@@ -50,7 +48,8 @@ impl PacketThreads {
         let (ended, ended_rx) = mpsc::channel(workers.count());
         let (doors, rooms) = Doors::new(workers).map_err(|error| PacketLoopError::Poll(error.into()))?;
         let prepared = rooms.into_iter().map(|room| PacketThread::prepare(room, doors.clone(), &events, &ended));
-        let (threads, unstarted) = prepared.unzip();
+        let prepared: std::io::Result<Vec<_>> = prepared.collect();
+        let (threads, unstarted) = prepared.map_err(|error| PacketLoopError::Poll(error.into()))?.into_iter().unzip();
         let tellings = Tellings { events: events_rx, ended: ended_rx };
         Ok((Self { threads, workers, snapshot: Arc::default() }, unstarted, tellings))
     }
@@ -71,7 +70,7 @@ impl PacketThreads {
         let ends = unstarted.into_iter().zip(sockets.into_iter().zip(queues));
         for ((thread, worker), (unstarted, (udp, tun))) in self.threads.iter_mut().zip(self.workers.all()).zip(ends) {
             let share = Share { worker, of: self.workers };
-            thread.start(unstarted, make(share), tun, udp, refused.clone()).map_err(StartError::Thread)?;
+            thread.start(unstarted, make(share), share, (tun, udp, refused.clone())).map_err(StartError::Thread)?;
         }
         Ok(())
     }
@@ -93,17 +92,25 @@ impl PacketThreads {
         }
     }
 
-    /// A data stream to a hub is open: frames of all workers go there.
-    pub(crate) async fn open_stream(&self, hub: HubSlot, sender: SendQueue) {
-        for thread in &self.threads {
-            thread.order(Order::OpenStream(hub, sender.clone())).await;
-        }
+    /// A data stream to a hub will be handed over: what is sent on it meanwhile waits, a little.
+    pub(crate) async fn expect_stream(&self, hub: HubSlot) {
+        self.order_holder(hub, Order::ExpectStream(hub)).await;
+    }
+
+    /// The data stream to a hub: frames of all workers go there.
+    pub(crate) async fn open_stream(&self, hub: HubSlot, stream: Box<DataStream>) {
+        self.order_holder(hub, Order::OpenStream(hub, stream)).await;
     }
 
     /// The data stream is gone.
     pub(crate) async fn close_stream(&self, hub: HubSlot) {
-        for thread in &self.threads {
-            thread.order(Order::CloseStream(hub)).await;
+        self.order_holder(hub, Order::CloseStream(hub)).await;
+    }
+
+    async fn order_holder(&self, hub: HubSlot, order: Order) {
+        let holder = self.workers.of_byte(hub.0);
+        if let Some(thread) = self.threads.get(usize::from(holder.0)) {
+            thread.order(order).await;
         }
     }
 
@@ -114,11 +121,6 @@ impl PacketThreads {
         {
             self.command(command).await;
         }
-    }
-
-    /// The end into which data streams put what they receive.
-    pub(crate) fn stream_inbox(&self) -> StreamInbox {
-        StreamInbox { workers: self.workers, ends: self.threads.iter().map(PacketThread::stream_end).collect() }
     }
 
     /// How things are with all of them together; `None` where one has ended.
@@ -149,44 +151,23 @@ pub(crate) enum StartError {
     Tun(TunError),
 }
 
-/// Puts messages of data streams before the workers whose labels they name.
-#[derive(Clone)]
-pub(crate) struct StreamInbox {
-    workers: Workers,
-    ends: Vec<(mpsc::Sender<(HubSlot, Bytes)>, Waker)>,
-}
-
-impl StreamInbox {
-    #[cfg(test)]
-    pub(crate) fn alone() -> (Self, mpsc::Receiver<(HubSlot, Bytes)>) {
-        let (streams, receiver) = mpsc::channel(crate::packet_loop::STREAM_MESSAGES);
-        (Self { workers: Workers::ONE, ends: vec![(streams, Waker::new().expect("a waker"))] }, receiver)
-    }
-
-    /// One message of the data stream to `hub`; waits while a worker is behind, which TCP tells the hub.
-    pub(crate) async fn put(&self, hub: HubSlot, message: Bytes) {
-        if self.workers == Workers::ONE {
-            return self.put_one(WorkerId::FIRST, hub, message).await;
-        }
-        for (worker, share) in share_out(&message, self.workers) {
-            self.put_one(worker, hub, share.into()).await;
-        }
-    }
-
-    async fn put_one(&self, worker: WorkerId, hub: HubSlot, message: Bytes) {
-        let Some((streams, waker)) = self.ends.get(usize::from(worker.0)) else { return };
-        if streams.send((hub, message)).await.is_ok() {
-            waker.wake();
-        }
-    }
-}
-
 /// What came to one worker and belongs to another.
 pub(crate) enum Belongs {
     /// Datagrams, as the socket received them.
     Datagrams { from: Endpoint, contents: Vec<u8>, stride: usize, ecn: u8 },
     /// A packet for a peer, as it was read from the TUN.
     Packet { peer: PeerSlot, header_and_packet: Vec<u8> },
+    /// Frames from the data stream to a hub, with labels of that worker.
+    Received { hub: HubSlot, packed: Vec<u8> },
+    /// Frames for the data stream to a hub, which that worker holds.
+    ToSend { hub: HubSlot, packed: Vec<u8> },
+}
+
+/// Where frames of a data stream go.
+#[derive(Clone, Copy)]
+pub(crate) enum Frames {
+    Received,
+    ToSend,
 }
 
 impl Belongs {
@@ -194,6 +175,7 @@ impl Belongs {
         match self {
             Self::Datagrams { contents, .. } => contents.len(),
             Self::Packet { header_and_packet, .. } => header_and_packet.len(),
+            Self::Received { packed, .. } | Self::ToSend { packed, .. } => packed.len(),
         }
     }
 }
@@ -236,9 +218,7 @@ impl Doors {
 
     /// Puts something before a worker, which hears of it with the next [`Doors::wake`].
     pub(crate) fn put(&mut self, to: WorkerId, what: &Handed<'_>) -> Result<(), DropReason> {
-        let door = self.doors.get_mut(usize::from(to.0)).ok_or(DropReason::Backpressure)?;
-        let full = door.waiting.load(Ordering::Relaxed) >= MAX_HANDED_BYTES;
-        let permit = door.queue.try_reserve().ok().filter(|_| !full).ok_or(DropReason::Backpressure)?;
+        let place = self.place(to)?;
         let belongs = match *what {
             Handed::Datagrams { from, contents, stride, ecn } => {
                 Belongs::Datagrams { from, contents: contents.to_vec(), stride, ecn }
@@ -247,10 +227,35 @@ impl Doors {
                 Belongs::Packet { peer, header_and_packet: header_and_packet.to_vec() }
             }
         };
-        door.waiting.fetch_add(belongs.bytes(), Ordering::Relaxed);
-        permit.send(belongs);
-        door.knocked = true;
+        place.put(belongs);
         Ok(())
+    }
+
+    /// Puts frames of a data stream before a worker, or gives them back.
+    pub(crate) fn put_frames(
+        &mut self,
+        to: WorkerId,
+        what: Frames,
+        hub: HubSlot,
+        packed: Vec<u8>,
+    ) -> Result<(), (DropReason, Vec<u8>)> {
+        match self.place(to) {
+            Ok(place) => {
+                place.put(match what {
+                    Frames::Received => Belongs::Received { hub, packed },
+                    Frames::ToSend => Belongs::ToSend { hub, packed },
+                });
+                Ok(())
+            }
+            Err(reason) => Err((reason, packed)),
+        }
+    }
+
+    fn place(&mut self, to: WorkerId) -> Result<Place<'_>, DropReason> {
+        let door = self.doors.get_mut(usize::from(to.0)).ok_or(DropReason::Backpressure)?;
+        let full = door.waiting.load(Ordering::Relaxed) >= MAX_HANDED_BYTES;
+        let permit = door.queue.try_reserve().ok().filter(|_| !full).ok_or(DropReason::Backpressure)?;
+        Ok(Place { permit, waiting: &door.waiting, knocked: &mut door.knocked })
     }
 
     /// Wakes those before whom something was put: once a burst.
@@ -259,6 +264,21 @@ impl Doors {
             door.knocked = false;
             door.waker.wake();
         }
+    }
+}
+
+/// Room for one thing behind a door.
+struct Place<'a> {
+    permit: mpsc::Permit<'a, Belongs>,
+    waiting: &'a AtomicUsize,
+    knocked: &'a mut bool,
+}
+
+impl Place<'_> {
+    fn put(self, belongs: Belongs) {
+        self.waiting.fetch_add(belongs.bytes(), Ordering::Relaxed);
+        self.permit.send(belongs);
+        *self.knocked = true;
     }
 }
 

@@ -15,7 +15,7 @@ use flatlan_packet::{
     protocol,
 };
 use flatlan_path::Spread;
-use flatlan_relay::frame::{HEADER_LEN, Header};
+use flatlan_relay::frame::{HEADER_LEN, Header, unpack};
 use flatlan_types::{LaneId, LaneKey, PeerSlot};
 use flatlan_wg::{SealError, Sessions};
 
@@ -38,6 +38,11 @@ impl<S: Sessions> Worker<S> {
     /// A packet or super-packet from the TUN was given up: too much waited before it.
     pub fn drop_tun(&mut self, header_and_packet: &[u8]) {
         self.stats.drops.add(DropReason::QueueFull, packets_in(header_and_packet));
+    }
+
+    /// Frames of a data stream, packed, that this worker was to pass on and could not.
+    pub fn drop_packed(&mut self, packed: &[u8], reason: DropReason) {
+        self.stats.drops.add(reason, unpack(packed).count() as u64);
     }
 
     /// The burst is over: what is sealed leaves.

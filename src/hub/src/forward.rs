@@ -138,6 +138,11 @@ impl Forwarder {
         self.take_back(ForwardDrop::SocketFull, unsent);
     }
 
+    /// Frames of a data stream that the sink took, and had to give up later.
+    pub fn handle_unsent(&mut self, unsent: Carried) {
+        self.take_back(ForwardDrop::StreamFull, unsent);
+    }
+
     /// Probes of hub legs, stale endpoints, idle labels.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl ForwardSink) {
         for at in 0..self.legs.len() {

@@ -369,27 +369,31 @@ impl RunningHub {
                 self.close(stream).await;
                 self.hub.handle_stream_closed(stream, now);
             }
+            StreamEvent::HandedOver { stream, data } => {
+                if let Some(attachment) = self.streams.bound(stream) {
+                    self.packets.order_holder(stream, Order::OpenStream(stream, attachment, data)).await;
+                }
+            }
         }
     }
 
     /// Does what the control machine wants, in order.
     async fn drain(&mut self) {
         // our frames go behind our answer
-        let mut opened = Vec::new();
+        let mut bound = Vec::new();
         while let Some(output) = self.hub.poll_output() {
             match output {
                 Output::Close { stream } => self.close(stream).await,
                 Output::Data { stream, attachment } => {
-                    opened.extend(
-                        self.streams.bind(stream, attachment, self.packets.inbox(attachment)).map(|to| (stream, to)),
-                    );
+                    bound.push((stream, attachment));
+                    self.packets.order_holder(stream, Order::ExpectStream(stream)).await;
                 }
                 Output::Dial { dial, at, role } => self.streams.dial(dial, at, role),
                 Output::Event(event) => log(&event),
                 Output::Forward(command) => self.packets.order(|| Order::Command(command.clone())).await,
                 Output::Send { stream, message } => {
                     if !self.streams.send(stream, message.encode()) {
-                        self.packets.order(|| Order::CloseStream(stream)).await;
+                        self.packets.order_holder(stream, Order::CloseStream(stream)).await;
                         self.hub.handle_stream_closed(stream, clock::now());
                     }
                 }
@@ -406,16 +410,14 @@ impl RunningHub {
                 }
             }
         }
-        for (stream, sender) in opened {
-            if self.streams.contains(stream) {
-                self.packets.order(|| Order::OpenStream(stream, sender.clone())).await;
-            }
+        for (stream, attachment) in bound {
+            self.streams.bind(stream, attachment);
         }
     }
 
     async fn close(&mut self, stream: StreamId) {
         self.streams.close(stream);
-        self.packets.order(|| Order::CloseStream(stream)).await;
+        self.packets.order_holder(stream, Order::CloseStream(stream)).await;
     }
 
     async fn view(&self) -> View {

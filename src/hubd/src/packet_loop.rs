@@ -1,11 +1,17 @@
 //! The hub's packet thread: one loop around one [`Forwarder`], and no decision in it.
 //!
-//! Wait for the socket, a command, a stream's frames or the timeout; read the clock once; hand the batch
-//! in; drain. It never sees what is inside a frame, and nothing that could open one is linked here.
+//! Wait for the socket, a data stream, a command or the timeout; read the clock once; hand the batch
+//! in; drain. It never sees what is inside a frame, and nothing that could open one is linked here. Each data stream
+//! belongs to one worker; what others send on it goes from thread to thread.
 
-use std::{collections::BTreeMap, io, os::fd::AsFd as _, thread::JoinHandle, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd as _,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use bytes::{Bytes, BytesMut};
 use flatlan_hub::{
     AttachmentId, Carried, ForwardCommand, ForwardConfig, ForwardEvent, ForwardSink, ForwardStats, Forwarder, StreamId,
     TrafficClass, UdpBatch,
@@ -14,10 +20,13 @@ use flatlan_os::{
     clock, panic,
     poll::{self, Waker},
     priority::Priority,
-    stream::SendQueue,
+    stream::{DataStream, StreamBounds, StreamInbox, StreamSet},
     udp::{RecvBatch, SendBatch, Transmit, UdpSocket, Unsent},
 };
-use flatlan_relay::{MAX_MESSAGE, bind::LEN, frame::LENGTH_LEN};
+use flatlan_relay::{
+    bind::LEN,
+    frame::{pack, unpack},
+};
 use flatlan_types::{Endpoint, NetworkId, Share, WorkerId, Workers};
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,8 +34,10 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) enum Order {
     /// For the forwarder.
     Command(ForwardCommand),
-    /// Frames for this stream go here.
-    OpenStream(StreamId, SendQueue),
+    /// The data stream of an attachment will be handed over.
+    ExpectStream(StreamId),
+    /// Here it is.
+    OpenStream(StreamId, AttachmentId, Box<DataStream>),
     /// The stream is gone.
     CloseStream(StreamId),
     /// A binding frame that came to another worker.
@@ -54,18 +65,17 @@ pub(crate) struct Report {
 /// The control side's end of one packet thread.
 struct PacketThread {
     orders: mpsc::Sender<Order>,
-    frames: mpsc::Sender<(AttachmentId, BytesMut)>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
 struct PacketLoop {
     forwarder: Forwarder,
-    worker: WorkerId,
     io: Io,
     waker: Waker,
     orders: mpsc::Receiver<Order>,
-    frames: mpsc::Receiver<(AttachmentId, BytesMut)>,
+    /// What other workers send on streams of this one.
+    frames: mpsc::Receiver<(StreamId, Vec<u8>)>,
     events: mpsc::Sender<(WorkerId, ForwardEvent)>,
 }
 
@@ -73,8 +83,23 @@ struct Io {
     udp: UdpSocket,
     /// Short runs that leave together.
     batch: SendBatch,
-    streams: BTreeMap<StreamId, SendQueue>,
+    /// Those that are this worker's to hold.
+    streams: StreamSet<StreamId>,
+    owners: BTreeMap<StreamId, AttachmentId>,
+    /// A message that is being packed.
+    message: Vec<u8>,
+    share: Share,
+    doors: Vec<Door>,
+    /// As the loop read it last.
+    now: Instant,
     udp_cut: u64,
+}
+
+/// The way to a worker.
+#[derive(Clone)]
+struct Door {
+    frames: mpsc::Sender<(StreamId, Vec<u8>)>,
+    waker: Waker,
 }
 
 /// The control side's end of all packet threads.
@@ -96,10 +121,28 @@ impl PacketThreads {
     ) -> io::Result<(Self, Events, mpsc::Receiver<io::Result<()>>)> {
         let (events, events_rx) = mpsc::channel(EVENTS);
         let (ended, ended_rx) = mpsc::channel(workers.count());
+        let (mut doors, mut rooms) = (Vec::new(), Vec::new());
+        for _ in workers.all() {
+            let (frames, room) = mpsc::channel(MESSAGES);
+            doors.push(Door { frames, waker: Waker::new()? });
+            rooms.push(room);
+        }
         let mut threads = Vec::with_capacity(workers.count());
-        for (worker, udp) in workers.all().zip(sockets) {
-            let config = ForwardConfig { share: Share { worker, of: workers }, ..config.clone() };
-            threads.push(PacketThread::spawn(Forwarder::new(config, now), worker, udp, &events, &ended)?);
+        for ((worker, udp), frames) in workers.all().zip(sockets).zip(rooms) {
+            let share = Share { worker, of: workers };
+            let io = Io {
+                udp,
+                batch: SendBatch::new(),
+                streams: StreamSet::new(STREAM_BOUNDS)?,
+                owners: BTreeMap::new(),
+                message: Vec::new(),
+                share,
+                doors: doors.clone(),
+                now,
+                udp_cut: 0,
+            };
+            let forwarder = Forwarder::new(ForwardConfig { share, ..config.clone() }, now);
+            threads.push(PacketThread::spawn(forwarder, io, frames, &events, &ended)?);
         }
         Ok((Self { threads, workers }, events_rx, ended_rx))
     }
@@ -124,11 +167,12 @@ impl PacketThreads {
         }
     }
 
-    /// The end into which the data stream of an attachment puts what it receives: of one worker, and any will do.
-    pub(crate) fn inbox(&self, attachment: AttachmentId) -> FrameInbox {
-        let worker = self.workers.of_byte(attachment.0 as u8);
-        let thread = self.threads.get(usize::from(worker.0)).or_else(|| self.threads.first());
-        thread.expect("there is at least one worker").inbox()
+    /// Hands an order about a data stream to the worker that holds it.
+    pub(crate) async fn order_holder(&self, stream: StreamId, order: Order) {
+        let holder = self.workers.of_byte(stream.0 as u8);
+        if let Some(thread) = self.threads.get(usize::from(holder.0)) {
+            thread.order(order).await;
+        }
     }
 
     /// How things are with all of them together; `None` where one has ended.
@@ -169,24 +213,21 @@ impl PacketThread {
     /// Starts the thread. `ended` is told how its loop ended.
     fn spawn(
         forwarder: Forwarder,
-        worker: WorkerId,
-        udp: UdpSocket,
+        io: Io,
+        frames: mpsc::Receiver<(StreamId, Vec<u8>)>,
         events: &mpsc::Sender<(WorkerId, ForwardEvent)>,
         ended: &mpsc::Sender<io::Result<()>>,
     ) -> io::Result<Self> {
-        let waker = Waker::new()?;
+        let waker = io.doors.get(usize::from(io.share.worker.0)).expect("every worker has a door").waker.clone();
         let (orders, orders_rx) = mpsc::channel(ORDERS);
-        let (frames, frames_rx) = mpsc::channel(MESSAGES);
         let (events, ended) = (events.clone(), ended.clone());
-        let io = Io { udp, batch: SendBatch::new(), streams: BTreeMap::new(), udp_cut: 0 };
-        let mut packet_loop =
-            PacketLoop { forwarder, worker, io, waker: waker.clone(), orders: orders_rx, frames: frames_rx, events };
+        let mut packet_loop = PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, frames, events };
         let thread = std::thread::Builder::new().name("hub-packets".to_owned()).spawn(move || {
             let done = panic::caught(|| packet_loop.run());
             // there is room for every thread's end
             let _ = ended.try_send(done.unwrap_or_else(|panicked| Err(io::Error::other(panicked))));
         })?;
-        Ok(Self { orders, frames, waker, thread: Some(thread) })
+        Ok(Self { orders, waker, thread: Some(thread) })
     }
 
     /// Hands an order over; waits while too many are pending.
@@ -194,11 +235,6 @@ impl PacketThread {
         if self.orders.send(order).await.is_ok() {
             self.waker.wake();
         }
-    }
-
-    /// The end into which data streams put what they receive.
-    fn inbox(&self) -> FrameInbox {
-        FrameInbox { frames: self.frames.clone(), waker: self.waker.clone() }
     }
 
     /// How things are; `None` where the thread has ended.
@@ -217,41 +253,28 @@ impl PacketThread {
     }
 }
 
-/// Puts messages of data streams before the forwarder.
-#[derive(Clone)]
-pub(crate) struct FrameInbox {
-    frames: mpsc::Sender<(AttachmentId, BytesMut)>,
-    waker: Waker,
-}
-
-impl FrameInbox {
-    /// One message of an attachment's data stream; waits while the forwarder is behind, which TCP tells
-    /// the sender.
-    pub(crate) async fn put(&self, attachment: AttachmentId, message: Bytes) {
-        let message = message.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared));
-        if self.frames.send((attachment, message)).await.is_ok() {
-            self.waker.wake();
-        }
-    }
-}
-
 impl PacketLoop {
     fn run(&mut self) -> io::Result<()> {
         let mut received = RecvBatch::new();
+        let mut inbox = StreamInbox::new();
         let mut priority = Priority::new(clock::now());
         loop {
             let now = clock::now();
             priority.update(now);
+            self.io.now = now;
             let mut busy = false;
             while let Ok(order) = self.orders.try_recv() {
                 busy = true;
                 match order {
                     Order::Command(command) => self.forwarder.apply(command, now),
-                    Order::OpenStream(stream, sender) => {
-                        self.io.streams.insert(stream, sender);
+                    Order::ExpectStream(stream) => self.io.streams.expect(stream),
+                    Order::OpenStream(stream, owner, data) => {
+                        self.io.owners.insert(stream, owner);
+                        self.io.streams.add(stream, *data, now);
                     }
                     Order::CloseStream(stream) => {
-                        self.io.streams.remove(&stream);
+                        self.io.owners.remove(&stream);
+                        self.io.streams.remove(stream);
                     }
                     Order::Astray(from, mut frame) => {
                         let batch = UdpBatch { from, contents: &mut frame, stride: 0, class: TrafficClass(0) };
@@ -268,23 +291,48 @@ impl PacketLoop {
                     Order::Stop => return Ok(()),
                 }
             }
-            for _ in 0..STREAM_BURST {
-                let Ok((attachment, mut message)) = self.frames.try_recv() else { break };
-                busy = true;
-                self.forwarder.handle_stream(attachment, &mut message, now, &mut self.io);
-            }
+            busy |= self.send_for_others();
+            busy |= self.receive_streams(&mut inbox, &mut priority, now);
             busy |= self.receive(&mut received, &mut priority, now);
             if self.forwarder.poll_timeout() <= now {
                 self.forwarder.handle_timeout(now, &mut self.io);
             }
             self.forwarder.flush(&mut self.io);
+            self.io.streams.flush(now);
             let told_all = self.tell_events();
             if !busy {
                 let deadline = self.forwarder.poll_timeout();
                 let deadline = if told_all { deadline } else { deadline.min(now + EVENT_RETRY) };
-                poll::wait([self.io.udp.as_fd()], &self.waker, Some(deadline))?;
+                poll::wait([self.io.udp.as_fd(), self.io.streams.as_fd()], &self.waker, Some(deadline))?;
             }
         }
+    }
+
+    fn send_for_others(&mut self) -> bool {
+        let mut any = false;
+        for _ in 0..HANDED_BURST {
+            let Ok((stream, message)) = self.frames.try_recv() else { break };
+            any = true;
+            if self.io.streams.send(stream, &message, self.io.now).is_err() {
+                self.forwarder.handle_unsent(frames_in(&message));
+            }
+        }
+        any
+    }
+
+    fn receive_streams(&mut self, inbox: &mut StreamInbox, priority: &mut Priority, now: Instant) -> bool {
+        let mut any = false;
+        for _ in 0..STREAM_BURST {
+            let Some(stream) = self.io.streams.recv(inbox, now) else { break };
+            any = true;
+            if let Some(attachment) = self.io.owners.get(&stream).copied() {
+                inbox.each(|message| {
+                    priority.count(message.len());
+                    self.forwarder.handle_stream(attachment, message, now, &mut self.io);
+                });
+            }
+        }
+        any
     }
 
     fn receive(&mut self, batch: &mut RecvBatch, priority: &mut Priority, now: Instant) -> bool {
@@ -315,7 +363,7 @@ impl PacketLoop {
                 }
             };
             match self.forwarder.poll_event() {
-                Some(event) => permit.send((self.worker, event)),
+                Some(event) => permit.send((self.io.share.worker, event)),
                 None => return true,
             }
         }
@@ -341,28 +389,20 @@ impl ForwardSink for Io {
 
     fn stream(&mut self, to: StreamId, batch: &[u8], stride: usize) -> Carried {
         let stride = if stride == 0 { batch.len().max(1) } else { stride };
-        let frames = batch.chunks(stride);
         let mut lost = Carried::default();
-        let Some(queue) = self.streams.get(&to) else {
-            return Carried { packets: frames.len() as u64, bytes: batch.len() as u64 };
-        };
-        let mut message = BytesMut::with_capacity((batch.len() + frames.len() * LENGTH_LEN).min(MAX_MESSAGE));
-        let mut packed = Carried::default();
-        for frame in frames {
-            let Ok(length) = u16::try_from(frame.len()) else {
+        let mut message = std::mem::take(&mut self.message);
+        for frame in batch.chunks(stride) {
+            if pack(&mut message, frame).is_ok() {
+                continue;
+            }
+            self.send_packed(to, &mut message, &mut lost);
+            if pack(&mut message, frame).is_err() {
                 lost.packets += 1;
                 lost.bytes += frame.len() as u64;
-                continue;
-            };
-            if message.len() + LENGTH_LEN + frame.len() > MAX_MESSAGE {
-                hand_over(queue, &mut message, &mut packed, &mut lost);
             }
-            message.extend_from_slice(&length.to_be_bytes());
-            message.extend_from_slice(frame);
-            packed.packets += 1;
-            packed.bytes += frame.len() as u64;
         }
-        hand_over(queue, &mut message, &mut packed, &mut lost);
+        self.send_packed(to, &mut message, &mut lost);
+        self.message = message;
         lost
     }
 
@@ -375,22 +415,50 @@ fn carried(unsent: Unsent) -> Carried {
     Carried { packets: unsent.datagrams, bytes: unsent.bytes }
 }
 
-/// Gives a message to a stream's task, where its queue is not full.
-fn hand_over(queue: &SendQueue, message: &mut BytesMut, packed: &mut Carried, lost: &mut Carried) {
-    let frames = std::mem::take(packed);
-    if frames.packets > 0 && queue.put(message.split().freeze()).is_err() {
-        lost.packets += frames.packets;
-        lost.bytes += frames.bytes;
+fn frames_in(message: &[u8]) -> Carried {
+    let mut frames = Carried::default();
+    for frame in unpack(message) {
+        frames.packets += 1;
+        frames.bytes += frame.len() as u64;
+    }
+    frames
+}
+
+impl Io {
+    /// Sends a message on a stream, where that takes it, and empties it.
+    fn send_packed(&mut self, to: StreamId, message: &mut Vec<u8>, lost: &mut Carried) {
+        if message.is_empty() {
+            return;
+        }
+        let holder = self.share.of.of_byte(to.0 as u8);
+        let sent = if holder == self.share.worker {
+            self.streams.send(to, message, self.now).is_ok()
+        } else {
+            let door = self.doors.get(usize::from(holder.0));
+            door.is_some_and(|door| {
+                let put = door.frames.try_send((to, message.clone())).is_ok();
+                door.waker.wake();
+                put
+            })
+        };
+        if !sent {
+            *lost += frames_in(message);
+        }
+        message.clear();
     }
 }
 
-/// Messages of data streams handed in before anything else is looked at.
-const STREAM_BURST: usize = 16;
+/// Reads of data streams before anything else is looked at.
+const STREAM_BURST: usize = 4;
+/// What other workers handed over, before anything else is looked at.
+const HANDED_BURST: usize = 64;
+/// What may wait to be sent on the data streams of a worker.
+const STREAM_BOUNDS: StreamBounds = StreamBounds { together: 32 << 20, patience: Duration::from_millis(20) };
 /// Orders that may wait.
 const ORDERS: usize = 4096;
-/// Messages of data streams that may wait.
+/// Messages that may wait before a worker for streams that it holds.
 const MESSAGES: usize = 256;
 /// Events that may wait.
 const EVENTS: usize = 4096;
 /// When to try again to hand events up.
-const EVENT_RETRY: std::time::Duration = std::time::Duration::from_millis(10);
+const EVENT_RETRY: Duration = Duration::from_millis(10);

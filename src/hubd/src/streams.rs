@@ -1,4 +1,7 @@
 //! The hub's streams: accepted and dialled, one task each.
+//!
+//! A task moves messages both ways. Once a stream is known to carry frames it is bound: its task sends what is still to
+//! be sent, hands the stream over for a packet thread, and stays to hear how it ends.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,7 +10,8 @@ use flatlan_hub::{AttachmentId, DialId, StreamId};
 use flatlan_os::{
     panic::caught_async,
     stream::{
-        Acceptor, DialConfig, Listener, SendQueue, SendQueueEnd, Stream, StreamReceiver, StreamSender, dial, send_queue,
+        Acceptor, DataStream, DialConfig, Listener, SendQueue, SendQueueEnd, Sent, Stream, StreamReceiver, dial,
+        hand_over, send_queue,
     },
 };
 use flatlan_relay::Role;
@@ -17,10 +21,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{
-    lobby::{Lobby, Place},
-    packet_loop::FrameInbox,
-};
+use crate::lobby::{Lobby, Place};
 
 /// What streams tell the control loop.
 pub(crate) enum StreamEvent {
@@ -34,6 +35,8 @@ pub(crate) enum StreamEvent {
     Message { stream: StreamId, bytes: Bytes },
     /// Ended.
     Closed { stream: StreamId },
+    /// Bound: for a packet thread.
+    HandedOver { stream: StreamId, data: Box<DataStream> },
 }
 
 /// All streams of a hub.
@@ -45,8 +48,9 @@ pub(crate) struct Streams {
 
 struct Handle {
     queue: SendQueue,
-    data: Arc<SetOnce<(AttachmentId, FrameInbox)>>,
-    receiving: JoinHandle<()>,
+    bound: Arc<SetOnce<AttachmentId>>,
+    /// Dropped with this: no more is heard.
+    _open: oneshot::Sender<()>,
     /// While the other end has not proven who it is: says that it has.
     lobby: Option<oneshot::Sender<()>>,
 }
@@ -129,16 +133,14 @@ impl Streams {
         self.next += 1;
         let id = StreamId(self.next);
         let (queue, outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
-        let data = Arc::new(SetOnce::new());
-        // one that breaks leaves a closed queue behind: the next message to it closes the stream
-        tokio::spawn(told(send(stream.sender, outgoing)));
+        let bound = Arc::new(SetOnce::new());
         let greeting = if role == Some(Role::HubData) { GREETING } else { usize::MAX };
-        let receiving = receive(id, stream.receiver, (data.clone(), greeting), self.events.clone());
+        let (open, closed) = oneshot::channel();
+        let work = converse(id, stream, outgoing, (bound.clone(), greeting, closed), self.events.clone());
         let (lobby, admitted) = oneshot::channel();
         let lobby = place.is_some().then_some(lobby);
-        let receiving = while_welcome(receiving, place, admitted);
-        let receiving = tokio::spawn(supervised(id, receiving, self.events.clone()));
-        self.streams.insert(id, Handle { queue, data, receiving, lobby });
+        tokio::spawn(supervised(id, while_welcome(work, place, admitted), self.events.clone()));
+        self.streams.insert(id, Handle { queue, bound, _open: open, lobby });
         id
     }
 
@@ -152,23 +154,22 @@ impl Streams {
         false
     }
 
-    pub(crate) fn contains(&self, stream: StreamId) -> bool {
-        self.streams.contains_key(&stream)
-    }
-
     /// Closes a stream, after what was sent on it.
     pub(crate) fn close(&mut self, stream: StreamId) {
-        if let Some(handle) = self.streams.remove(&stream) {
-            // the sending task ends, and closes, once its queue is empty
-            handle.receiving.abort();
+        // its task ends, and says goodbye, once its queue is empty
+        self.streams.remove(&stream);
+    }
+
+    /// From here on the stream's messages are frames: it will be handed over, behind what was sent.
+    pub(crate) fn bind(&mut self, stream: StreamId, attachment: AttachmentId) {
+        if let Some(handle) = self.streams.get(&stream) {
+            let _ = handle.bound.set(attachment);
         }
     }
 
-    /// From here on the stream's messages are frames. Returns the end into which the packet thread puts its own.
-    pub(crate) fn bind(&mut self, stream: StreamId, attachment: AttachmentId, inbox: FrameInbox) -> Option<SendQueue> {
-        let handle = self.streams.get(&stream)?;
-        let _ = handle.data.set((attachment, inbox));
-        Some(handle.queue.for_frames(DATA_BYTES, DATA_PATIENCE))
+    /// Whose stream it is that was handed over; `None` where it was closed since.
+    pub(crate) fn bound(&self, stream: StreamId) -> Option<AttachmentId> {
+        self.streams.get(&stream)?.bound.get().copied()
     }
 }
 
@@ -198,32 +199,75 @@ async fn while_welcome(work: impl Future<Output = ()>, place: Option<Place>, adm
     work.await;
 }
 
-/// `greeting`: after so many messages come frames, which wait until the stream is bound. Whoever dials us
-/// sends no frame before our answer, and by then it is bound.
-async fn receive(
-    stream: StreamId,
-    mut receiver: StreamReceiver,
-    (data, greeting): (Arc<SetOnce<(AttachmentId, FrameInbox)>>, usize),
+/// Moves messages until the stream is bound, and hands it over. `greeting`: after so many messages come frames, which
+/// wait until then. Whoever dials us sends no frame before our answer, and by then it is bound.
+async fn converse(
+    id: StreamId,
+    stream: Stream,
+    mut outgoing: SendQueueEnd,
+    (bound, greeting, closed): (Arc<SetOnce<AttachmentId>>, usize, oneshot::Receiver<()>),
     events: mpsc::Sender<StreamEvent>,
 ) {
-    let mut heard = 0;
-    while let Ok(Some(bytes)) = receiver.recv().await {
-        let bound = if heard >= greeting { Some(data.wait().await) } else { data.get() };
-        heard += 1;
-        match bound {
-            Some((attachment, inbox)) => inbox.put(*attachment, bytes).await,
-            None => {
-                if events.send(StreamEvent::Message { stream, bytes }).await.is_err() {
-                    return;
-                }
-            }
+    let (mut sender, mut receiver) = (stream.sender, stream.receiver);
+    let handed_over = async {
+        bound.wait().await;
+    };
+    let heard = async {
+        tokio::select! {
+            biased;
+            heard = hear(id, &mut receiver, (&bound, greeting), &events) => heard,
+            // what was sent still goes
+            _ = closed => std::future::pending().await,
         }
+    };
+    let sent = async {
+        match outgoing.send_to(&mut sender, handed_over).await {
+            Ok(Sent::Until) => Ok(()),
+            Ok(Sent::All) => Err(Over::Closed),
+            Err(_) => Err(Over::Ended),
+        }
+    };
+    match tokio::try_join!(heard, sent) {
+        Ok((early, ())) => {
+            let Ok((data, end)) = hand_over(sender, receiver, early).await else { return };
+            let _ = events.send(StreamEvent::HandedOver { stream: id, data: Box::new(data) }).await;
+            let _ = end.ended().await;
+        }
+        Err(Over::Closed) => {
+            let _ = tokio::time::timeout(CLOSE, sender.close()).await;
+        }
+        Err(Over::Ended) => {}
     }
 }
 
-async fn send(mut sender: StreamSender, mut outgoing: SendQueueEnd) {
-    if outgoing.send_to(&mut sender).await.is_ok() {
-        let _ = tokio::time::timeout(CLOSE, sender.close()).await;
+/// How a stream ended.
+enum Over {
+    /// Here.
+    Closed,
+    /// There, or on the way.
+    Ended,
+}
+
+/// Tells messages until the stream is bound. Returns what came behind the greeting before that, or with it.
+async fn hear(
+    stream: StreamId,
+    receiver: &mut StreamReceiver,
+    (bound, greeting): (&SetOnce<AttachmentId>, usize),
+    events: &mpsc::Sender<StreamEvent>,
+) -> Result<Vec<Bytes>, Over> {
+    let mut heard = 0;
+    loop {
+        let bytes = tokio::select! {
+            biased;
+            _ = bound.wait() => return Ok(Vec::new()),
+            received = receiver.recv() => received.ok().flatten().ok_or(Over::Ended)?,
+        };
+        if heard == greeting {
+            bound.wait().await;
+            return Ok(vec![bytes]);
+        }
+        heard += 1;
+        events.send(StreamEvent::Message { stream, bytes }).await.map_err(|_| Over::Ended)?;
     }
 }
 
@@ -235,10 +279,6 @@ const EVENTS: usize = 4096;
 const MESSAGES: usize = 65_536;
 /// Bytes of control messages that may wait on one stream.
 const CONTROL_BYTES: usize = 16 << 20;
-/// Bytes of frames that may wait on one stream.
-const DATA_BYTES: usize = 512 << 10;
-/// How long frames may wait on one stream.
-const DATA_PATIENCE: std::time::Duration = std::time::Duration::from_millis(20);
 /// Connections at a time that have not proven who they are: what a flood of them may cost.
 const STRANGERS: usize = 4096;
 /// How long a goodbye may take.
@@ -252,7 +292,7 @@ mod tests {
     async fn many_short_messages_may_wait_on_a_stream_and_a_bounded_number_of_bytes() {
         let (mut streams, _events) = Streams::new();
         let (queue, _outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
-        let handle = Handle { queue, data: Arc::default(), receiving: tokio::spawn(async {}), lobby: None };
+        let handle = Handle { queue, bound: Arc::default(), _open: oneshot::channel().0, lobby: None };
         streams.streams.insert(StreamId(1), handle);
         let (short, long) = (49_152 * 200, 65_536);
         for _ in 0..49_152 {

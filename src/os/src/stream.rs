@@ -9,9 +9,13 @@
 //! as long as the other end has its key. Who the hub is, its roster key says by signing the exporter, which
 //! is different on both sides of anything in the middle. That happens above this module.
 
+mod backlog;
+mod framing;
 mod listen;
+mod polled;
 mod proxy;
 mod queue;
+mod tap;
 mod tls;
 
 use std::{io, net::SocketAddr, time::Duration};
@@ -24,7 +28,6 @@ use futures_util::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::BufReader,
     net::{TcpSocket, TcpStream},
     time,
 };
@@ -34,9 +37,12 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, protocol::WebSocketConfig},
 };
 
+pub use backlog::StreamBounds;
 pub use listen::{ListenError, Listener};
+pub use polled::{DataStream, StreamEnd, StreamInbox, StreamRefusal, StreamSet, hand_over};
 pub use proxy::{ParseProxyError, Proxy};
-pub use queue::{QueueFull, SendQueue, SendQueueEnd, send_queue};
+pub use queue::{QueueFull, SendQueue, SendQueueEnd, Sent, send_queue};
+use tap::Tap;
 pub use tls::{Acceptor, IdentityError, TlsIdentity};
 
 use crate::{
@@ -68,10 +74,7 @@ pub struct StreamSender(SplitSink<Socket, Message>);
 #[derive(Debug)]
 pub struct StreamReceiver(SplitStream<Socket>);
 
-/// TLS reads in small pieces: what the kernel has is fetched at once.
-type Tcp = BufReader<TcpStream>;
-
-type Socket = WebSocketStream<TlsStream<Tcp>>;
+type Socket = WebSocketStream<Tap<TlsStream<TcpStream>>>;
 
 /// Where and how to dial.
 #[derive(Debug)]
@@ -122,7 +125,7 @@ async fn dial_patiently(config: &DialConfig<'_>) -> Result<Stream, StreamError> 
         .await
         .map_err(|why| StreamError::Tls { with: config.target.to_string(), why: why.into() })?;
     let uri = format!("wss://{}{PATH}", config.target);
-    let upgraded = tokio_tungstenite::client_async_with_config(uri, tls, Some(websocket_config())).await;
+    let upgraded = tokio_tungstenite::client_async_with_config(uri, Tap::new(tls), Some(websocket_config())).await;
     let (socket, _) =
         upgraded.map_err(|error| StreamError::NotFlatlan { target: config.target.clone(), why: Box::new(error) })?;
     Stream::new(socket)
@@ -172,18 +175,14 @@ fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(3))
 }
 
-fn read_ahead(tcp: TcpStream) -> Tcp {
-    BufReader::with_capacity(READ_AHEAD, tcp)
-}
-
 impl Stream {
     fn new(mut socket: Socket) -> Result<Self, StreamError> {
-        match socket.get_mut() {
+        match socket.get_mut().get_mut() {
             TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
             TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
         }
         let tls = |e: rustls::Error| StreamError::Tls { with: "the other end".into(), why: io::Error::other(e).into() };
-        let (tcp, session) = match socket.get_ref() {
+        let (tcp, session) = match socket.get_ref().get_ref() {
             TlsStream::Client(stream) => {
                 let (tcp, session) = stream.get_ref();
                 (tcp, session.export_keying_material([0; 32], EXPORTER, None))
@@ -194,7 +193,7 @@ impl Stream {
             }
         };
         let exporter = session.map_err(tls)?;
-        let (tcp, closed) = (tcp.get_ref(), |e: io::Error| StreamError::Closed { why: e.into() });
+        let closed = |e: io::Error| StreamError::Closed { why: e.into() };
         let remote = Endpoint::new(tcp.peer_addr().map_err(closed)?);
         let local = Endpoint::new(tcp.local_addr().map_err(closed)?);
         let (sender, receiver) = socket.split();
@@ -246,15 +245,21 @@ impl StreamReceiver {
     /// # Errors
     /// Where the stream broke, or carried something else than binary messages of at most [`MOST_MESSAGE`].
     pub async fn recv(&mut self) -> Result<Option<Bytes>, StreamError> {
-        loop {
-            match self.0.next().await {
-                Some(Ok(Message::Binary(message))) => return Ok(Some(message)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Text(_))) => return Err(StreamError::NotBinary),
-                Some(Ok(Message::Close(_))) | None => return Ok(None),
-                Some(Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)) => return Ok(None),
-                Some(Err(error)) => return Err(closed(error)),
-            }
+        next_message(&mut self.0).await
+    }
+}
+
+async fn next_message(
+    socket: &mut (impl futures_util::Stream<Item = tungstenite::Result<Message>> + Unpin),
+) -> Result<Option<Bytes>, StreamError> {
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Binary(message))) => return Ok(Some(message)),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+            Some(Ok(Message::Text(_))) => return Err(StreamError::NotBinary),
+            Some(Ok(Message::Close(_))) | None => return Ok(None),
+            Some(Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)) => return Ok(None),
+            Some(Err(error)) => return Err(closed(error)),
         }
     }
 }
@@ -286,8 +291,6 @@ pub const MOST_MESSAGE: usize = 70 << 10;
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest plaintext of a TLS record (RFC 8446, section 5.1), in bytes.
 const RECORD: usize = 16 << 10;
-/// What is read from the kernel at once, in bytes. Pages that no read ever filled cost nothing.
-const READ_AHEAD: usize = 32 << 10;
 /// How much may be sealed before the kernel takes it, in bytes: a message and what it is wrapped in, whole.
 const SEAL_AHEAD: usize = 2 * MOST_MESSAGE;
 const PATH: &str = "/flatlan";

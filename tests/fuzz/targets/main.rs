@@ -13,6 +13,7 @@ mod relay;
 mod roster;
 mod sealed;
 mod sessions;
+mod websocket;
 mod worker;
 
 use flatlan_types::{HubSecret, NetworkId, NodeSecret, NodeSeed};

@@ -27,6 +27,13 @@ fn hub() -> (HostPort, JoinHandle<Result<Stream, StreamError>>) {
     (format!("127.0.0.1:{port}").parse().unwrap(), accepting)
 }
 
+/// A stream, at both ends.
+pub(super) async fn pair() -> (Stream, Stream) {
+    let (target, accepting) = hub();
+    let node = dial(DialConfig::new(&target)).await.unwrap();
+    (node, accepting.await.unwrap().unwrap())
+}
+
 /// Something that answers the first connection with `answer`, once it has read an HTTP head.
 fn http_server(answer: &'static str) -> HostPort {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::{
     http::StatusCode,
 };
 
-use super::{ACCEPT_TIMEOUT, PATH, Stream, StreamError, Tcp, websocket_config};
+use super::{ACCEPT_TIMEOUT, PATH, Stream, StreamError, Tap, websocket_config};
 use crate::{ExitClass, Why};
 
 /// The certificate that a hub shows, and its key.
@@ -97,10 +97,10 @@ impl Acceptor {
         let closed = |e: io::Error| StreamError::Closed { why: e.into() };
         super::prepare(&(&tcp).into()).map_err(closed)?;
         let from = tcp.peer_addr().map_err(closed)?;
-        let tls = self.0.accept(super::read_ahead(tcp)).await;
+        let tls = self.0.accept(tcp).await;
         let tls = tls.map_err(|e| StreamError::Tls { with: from.to_string(), why: e.into() })?;
         let upgraded = tokio_tungstenite::accept_hdr_async_with_config(
-            TlsStream::Server(tls),
+            Tap::new(TlsStream::Server(tls)),
             only_our_path,
             Some(websocket_config()),
         );
@@ -124,7 +124,7 @@ fn only_our_path(request: &Request, response: Response) -> Result<Response, Erro
     Err(refusal)
 }
 
-pub(super) async fn connect(tcp: TcpStream, name: &str) -> io::Result<TlsStream<Tcp>> {
+pub(super) async fn connect(tcp: TcpStream, name: &str) -> io::Result<TlsStream<TcpStream>> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
@@ -135,7 +135,7 @@ pub(super) async fn connect(tcp: TcpStream, name: &str) -> io::Result<TlsStream<
     config.resumption = Resumption::disabled();
     let name = ServerName::try_from(name.to_owned()).or_else(|_| ServerName::try_from(NO_NAME));
     let name = name.map_err(io::Error::other)?;
-    Ok(TlsConnector::from(Arc::new(config)).connect(name, super::read_ahead(tcp)).await?.into())
+    Ok(TlsConnector::from(Arc::new(config)).connect(name, tcp).await?.into())
 }
 
 /// Accepts any certificate, and only with a valid signature by its key over this handshake: the exporter
