@@ -139,6 +139,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // the benchmark runs programs, and opens TUN devices of its own for the limit
     ("flatlan-bench", &["flatlan-os", "flatlan-lab"]),
+    // the load program runs nodes in its own process, and hubs as programs
+    (
+        "flatlan-load",
+        &[
+            "flatlan-types",
+            "flatlan-packet",
+            "flatlan-roster",
+            "flatlan-wg",
+            "flatlan-relay",
+            "flatlan-datapath",
+            "flatlan-node",
+            "flatlan-os",
+            "flatlan-lab",
+        ],
+    ),
     // fuzz targets call every decoder
     (
         "flatlan-fuzz",
@@ -173,8 +188,16 @@ const PURE: &[&str] = &[
 ];
 
 /// Crates of ours that touch the machine.
-const IMPURE: &[&str] =
-    &["flatlan-os", "flatlan-hubd", "flatlan", "flatlan-cli", "flatlan-lab", "flatlan-bench", "flatlan-fuzz"];
+const IMPURE: &[&str] = &[
+    "flatlan-os",
+    "flatlan-hubd",
+    "flatlan",
+    "flatlan-cli",
+    "flatlan-lab",
+    "flatlan-bench",
+    "flatlan-load",
+    "flatlan-fuzz",
+];
 
 /// Foreign crates that touch the machine: executors, sockets, files, clocks, chance. See [`BEHIND_KEYS`], too.
 const MACHINE: &[&str] = &[

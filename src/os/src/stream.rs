@@ -275,7 +275,8 @@ fn closed(error: tungstenite::Error) -> StreamError {
 fn websocket_config() -> WebSocketConfig {
     // The defaults are for a few large streams; a hub has thousands.
     let mut config = WebSocketConfig::default();
-    config.read_buffer_size = RECORD;
+    // all of it is cleared before each read, and so resident in every stream
+    config.read_buffer_size = RECORD / 4;
     config.write_buffer_size = 16 << 10;
     config.max_write_buffer_size = 4 * MOST_MESSAGE;
     config.max_message_size = Some(MOST_MESSAGE);
