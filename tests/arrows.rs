@@ -133,6 +133,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // the lab runs programs: it knows no crate whose programs it runs, only what a bad link does to packets
     ("flatlan-lab", &["flatlan-link"]),
+    // the simulation is all machines, and nothing that touches the machine
+    (
+        "flatlan-sim",
+        &[
+            "flatlan-types",
+            "flatlan-link",
+            "flatlan-packet",
+            "flatlan-roster",
+            "flatlan-wg",
+            "flatlan-path",
+            "flatlan-relay",
+            "flatlan-datapath",
+            "flatlan-node",
+            "flatlan-hub",
+        ],
+    ),
     (
         "flatlan-cli",
         &["flatlan", "flatlan-types", "flatlan-roster", "flatlan-relay", "flatlan-os", "flatlan-hubd", "flatlan-lab"],
@@ -185,6 +201,7 @@ const PURE: &[&str] = &[
     "flatlan-datapath",
     "flatlan-node",
     "flatlan-hub",
+    "flatlan-sim",
 ];
 
 /// Crates of ours that touch the machine.
