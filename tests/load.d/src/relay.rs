@@ -57,7 +57,7 @@ pub(crate) fn run(paper: &mut Paper) -> Result<()> {
     flatlan_lab::enter()?;
     flatlan_lab::require(["nebula", "nebula-cert", "turnserver"]).context("apt-get install nebula coturn")?;
     paper.say(format!(
-        "{ROUNDS} turns of {} s for each, medians; datagrams offered as fast as one thread sends them.\n",
+        "{ROUNDS} turns of {} s for each, medians; {RATE} datagrams a second are offered.\n",
         LENGTH.as_secs()
     ));
     paper.head(&["relay", "payload, bytes", "arrived, k/s", "k/s for each core of the relay", "Gbit/s for each core"]);
@@ -103,7 +103,7 @@ fn measure(ready: &Ready, bytes: usize) -> Result<Figures> {
         if ready.before == CHANNEL {
             datagram[2..4].copy_from_slice(&(bytes as u16).to_be_bytes());
         }
-        std::thread::spawn(move || crate::blast::paced(&socket, &datagram, FAST, &stop, &AtomicU64::new(0)))
+        std::thread::spawn(move || crate::blast::paced(&socket, &datagram, RATE, &stop, &AtomicU64::new(0)))
     };
     std::thread::sleep(Duration::from_millis(500));
     let (before, count, begun) = (Usage::of(ready.relay.pid()), received.load(Ordering::Relaxed), Instant::now());
@@ -318,6 +318,7 @@ const CHANNEL: [u8; 4] = [0x40, 0, 0, 0];
 const COOKIE: u32 = 0x2112_a442;
 const ROUNDS: usize = 3;
 const LENGTH: Duration = Duration::from_secs(4);
-/// Datagrams a second that nobody reaches.
-const FAST: u64 = 10_000_000;
+/// Datagrams a second: what nebula's ends manage here. Beyond what a relay takes, the kernel drops, and its work for that
+/// is charged to whoever makes a system call, the relay among them.
+const RATE: u64 = 20_000;
 const START: Duration = Duration::from_secs(10);
