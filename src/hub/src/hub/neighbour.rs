@@ -623,6 +623,8 @@ impl Hub {
                 self.send_lsa_digest(hub);
                 self.send_presence_digests(hub);
             }
+            // This hub itself stood still: what came meanwhile is still to be read.
+            (Adjacency::Up, false) if now > neighbour.silent + ASLEEP => neighbour.silent = now + HELLO,
             (Adjacency::Up, false) => {
                 neighbour.adjacency = Adjacency::Down;
                 self.event(HubEvent::NeighbourDown { hub });
@@ -779,6 +781,8 @@ const HELLO: Duration = Duration::from_millis(200);
 const MISSES: u32 = 4;
 /// Where UDP works: more than two `BIND`s of the usual kind, and the burst that follows a lost one.
 const SILENCE: Duration = Duration::from_millis(500);
+/// A turn that comes so much too late says nothing of a neighbour.
+const ASLEEP: Duration = Duration::from_millis(50);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Neighbours that a roster lists; those that are configured do not count.
