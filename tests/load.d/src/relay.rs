@@ -257,7 +257,9 @@ fn ask(socket: &UdpSocket, method: u16, attributes: &[u8]) -> Result<()> {
         let _ = socket.send(&request);
         match socket.recv(&mut answer) {
             Ok(length) if length >= 20 && answer[..2] == (method | 0x0100).to_be_bytes() => return Ok(()),
-            Ok(length) if length >= 20 && answer[0] == 1 => bail!("coturn refuses: {:?}", answer.get(20..length)),
+            Ok(length) if length >= 20 && answer[..2] == (method | 0x0110).to_be_bytes() => {
+                bail!("coturn refuses: {:?}", answer.get(20..length))
+            }
             _ => std::thread::sleep(Duration::from_millis(50)),
         }
     }
