@@ -64,7 +64,7 @@ impl Streams {
     pub(crate) fn dial(&mut self, stream: StreamId, target: HostPort, role: Role) {
         let (queue, outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
         let bound = Arc::new(SetOnce::new());
-        let greeting = if role == Role::Data { GREETING } else { usize::MAX };
+        let greeting = (role == Role::Data).then_some(GREETING);
         let work = run(stream, target, self.proxy.clone(), outgoing, (bound.clone(), greeting), self.events.clone());
         let task = tokio::spawn(supervised(stream, work, self.events.clone()));
         self.streams.insert(stream, Handle { queue, bound, task });
@@ -117,7 +117,7 @@ async fn run(
     target: HostPort,
     proxy: Option<Arc<Proxy>>,
     outgoing: SendQueueEnd,
-    until: (Arc<SetOnce<HubSlot>>, usize),
+    until: (Arc<SetOnce<HubSlot>>, Option<usize>),
     events: mpsc::Sender<StreamEvent>,
 ) -> Option<String> {
     let config = DialConfig { proxy: proxy.as_deref(), ..DialConfig::new(&target) };
@@ -152,7 +152,7 @@ async fn converse(
     stream: StreamId,
     open: Stream,
     mut outgoing: SendQueueEnd,
-    (bound, greeting): (Arc<SetOnce<HubSlot>>, usize),
+    (bound, greeting): (Arc<SetOnce<HubSlot>>, Option<usize>),
     events: &mpsc::Sender<StreamEvent>,
 ) -> Over {
     let (mut sender, mut receiver) = (open.sender, open.receiver);
@@ -181,7 +181,7 @@ async fn converse(
 async fn hear(
     stream: StreamId,
     receiver: &mut StreamReceiver,
-    (bound, greeting): (&SetOnce<HubSlot>, usize),
+    (bound, greeting): (&SetOnce<HubSlot>, Option<usize>),
     events: &mpsc::Sender<StreamEvent>,
 ) -> Result<Vec<Bytes>, Over> {
     let mut heard = 0;
@@ -191,7 +191,7 @@ async fn hear(
             _ = bound.wait() => return Ok(Vec::new()),
             received = receiver.recv() => received.map_err(Over::Broken)?.ok_or(Over::Goodbye)?,
         };
-        if heard == greeting {
+        if Some(heard) == greeting {
             bound.wait().await;
             return Ok(vec![bytes]);
         }

@@ -10,8 +10,8 @@ use flatlan_hub::{AttachmentId, DialId, StreamId};
 use flatlan_os::{
     panic::caught_async,
     stream::{
-        Acceptor, DataStream, DialConfig, Listener, SendQueue, SendQueueEnd, Sent, Stream, StreamReceiver, dial,
-        hand_over, send_queue,
+        Acceptor, DataStream, DialConfig, Listener, SendQueue, SendQueueEnd, Sent, Stream, StreamEnd, StreamReceiver,
+        dial, hand_over, send_queue,
     },
 };
 use flatlan_relay::Role;
@@ -134,7 +134,7 @@ impl Streams {
         let id = StreamId(self.next);
         let (queue, outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
         let bound = Arc::new(SetOnce::new());
-        let greeting = if role == Some(Role::HubData) { GREETING } else { usize::MAX };
+        let greeting = (role == Some(Role::HubData)).then_some(GREETING);
         let (open, closed) = oneshot::channel();
         let work = converse(id, stream, outgoing, (bound.clone(), greeting, closed), self.events.clone());
         let (lobby, admitted) = oneshot::channel();
@@ -199,15 +199,29 @@ async fn while_welcome(work: impl Future<Output = ()>, place: Option<Place>, adm
     work.await;
 }
 
-/// Moves messages until the stream is bound, and hands it over. `greeting`: after so many messages come frames, which
-/// wait until then. Whoever dials us sends no frame before our answer, and by then it is bound.
+/// Moves messages until the stream is bound, hands it over, and stays to hear how it ends.
 async fn converse(
     id: StreamId,
     stream: Stream,
-    mut outgoing: SendQueueEnd,
-    (bound, greeting, closed): (Arc<SetOnce<AttachmentId>>, usize, oneshot::Receiver<()>),
+    outgoing: SendQueueEnd,
+    until: (Arc<SetOnce<AttachmentId>>, Option<usize>, oneshot::Receiver<()>),
     events: mpsc::Sender<StreamEvent>,
 ) {
+    // what all this needs is given back before the long wait
+    if let Some(end) = Box::pin(until_handed_over(id, stream, outgoing, until, events)).await {
+        let _ = end.ended().await;
+    }
+}
+
+/// `None` where the stream ended before. `greeting`: after so many messages come frames, which wait until the stream
+/// is bound. Whoever dials us sends no frame before our answer, and by then it is bound.
+async fn until_handed_over(
+    id: StreamId,
+    stream: Stream,
+    mut outgoing: SendQueueEnd,
+    (bound, greeting, mut closed): (Arc<SetOnce<AttachmentId>>, Option<usize>, oneshot::Receiver<()>),
+    events: mpsc::Sender<StreamEvent>,
+) -> Option<StreamEnd> {
     let (mut sender, mut receiver) = (stream.sender, stream.receiver);
     let handed_over = async {
         bound.wait().await;
@@ -216,8 +230,11 @@ async fn converse(
         tokio::select! {
             biased;
             heard = hear(id, &mut receiver, (&bound, greeting), &events) => heard,
-            // what was sent still goes
-            _ = closed => std::future::pending().await,
+            // what was sent still goes, if the other end takes it
+            _ = &mut closed => {
+                tokio::time::sleep(LAST_WORDS).await;
+                Err(Over::Ended)
+            }
         }
     };
     let sent = async {
@@ -229,14 +246,20 @@ async fn converse(
     };
     match tokio::try_join!(heard, sent) {
         Ok((early, ())) => {
-            let Ok((data, end)) = hand_over(sender, receiver, early).await else { return };
+            let (data, end) = tokio::select! {
+                biased;
+                handed = hand_over(sender, receiver, early) => handed.ok()?,
+                // perhaps in the middle of a frame, of which the rest need never come
+                _ = closed => return None,
+            };
             let _ = events.send(StreamEvent::HandedOver { stream: id, data: Box::new(data) }).await;
-            let _ = end.ended().await;
+            Some(end)
         }
         Err(Over::Closed) => {
             let _ = tokio::time::timeout(CLOSE, sender.close()).await;
+            None
         }
-        Err(Over::Ended) => {}
+        Err(Over::Ended) => None,
     }
 }
 
@@ -252,7 +275,7 @@ enum Over {
 async fn hear(
     stream: StreamId,
     receiver: &mut StreamReceiver,
-    (bound, greeting): (&SetOnce<AttachmentId>, usize),
+    (bound, greeting): (&SetOnce<AttachmentId>, Option<usize>),
     events: &mpsc::Sender<StreamEvent>,
 ) -> Result<Vec<Bytes>, Over> {
     let mut heard = 0;
@@ -262,7 +285,7 @@ async fn hear(
             _ = bound.wait() => return Ok(Vec::new()),
             received = receiver.recv() => received.ok().flatten().ok_or(Over::Ended)?,
         };
-        if heard == greeting {
+        if Some(heard) == greeting {
             bound.wait().await;
             return Ok(vec![bytes]);
         }
@@ -281,12 +304,25 @@ const MESSAGES: usize = 65_536;
 const CONTROL_BYTES: usize = 16 << 20;
 /// Connections at a time that have not proven who they are: what a flood of them may cost.
 const STRANGERS: usize = 4096;
+/// How long what was sent on a stream may take to leave once that is closed.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a goodbye may take.
 const CLOSE: std::time::Duration = std::time::Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use flatlan_os::stream::TlsIdentity;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+
     use super::*;
+
+    const WAIT: Duration = Duration::from_secs(4);
 
     #[tokio::test]
     async fn many_short_messages_may_wait_on_a_stream_and_a_bounded_number_of_bytes() {
@@ -330,5 +366,49 @@ mod tests {
         drop(more);
         assert!(matches!(heard.recv().await, Some(StreamEvent::Closed { stream: StreamId(1) })));
         assert!(heard.recv().await.is_none());
+    }
+
+    /// What lies between a node and its hub forwards what it is told to.
+    #[tokio::test]
+    async fn a_stream_that_is_closed_while_half_a_frame_is_read_ends_here_too() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let hub = listener.local().unwrap();
+        let acceptor = Acceptor::new(TlsIdentity::self_signed(vec!["hub".to_owned()]).unwrap()).unwrap();
+        let accepting = tokio::spawn(async move { Box::pin(acceptor.accept(listener.accept().await.0)).await });
+        let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = HostPort::from(Endpoint::new(between.local_addr().unwrap()));
+        let dialling = tokio::spawn(async move { Box::pin(dial(DialConfig::new(&at))).await });
+        let (mut near, _) = between.accept().await.unwrap();
+        let mut far = TcpStream::connect(hub).await.unwrap();
+        let accepted = tokio::select! {
+            accepted = accepting => accepted.unwrap().unwrap(),
+            _ = copy_bidirectional(&mut near, &mut far) => panic!("it goes on for ever"),
+        };
+        let mut node = tokio::select! {
+            dialled = dialling => dialled.unwrap().unwrap(),
+            _ = copy_bidirectional(&mut near, &mut far) => panic!("it goes on for ever"),
+        };
+        let (mut streams, mut events) = Streams::new();
+        let stream = streams.add(accepted, Role::HubControl);
+        for message in [Bytes::from_static(b"hello"), Bytes::from(vec![7; 40_000])] {
+            node.sender.feed(message).await.unwrap();
+        }
+        node.sender.flush().await.unwrap();
+        let mut sealed = vec![0; 30_000];
+        near.read_exact(&mut sealed).await.unwrap();
+        far.write_all(&sealed).await.unwrap();
+        let event = timeout(WAIT, events.recv()).await.expect("an event");
+        assert!(matches!(event, Some(StreamEvent::Message { bytes, .. }) if bytes == "hello"));
+        // its task reads on before anybody else has his turn, and now wants to hand the stream over
+        streams.bind(stream, AttachmentId(1));
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        streams.close(stream);
+        let event = timeout(WAIT, events.recv()).await.expect("an event");
+        assert!(matches!(event, Some(StreamEvent::Closed { stream: ended }) if ended == stream));
+        let mut rest = Vec::new();
+        // what was not read makes it a reset
+        let _ = timeout(WAIT, far.read_to_end(&mut rest)).await.expect("the socket is closed");
     }
 }

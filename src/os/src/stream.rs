@@ -39,7 +39,7 @@ use tokio_tungstenite::{
 
 pub use backlog::StreamBounds;
 pub use listen::{ListenError, Listener};
-pub use polled::{DataStream, StreamEnd, StreamInbox, StreamRefusal, StreamSet, hand_over};
+pub use polled::{DataStream, HAND_OVER_TIMEOUT, StreamEnd, StreamInbox, StreamRefusal, StreamSet, hand_over};
 pub use proxy::{ParseProxyError, Proxy};
 pub use queue::{QueueFull, SendQueue, SendQueueEnd, Sent, send_queue};
 use tap::Tap;
@@ -181,6 +181,11 @@ impl Stream {
             TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
             TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
         }
+        let closed = |e: io::Error| StreamError::Closed { why: e.into() };
+        if !socket.get_ref().is_between() {
+            // whoever ends its head as nobody does would say what is a frame
+            return Err(closed(io::Error::new(io::ErrorKind::InvalidData, "the HTTP head is malformed")));
+        }
         let tls = |e: rustls::Error| StreamError::Tls { with: "the other end".into(), why: io::Error::other(e).into() };
         let (tcp, session) = match socket.get_ref().get_ref() {
             TlsStream::Client(stream) => {
@@ -193,7 +198,6 @@ impl Stream {
             }
         };
         let exporter = session.map_err(tls)?;
-        let closed = |e: io::Error| StreamError::Closed { why: e.into() };
         let remote = Endpoint::new(tcp.peer_addr().map_err(closed)?);
         let local = Endpoint::new(tcp.local_addr().map_err(closed)?);
         let (sender, receiver) = socket.split();
@@ -253,14 +257,29 @@ async fn next_message(
     socket: &mut (impl futures_util::Stream<Item = tungstenite::Result<Message>> + Unpin),
 ) -> Result<Option<Bytes>, StreamError> {
     loop {
-        match socket.next().await {
-            Some(Ok(Message::Binary(message))) => return Ok(Some(message)),
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-            Some(Ok(Message::Text(_))) => return Err(StreamError::NotBinary),
-            Some(Ok(Message::Close(_))) | None => return Ok(None),
-            Some(Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)) => return Ok(None),
-            Some(Err(error)) => return Err(closed(error)),
+        match heard(socket.next().await)? {
+            Heard::Message(message) => return Ok(Some(message)),
+            Heard::Nothing => {}
+            Heard::Goodbye => return Ok(None),
         }
+    }
+}
+
+/// What a read of a socket brought.
+enum Heard {
+    Message(Bytes),
+    Nothing,
+    Goodbye,
+}
+
+fn heard(read: Option<tungstenite::Result<Message>>) -> Result<Heard, StreamError> {
+    match read {
+        Some(Ok(Message::Binary(message))) => Ok(Heard::Message(message)),
+        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(Heard::Nothing),
+        Some(Ok(Message::Text(_))) => Err(StreamError::NotBinary),
+        Some(Ok(Message::Close(_))) | None => Ok(Heard::Goodbye),
+        Some(Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)) => Ok(Heard::Goodbye),
+        Some(Err(error)) => Err(closed(error)),
     }
 }
 

@@ -18,21 +18,21 @@ use std::{
     net::TcpStream,
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 use rustix::event::{Timespec, epoll};
 use rustls::Connection;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time};
 use tokio_rustls::TlsStream;
 
 use super::{
-    MOST_MESSAGE, StreamBounds, StreamError, StreamReceiver, StreamSender,
+    Heard, MOST_MESSAGE, Socket, StreamBounds, StreamError, StreamReceiver, StreamSender,
     backlog::Backlog,
     framing::{FramingError, Kind, Piece, Side, Unframer, Written},
-    next_message,
+    heard,
 };
 
 /// A stream between two hands.
@@ -61,23 +61,19 @@ impl StreamEnd {
     }
 }
 
-/// Takes a stream from its task. `early`: messages that came already.
+/// Takes a stream from its task, within [`HAND_OVER_TIMEOUT`]. `early`: messages that came already.
 ///
 /// # Errors
-/// Where the stream has ended.
+/// Where the stream has ended, or the other end neither takes what was sent nor sends the rest of what it began.
 pub async fn hand_over(
     sender: StreamSender,
     receiver: StreamReceiver,
     early: Vec<Bytes>,
 ) -> Result<(DataStream, StreamEnd), StreamError> {
     let mut socket = sender.0.reunite(receiver.0).map_err(|e| closed(io::Error::other(e)))?;
-    socket.flush().await.map_err(super::closed)?;
     let mut early = VecDeque::from(early);
-    // half a frame is in the hands of whoever read it
-    while !socket.get_ref().is_between() {
-        let message = next_message(&mut socket).await?;
-        early.push_back(message.ok_or_else(|| closed(io::ErrorKind::UnexpectedEof.into()))?);
-    }
+    let quiet = time::timeout(HAND_OVER_TIMEOUT, become_quiet(&mut socket, &mut early)).await;
+    quiet.map_err(|_| closed(io::ErrorKind::TimedOut.into()))??;
     let (tls, plain) = socket.into_inner().into_parts();
     let (tcp, mut tls) = match tls {
         TlsStream::Client(stream) => {
@@ -94,6 +90,22 @@ pub async fn hand_over(
     let (ended, end) = oneshot::channel();
     let tcp = tcp.into_std().map_err(closed)?;
     Ok((DataStream { tcp, tls, plain, early, ended }, StreamEnd(end)))
+}
+
+/// Writes what was sent, and reads what was half read.
+async fn become_quiet(socket: &mut Socket, early: &mut VecDeque<Bytes>) -> Result<(), StreamError> {
+    socket.flush().await.map_err(super::closed)?;
+    if socket.get_ref().is_between() {
+        return Ok(());
+    }
+    // half a frame is in the hands of whoever read it
+    match heard(socket.next().await)? {
+        Heard::Message(message) => early.push_back(message),
+        Heard::Nothing => {}
+        Heard::Goodbye => return Err(closed(io::ErrorKind::UnexpectedEof.into())),
+    }
+    // a second one there is not, where frames are what the tap takes for frames
+    socket.get_ref().is_between().then_some(()).ok_or_else(|| closed(io::ErrorKind::InvalidData.into()))
 }
 
 /// The data streams of a thread, each known to it as a `K`.
@@ -568,6 +580,8 @@ fn closed(error: io::Error) -> StreamError {
     StreamError::Closed { why: error.into() }
 }
 
+/// How long a stream may take to change hands.
+pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is read at once, in bytes.
 const READ: usize = 128 << 10;
 /// What is sealed leaves as soon as it is so much, in bytes.

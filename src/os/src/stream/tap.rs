@@ -2,7 +2,9 @@
 //!
 //! A data stream changes hands behind the greeting, and frames may be right behind that. Whoever reads the greeting
 //! must therefore not read on: the HTTP head of the upgrade ends a read, and so does each frame.
-//! It understands no more of frames than where they end.
+//! It understands no more of frames than where they end. Of a head it must think what the HTTP parser thinks, or it
+//! takes for frames what are none: a head whose lines end otherwise than RFC 9112 wants, or that begins with an empty
+//! one, which parsers put up with, is no head here.
 
 use std::{
     io,
@@ -30,13 +32,13 @@ enum Phase {
     Astray,
     /// A frame begins behind what may be given away.
     Frames,
-    /// The HTTP head; so many bytes of [`HEAD_END`] were there last.
-    Head(usize),
+    /// The HTTP head, of which so many bytes were there; so many of [`HEAD_END`] were there last.
+    Head { length: usize, seen: usize },
 }
 
 impl<S> Tap<S> {
     pub(super) fn new(inner: S) -> Self {
-        Self { inner, kept: Vec::new(), pass: 0, phase: Phase::Head(0) }
+        Self { inner, kept: Vec::new(), pass: 0, phase: Phase::Head { length: 0, seen: 0 } }
     }
 
     pub(super) fn get_ref(&self) -> &S {
@@ -47,7 +49,7 @@ impl<S> Tap<S> {
         &mut self.inner
     }
 
-    /// Whether all of a frame was given away, and nothing of the next.
+    /// Whether all of the head or of a frame was given away, and nothing of the next.
     pub(super) fn is_between(&self) -> bool {
         self.pass == 0 && matches!(self.phase, Phase::Frames)
     }
@@ -66,16 +68,23 @@ impl<S> Tap<S> {
                 Ok(None) => {}
                 Err(_) => self.phase = Phase::Astray,
             },
-            Phase::Head(seen) => {
-                for byte in &self.kept {
-                    self.pass += 1;
+            Phase::Head { length, seen } => {
+                for (n, byte) in self.kept.iter().enumerate() {
                     let goes_on = HEAD_END.get(*seen) == Some(byte);
+                    if *byte == b'\n' && !goes_on {
+                        self.phase = Phase::Astray;
+                        return self.look();
+                    }
+                    *length += 1;
                     *seen = if goes_on { *seen + 1 } else { usize::from(*byte == b'\r') };
                     if *seen == HEAD_END.len() {
-                        self.phase = Phase::Frames;
-                        break;
+                        let is_empty = *length == HEAD_END.len();
+                        self.phase = if is_empty { Phase::Astray } else { Phase::Frames };
+                        self.pass = n as u64 + 1;
+                        return;
                     }
                 }
+                self.pass = self.kept.len() as u64;
             }
         }
     }
@@ -171,11 +180,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_behind_a_frame_is_kept_for_whoever_comes_next() {
-        let input = [&b"\r\n\r\n"[..], &[0x82, 1, 5, 0x82, 2, 6]].concat();
+        let input = [&b"A\r\n\r\n"[..], &[0x82, 1, 5, 0x82, 2, 6]].concat();
         let mut tap = Tap::new(&input[..]);
         let mut bytes = [0; 100];
         assert!(!tap.is_between());
-        assert_eq!(tap.read(&mut bytes).await.unwrap(), 4);
+        assert_eq!(tap.read(&mut bytes).await.unwrap(), 5);
         assert!(tap.is_between());
         assert_eq!(tap.read(&mut bytes[..2]).await.unwrap(), 2);
         assert!(!tap.is_between());
@@ -186,9 +195,30 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_frame_or_ends_early_comes_out_as_it_is() {
-        let junk = [&b"\r\n\r\n"[..], &[0x7f; 30]];
+        let junk = [&b"A\r\n\r\n"[..], &[0x7f; 30]];
         assert_eq!(reads(&junk.concat(), 100).await, junk);
-        let cut = [&b"\r\n\r\n"[..], &[0x82, 126, 1]];
+        let cut = [&b"A\r\n\r\n"[..], &[0x82, 126, 1]];
         assert_eq!(reads(&cut.concat(), 100).await, cut);
+    }
+
+    #[tokio::test]
+    async fn a_head_that_a_parser_would_end_elsewhere_is_none() {
+        for head in ["A\n\n", "A\r\nB\n\r\n", "A\n\r\n", "\r\n\r\nA\r\n\r\n", "\n\r\n\r\n"] {
+            let input = [head.as_bytes(), &[0x82, 1, 5, 0x82, 1, 6], b"\r\n\r\n", &[0x82, 0]].concat();
+            for room in [1, 3, 100] {
+                let mut tap = Tap::new(&input[..]);
+                let mut all = Vec::new();
+                loop {
+                    let mut piece = vec![0; room];
+                    let n = tap.read(&mut piece).await.unwrap();
+                    if n == 0 {
+                        break;
+                    }
+                    all.extend_from_slice(&piece[..n]);
+                    assert!(!tap.is_between(), "{head:?}");
+                }
+                assert_eq!(all, input, "it comes out as it is");
+            }
+        }
     }
 }

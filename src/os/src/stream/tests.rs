@@ -388,3 +388,60 @@ fn refusals_to_listen_say_what_to_do() {
         assert_eq!(denied.exit_class(), ExitClass::NotPermitted);
     });
 }
+
+/// Heads whose ends HTTP parsers and we would not see at one place; `H` is the first line, `F` what else is needed.
+const ODD_HEADS: [&str; 4] = ["H\nF\n\n", "H\r\nF\n\r\n", "\r\n\r\nH\r\nF\r\n\r\n", "\nH\r\nF\r\n\r\n"];
+
+#[test]
+fn a_node_whose_http_head_ends_as_nobody_ends_it_is_no_stream() {
+    async_in_empty_netns(|| async {
+        for head in ODD_HEADS {
+            let (target, accepting) = hub();
+            let at: SocketAddr = target.to_string().parse().unwrap();
+            let mut tls = tls::connect(TcpStream::connect(at).await.unwrap(), "hub").await.unwrap();
+            let fields = "Host: hub\nUpgrade: websocket\nConnection: Upgrade\nSec-WebSocket-Version: 13\n\
+                          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+            let head = head
+                .replace('F', "@")
+                .replace('H', "GET /flatlan HTTP/1.1")
+                .replace('@', &fields.replace('\n', "\r\n"));
+            tls.write_all(head.as_bytes()).await.unwrap();
+            tls.flush().await.unwrap();
+            let accepted = time::timeout(Duration::from_secs(4), accepting).await.unwrap().unwrap();
+            assert!(matches!(accepted, Err(StreamError::Closed { .. })), "{head:?}: {accepted:?}");
+        }
+    });
+}
+
+#[test]
+fn a_hub_whose_http_head_ends_as_nobody_ends_it_is_no_stream() {
+    async_in_empty_netns(|| async {
+        for odd in ODD_HEADS {
+            let acceptor = Acceptor::new(TlsIdentity::self_signed(vec!["hub.example".into()]).unwrap()).unwrap();
+            let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let target = HostPort::from(Endpoint::new(listener.local().unwrap()));
+            let serving = tokio::spawn(async move {
+                let (tcp, _) = listener.accept().await;
+                let mut tls = acceptor.0.accept(tcp).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(tls.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+                let key = tungstenite::handshake::derive_accept_key(key.as_bytes());
+                let fields = format!("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {key}");
+                let head = odd.replace('F', "@").replace('H', "HTTP/1.1 101 Switching").replace('@', &fields);
+                tls.write_all(head.as_bytes()).await.unwrap();
+                tls.flush().await.unwrap();
+                tls
+            });
+            let dialled = dial(DialConfig::new(&target)).await;
+            assert!(
+                matches!(dialled, Err(StreamError::Closed { .. } | StreamError::NotFlatlan { .. })),
+                "{odd:?}: {dialled:?}"
+            );
+            drop(serving.await);
+        }
+    });
+}

@@ -64,7 +64,7 @@ impl TlsIdentity {
 
 /// Turns accepted TCP connections into streams. Clones share everything.
 #[derive(Clone)]
-pub struct Acceptor(TlsAcceptor);
+pub struct Acceptor(pub(super) TlsAcceptor);
 
 impl Acceptor {
     /// One that shows `identity`.

@@ -217,6 +217,34 @@ fn a_frame_of_which_the_task_has_read_half_is_not_lost() {
 }
 
 #[test]
+fn half_a_frame_of_which_the_rest_never_comes_is_waited_for_a_bounded_time() {
+    async_in_empty_netns(|| async {
+        let (node, hub) = pair().await;
+        let mut node = tls(node);
+        let mut hub = socket(hub);
+        let frame = [Written::new(Kind::Binary, 100, Side::Client).bytes(), &numbered(100, 3)].concat();
+        node.write_all(&frame[..50]).await.unwrap();
+        node.flush().await.unwrap();
+        let reading = async {
+            while hub.get_ref().is_between() {
+                poll_fn(|cx| {
+                    assert!(hub.poll_next_unpin(cx).is_pending());
+                    Poll::Ready(())
+                })
+                .await;
+                yield_now().await;
+            }
+        };
+        timeout(WAIT, reading).await.unwrap();
+        let (sender, receiver) = hub.split();
+        time::pause();
+        let handed = hand_over(StreamSender(sender), StreamReceiver(receiver), Vec::new());
+        let error = timeout(WAIT, handed).await.expect("an end").unwrap_err();
+        assert_eq!(error.to_string(), "the connection broke: timed out");
+    });
+}
+
+#[test]
 fn whoever_does_not_read_loses_frames_and_holds_up_nobody() {
     async_in_empty_netns(|| async {
         let ((slow, hub), (quick, other)) = (pair().await, pair().await);
