@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{Dscp, NodeConfig, TransportChoice},
     control::{self, Request},
-    gateway::{Forwards, OnLan, moved_away, strictly},
+    gateway::{Gateway, moved_away, strictly},
     packet_loop::{ECN, PacketLoopError, Unstarted},
     refused::Refused,
     state::{NodeState, SOCKET, StateError},
@@ -208,12 +208,12 @@ struct Driver {
     /// The data stream of each hub that has one.
     data_streams: BTreeMap<HubSlot, StreamId>,
     interface: Option<Interface>,
-    /// The LANs that this machine was in when the routes were set.
-    lans: Vec<Connected>,
-    /// What was set on them for addresses that moved; nothing yet.
-    on_lan: Option<OnLan>,
-    /// Whether this machine forwards for the hosts of its site.
-    forwards: Forwards,
+    /// Prefixes that are LANs of this machine: no route leads to them.
+    over_lans: BTreeSet<Prefix>,
+    /// What this machine does for its site.
+    gateway: Gateway,
+    /// When to try again what it could not.
+    gateway_again: Option<Instant>,
     /// What the kernel refused, and when to try again.
     unset: Option<(Interface, Instant)>,
     netlink: Netlink,
@@ -306,9 +306,9 @@ impl Driver {
             packets_ended: told.ended,
             data_streams: BTreeMap::new(),
             interface: None,
-            lans: Vec::new(),
-            on_lan: None,
-            forwards: Forwards::default(),
+            over_lans: BTreeSet::new(),
+            gateway: Gateway::default(),
+            gateway_again: None,
             unset: None,
             netlink,
             underlay,
@@ -330,10 +330,8 @@ impl Driver {
         let drained = self.drain().await;
         self.control.abort();
         let _ = std::fs::remove_file(self.config.state.join(SOCKET));
-        if self.on_lan.is_some()
-            && let Err(error) = self.set_on_lan(OnLan::default()).await
-        {
-            tracing::warn!(reason = %error, "routes of addresses that moved here stay behind");
+        if let Err(error) = self.gateway.clear(&self.netlink).await {
+            tracing::warn!(reason = %error, "routes of addresses that moved stay behind");
         }
         if self.unstarted.is_none() {
             self.packets.stop().await;
@@ -346,7 +344,7 @@ impl Driver {
             self.drain().await?;
             let waiting = (!self.up).then_some(self.next_waiting);
             let again = self.unset.as_ref().map(|(_, at)| *at);
-            let deadline = [self.node.poll_timeout(), waiting, again].into_iter().flatten().min();
+            let deadline = [self.node.poll_timeout(), waiting, again, self.gateway_again].into_iter().flatten().min();
             // a flood of messages must not keep a timer waiting
             if deadline.is_some_and(|deadline| deadline <= clock::now()) {
                 self.handle_timeout().await?;
@@ -376,6 +374,9 @@ impl Driver {
         self.node.handle_timeout(now, clock::unix());
         if let Some((interface, _)) = self.unset.take_if(|(_, at)| *at <= now) {
             self.set_interface(interface).await?;
+        }
+        if self.gateway_again.take_if(|at| *at <= now).is_some() {
+            self.set_interface_again().await?;
         }
         if !self.up && self.next_waiting <= now {
             self.next_waiting = now + WAITING;
@@ -545,56 +546,22 @@ impl Driver {
                 prefix.lies_in(lan.prefix) && !(moved_away(prefix, interface) && strictly(prefix, lan.prefix))
             };
             if let Some(lan) = lans.iter().find(|lan| ours(lan) && !is_overlay(prefix, interface)) {
-                let reason = format_args!("{} is the LAN of {}", lan.prefix, lan.device);
-                tracing::warn!(vip = %prefix, %reason, "no route into the overlay over an own LAN");
+                if self.over_lans.insert(prefix) {
+                    let reason = format_args!("{} is the LAN of {}", lan.prefix, lan.device);
+                    tracing::warn!(vip = %prefix, %reason, "no route into the overlay over an own LAN");
+                }
                 continue;
             }
+            self.over_lans.remove(&prefix);
             let source = interface.ips.iter().map(|ip| ip.ip()).find(|ip| ip.is_ipv4() == prefix.ip().is_ipv4());
             routes.insert(prefix, source);
         }
         self.netlink.set_routes(link, &routes).await?;
-        self.forwards.set(interface);
-        let plan = OnLan::plan(interface, &lans, self.config.lan.as_deref());
-        self.lans = lans;
-        self.set_on_lan(plan).await
-    }
-
-    /// Makes the LANs of this machine as they should be for what moved.
-    async fn set_on_lan(&mut self, plan: OnLan) -> Result<(), RouteError> {
-        let before = std::mem::take(&mut self.on_lan);
-        let first = before.is_none();
-        let before = before.unwrap_or_default();
-        for prefix in plan.homeless.iter().filter(|prefix| !before.homeless.contains(prefix)) {
-            tracing::warn!(vip = %prefix, "it moved here, and on which LAN it is cannot be told: set `lan` in the config");
+        // the overlay works without it
+        if let Err(error) = self.gateway.set(interface, &lans, self.config.lan.as_deref(), &self.netlink).await {
+            tracing::warn!(reason = %error, "what moved is not where it should be");
+            self.gateway_again = Some(clock::now() + SET_AGAIN);
         }
-        for prefix in plan.wide.difference(&before.wide) {
-            tracing::warn!(vip = %prefix, "too wide to be answered for on the LAN: its hosts need a route to this gateway");
-        }
-        // what an earlier life left behind is taken away, too
-        let devices = self.lans.iter().map(|lan| lan.device.clone()).chain(plan.routes.keys().cloned());
-        for device in devices.collect::<BTreeSet<_>>() {
-            let wanted = plan.routes.get(&device);
-            if first || wanted.is_some() || before.routes.contains_key(&device) {
-                let link = self.netlink.link(&device).await?;
-                let routes = wanted.into_iter().flatten().map(|prefix| (*prefix, None)).collect();
-                self.netlink.set_routes(link, &routes).await?;
-            }
-        }
-        if first || plan.answers != before.answers {
-            let mut links = BTreeMap::new();
-            for device in plan.answers.iter().map(|(device, _)| device.clone()).collect::<BTreeSet<_>>() {
-                links.insert(device.clone(), self.netlink.link(&device).await?);
-            }
-            let answers = plan.answers.iter().filter_map(|(device, ip)| Some((*links.get(device)?, *ip))).collect();
-            for (link, ip) in self.netlink.set_answers(&answers).await? {
-                if let IpAddr::V4(ip) = ip
-                    && let Err(error) = self.netlink.announce(link, ip).await
-                {
-                    tracing::warn!(reason = %error, "neighbours may look for what moved where it was");
-                }
-            }
-        }
-        self.on_lan = Some(plan);
         Ok(())
     }
 
@@ -611,18 +578,7 @@ impl Driver {
     /// Looks at the machine's network, and starts over with every path where it is another one.
     async fn look(&mut self, changed: Changed) -> Result<(), NodeError> {
         // what could not be set yet is newer than what is set
-        let wanted = self.unset.as_ref().map(|(interface, _)| interface).or(self.interface.as_ref());
-        if let Some(interface) = wanted {
-            let link = self.netlink.link(&self.config.tun).await;
-            let lans = match link {
-                Ok(link) => self.netlink.connected(&[link]).await,
-                Err(error) => Err(error),
-            };
-            // which routes may be depends on them
-            if lans.is_ok_and(|lans| lans != self.lans) {
-                self.set_interface(interface.clone()).await?;
-            }
-        }
+        self.set_interface_again().await?;
         let differs = match self.underlay.look(&self.netlink).await {
             Ok(differs) => differs,
             Err(error) => {
@@ -638,6 +594,16 @@ impl Driver {
             && self.node.handle_host_candidates(candidates(self.underlay.hosts(), self.port), now, unix);
         if !started_over {
             self.node.handle_network_changed(now, unix);
+        }
+        Ok(())
+    }
+
+    /// Whatever somebody else changed is as it should be again.
+    async fn set_interface_again(&mut self) -> Result<(), NodeError> {
+        // what could not be set yet is newer than what is set
+        let wanted = self.unset.as_ref().map(|(interface, _)| interface).or(self.interface.as_ref());
+        if let Some(interface) = wanted.cloned() {
+            self.set_interface(interface).await?;
         }
         Ok(())
     }

@@ -522,10 +522,8 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(77);
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
     /// Nobody could be told where an address is.
-    #[error("cannot tell the LAN where {ip} is: {why}")]
+    #[error("cannot tell the LAN where an address is: {why}")]
     Announce {
-        /// The address.
-        ip: Ipv4Addr,
         /// The reason.
         why: Why,
     },

@@ -89,6 +89,11 @@ impl NetworkDir {
         Ok(self.dir.write(NETWORK, self.source.to_string().as_bytes(), FileMode::Public)?)
     }
 
+    /// Whether network.toml says what [`source`](Self::source) does.
+    pub(super) fn is_written(&self) -> Result<bool, Failure> {
+        Ok(self.dir.read(NETWORK)?.as_deref() == Some(self.source.to_string().as_bytes()))
+    }
+
     /// Keeps the roster that the next one follows.
     pub(super) fn keep_published(&mut self, roster: VerifiedRoster) -> Result<(), Failure> {
         let dir = self.dir.subdirectory(PUBLISHED, Privacy::Readable)?;
@@ -103,8 +108,8 @@ impl NetworkDir {
     }
 
     /// Keeps what `network move` did, so that it can be undone.
-    pub(super) fn keep_move(&self, rehoming: &serde_json::Value) -> Result<(), Failure> {
-        Ok(self.dir.write(LAST_MOVE, format!("{rehoming:#}\n").as_bytes(), FileMode::Public)?)
+    pub(super) fn keep_move(&self, rehoming: &[u8]) -> Result<(), Failure> {
+        Ok(self.dir.write(LAST_MOVE, rehoming, FileMode::Public)?)
     }
 
     /// There is nothing to undo any more.

@@ -58,10 +58,21 @@ pub(super) fn rehome(dir: Option<&Path>, what: &Move, really: Really, as_json: b
             }
             dir.source = source;
             // first what undoes it: it must not be missing once the roster is out
+            let earlier = dir.kept_move()?;
             if matches!(what, Move::To(..)) {
-                dir.keep_move(&json!(Kept::from(rehoming.clone())))?;
+                dir.keep_move(format!("{:#}\n", json!(Kept::from(rehoming.clone()))).as_bytes())?;
             }
-            let uploaded = publishing.finish(&mut dir)?;
+            let uploaded = match publishing.finish(&mut dir) {
+                Err(failure) if !dir.is_written()? => {
+                    // nothing moved: what can be undone is what it was
+                    match earlier {
+                        Some(earlier) => dir.keep_move(&earlier)?,
+                        None => dir.forget_move()?,
+                    }
+                    return Err(failure);
+                }
+                finished => finished?,
+            };
             if matches!(what, Move::Undo) {
                 dir.forget_move()?;
             }

@@ -6,34 +6,36 @@ use std::fs;
 
 use crate::Why;
 
-/// Forwarding that was switched on here, until it is dropped.
-#[derive(Debug)]
-pub struct Forwarding(());
+/// Forwarding, by level. What was switched on by this is switched off when it is dropped.
+#[derive(Debug, Default)]
+pub struct Forwarding {
+    switched_on: bool,
+}
 
 impl Forwarding {
-    /// Switches it on; nothing where it was on.
+    /// Sees to it that the machine forwards, where that is wanted; else leaves it as it was before.
     ///
     /// # Errors
-    /// Where it is not permitted: the setting is root's, and a sandbox may hold it fixed.
-    pub fn enable() -> Result<Option<Self>, Why> {
-        if forwards() {
-            return Ok(None);
+    /// It does not, and must not be made to: the setting is root's, and a sandbox may hold it fixed.
+    pub fn set(&mut self, wanted: bool) -> Result<(), Why> {
+        if !wanted {
+            *self = Self::default();
+        } else if fs::read_to_string(SETTING)?.trim() != "1" {
+            fs::write(SETTING, "1")?;
+            self.switched_on = true;
         }
-        fs::write(SETTING, "1")?;
-        Ok(Some(Self(())))
+        Ok(())
     }
 }
 
 impl Drop for Forwarding {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(SETTING, "0") {
+        if self.switched_on
+            && let Err(error) = fs::write(SETTING, "0")
+        {
             tracing::warn!(reason = %error, "forwarding could not be switched off again");
         }
     }
-}
-
-fn forwards() -> bool {
-    fs::read_to_string(SETTING).is_ok_and(|text| text.trim() == "1")
 }
 
 const SETTING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -43,14 +45,23 @@ mod tests {
     use super::*;
     use crate::testing::in_empty_netns;
 
+    fn forwards() -> bool {
+        fs::read_to_string(SETTING).unwrap() == "1\n"
+    }
+
     #[test]
     fn forwarding_is_switched_on_and_off_again_and_left_alone_where_it_was_on() {
         in_empty_netns(|| {
-            assert!(!forwards());
-            let forwarding = Forwarding::enable().unwrap();
-            assert!(forwarding.is_some() && forwards());
-            assert!(Forwarding::enable().unwrap().is_none());
-            drop(forwarding);
+            let (mut ours, mut later) = (Forwarding::default(), Forwarding::default());
+            ours.set(true).unwrap();
+            later.set(true).unwrap();
+            assert!(forwards());
+            drop(later);
+            assert!(forwards(), "it was on already");
+            fs::write(SETTING, "0").unwrap();
+            ours.set(true).unwrap();
+            assert!(forwards(), "somebody switched it off");
+            ours.set(false).unwrap();
             assert!(!forwards());
         });
     }

@@ -21,19 +21,27 @@ use rtnetlink::packet_route::{
 use super::{Link, Netlink, PROTOCOL, RouteError, errno};
 
 impl Netlink {
-    /// Makes what this machine answers for on its LANs exactly these addresses; what others had it answer for is not
+    /// Makes what this machine answers for on these devices exactly these addresses; what others had it answer for is not
     /// touched. Returns those that are new.
     ///
     /// # Errors
     /// Where it is not permitted.
-    pub async fn set_answers(&self, answers: &BTreeSet<(Link, IpAddr)>) -> Result<Vec<(Link, IpAddr)>, RouteError> {
+    pub async fn set_answers(
+        &self,
+        devices: &BTreeSet<Link>,
+        answers: &BTreeSet<(Link, IpAddr)>,
+    ) -> Result<Vec<(Link, IpAddr)>, RouteError> {
+        if devices.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut wanted = answers.clone();
         let present = self.handle.neighbours().get().proxies().execute();
         let present: Vec<NeighbourMessage> =
             present.try_collect().await.map_err(|e| RouteError::of("read what is answered for", e))?;
         for message in present.into_iter().filter(is_ours) {
-            let Some(ip) = address(&message) else { continue };
-            if wanted.remove(&(Link { index: message.header.ifindex }, ip)) {
+            let link = Link { index: message.header.ifindex };
+            let Some(ip) = address(&message).filter(|_| devices.contains(&link)) else { continue };
+            if wanted.remove(&(link, ip)) {
                 continue;
             }
             match self.handle.neighbours().del(message).execute().await {
@@ -49,13 +57,15 @@ impl Netlink {
         Ok(wanted.into_iter().collect())
     }
 
-    /// Tells everybody on a LAN that an IPv4 address is to be found here from now on: a gratuitous ARP reply (RFC 5227,
-    /// section 3), so that nobody goes on sending to where it was.
+    /// Tells everybody on a LAN that these addresses are to be found here from now on: gratuitous ARP replies (RFC 5227,
+    /// section 3), so that nobody goes on sending to where they were. Needs CAP_NET_RAW.
     ///
     /// # Errors
     /// Where the device is gone or has no Ethernet address, or it is not permitted.
-    pub async fn announce(&self, link: Link, ip: Ipv4Addr) -> Result<(), RouteError> {
-        let failed = |why: io::Error| RouteError::Announce { ip, why: why.into() };
+    pub async fn announce(&self, link: Link, ips: &[Ipv4Addr]) -> Result<(), RouteError> {
+        if ips.is_empty() {
+            return Ok(());
+        }
         let found = self.handle.link().get().match_index(link.index).execute().try_next().await;
         let message = found.map_err(|e| RouteError::of("read network devices", e))?;
         let ethernet =
@@ -63,8 +73,12 @@ impl Netlink {
                 LinkAttribute::Address(address) => <[u8; 6]>::try_from(address).ok(),
                 _ => None,
             });
-        let ethernet = ethernet.ok_or_else(|| failed(io::ErrorKind::AddrNotAvailable.into()))?;
-        broadcast(link, &gratuitous(ethernet, ip)).map_err(failed)
+        let announced = match ethernet {
+            None => Err(io::ErrorKind::AddrNotAvailable.into()),
+            Some(ethernet) => open()
+                .and_then(|socket| ips.iter().try_for_each(|ip| broadcast(&socket, link, &gratuitous(ethernet, *ip)))),
+        };
+        announced.map_err(|why| RouteError::Announce { why: why.into() })
     }
 }
 
@@ -95,20 +109,23 @@ fn gratuitous(ethernet: [u8; 6], ip: Ipv4Addr) -> [u8; 28] {
     frame
 }
 
-fn broadcast(link: Link, arp: &[u8; 28]) -> io::Result<()> {
-    let protocol = (libc::ETH_P_ARP as u16).to_be();
+/// A socket that sends ARP.
+fn open() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     // SAFETY: no pointer is given; what is returned is checked before it is used.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(protocol)) };
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(ARP)) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: `fd` was opened above, and nobody else has it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn broadcast(socket: &OwnedFd, link: Link, arp: &[u8; 28]) -> io::Result<()> {
     // SAFETY: all zeros is an address of no family.
     let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
     to.sll_family = libc::AF_PACKET as u16;
-    to.sll_protocol = protocol;
+    to.sll_protocol = ARP;
     to.sll_ifindex = i32::try_from(link.index).map_err(|_| io::ErrorKind::InvalidInput)?;
     (to.sll_halen, to.sll_addr) = (6, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
     // SAFETY: both pointers name what lives longer than the call, with their own lengths; the kernel only reads.
@@ -118,3 +135,6 @@ fn broadcast(link: Link, arp: &[u8; 28]) -> io::Result<()> {
     };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// The EtherType, as the wire has it.
+const ARP: u16 = (libc::ETH_P_ARP as u16).to_be();

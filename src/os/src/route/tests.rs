@@ -229,12 +229,13 @@ fn what_is_answered_for_on_a_lan_becomes_exactly_what_was_asked() {
         let foreign = netlink.handle.neighbours().add(link.index, ip("192.0.2.77"));
         foreign.flags(rtnetlink::packet_route::neighbour::NeighbourFlags::Proxy).execute().await.unwrap();
         let answers = |ips: &[&str]| ips.iter().map(|text| (link, ip(text))).collect::<BTreeSet<_>>();
-        let added = netlink.set_answers(&answers(&["192.0.2.5", "192.0.2.6", "2001:db8::5"])).await.unwrap();
+        let added =
+            netlink.set_answers(&[link].into(), &answers(&["192.0.2.5", "192.0.2.6", "2001:db8::5"])).await.unwrap();
         assert_eq!(added.len(), 3);
-        let added = netlink.set_answers(&answers(&["192.0.2.6", "192.0.2.7"])).await.unwrap();
+        let added = netlink.set_answers(&[link].into(), &answers(&["192.0.2.6", "192.0.2.7"])).await.unwrap();
         assert_eq!(added, [(link, ip("192.0.2.7"))]);
         assert_eq!(netlink.answered_for().await, ["192.0.2.6", "192.0.2.7", "192.0.2.77"]);
-        netlink.set_answers(&BTreeSet::new()).await.unwrap();
+        netlink.set_answers(&[link].into(), &BTreeSet::new()).await.unwrap();
         assert_eq!(netlink.answered_for().await, ["192.0.2.77"], "somebody else's stays");
     });
 }
@@ -250,7 +251,7 @@ fn an_address_is_announced_to_everybody_on_its_lan() {
         let stale = netlink.handle.neighbours().add(other.index, "192.0.2.5".parse().unwrap());
         let stale = stale.state(rtnetlink::packet_route::neighbour::NeighbourState::Stale);
         stale.link_layer_address(&[2, 0, 0, 0, 0, 9]).execute().await.unwrap();
-        netlink.announce(link, "192.0.2.5".parse().unwrap()).await.unwrap();
+        netlink.announce(link, &["192.0.2.5".parse().unwrap()]).await.unwrap();
         let a = netlink.ethernet_for_test(link).await;
         let learned = async {
             while netlink.neighbour_for_test(other, "192.0.2.5").await.as_ref() != Some(&a) {
