@@ -45,7 +45,7 @@ fn main() {
 fn measure_table(table: Table, flags: &Flags) {
     let runs = flags.number("--runs", 30) as usize;
     let lab = support::lab().hub("h1").hub("h2").hub("h3");
-    let lab = flags.word("--flatlan").map_or(lab.clone(), |binary| lab.flatlan(binary));
+    let lab = flags.word("--flatlan").map_or_else(|| lab.clone(), |binary| lab.clone().flatlan(binary));
     let lab = lab.site("a", table.nat()).site("b", table.nat()).build().unwrap();
     lab.bring_up().unwrap();
     let _wires = table.emulate(&lab);

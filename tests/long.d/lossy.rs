@@ -24,7 +24,7 @@ fn main() {
     let per_mille = u16::try_from(flags.number("--per-mille", 100)).unwrap();
     flatlan_lab::enter().unwrap();
     let lab = support::lab().hub("h1").hub("h2").hub("h3");
-    let lab = flags.word("--flatlan").map_or(lab.clone(), |binary| lab.flatlan(binary));
+    let lab = flags.word("--flatlan").map_or_else(|| lab.clone(), |binary| lab.clone().flatlan(binary));
     let lab = lab.site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
     lab.bring_up().unwrap();
     felt::explain(&lab);

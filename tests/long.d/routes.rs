@@ -53,7 +53,7 @@ fn main() {
             continue;
         }
         let lab = case.hubs.iter().fold(support::lab(), |lab, hub| lab.hub(hub));
-        let lab = flags.word("--flatlan").map_or(lab.clone(), |binary| lab.flatlan(binary));
+        let lab = flags.word("--flatlan").map_or_else(|| lab.clone(), |binary| lab.clone().flatlan(binary));
         let lab = lab.site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
         lab.bring_up().unwrap();
         let _wires = case.arrange(&lab);
