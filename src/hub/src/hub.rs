@@ -56,6 +56,8 @@ pub struct Hub {
     pending: BTreeMap<u32, Pending>,
     next_request: u32,
     closing: Vec<Closing>,
+    /// Labels whose receiver is about to detach, and until when they lead there at most.
+    leaving: BTreeMap<Label, Instant>,
     /// Labels whose way crosses a hub that it should avoid, by whom they lead to.
     crossing: BTreeSet<(NetworkId, MemberId, Label)>,
     neighbours: BTreeMap<HubKey, Neighbour>,
@@ -107,6 +109,7 @@ impl Hub {
             pending: BTreeMap::new(),
             next_request: 0,
             closing: Vec::new(),
+            leaving: BTreeMap::new(),
             crossing: BTreeSet::new(),
             neighbours: BTreeMap::new(),
             diallers: BTreeMap::new(),

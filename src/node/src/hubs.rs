@@ -95,6 +95,8 @@ pub(crate) struct Context<'a> {
 pub(crate) enum HubEvent {
     /// A control stream is granted.
     Attached { hub: HubSlot, head: Option<Vec<u8>>, claims: ClaimsSummary },
+    /// It is left soon.
+    Leaving { hub: HubSlot },
     /// It is gone, and with it all that the hub knew of this node.
     Detached { hub: HubSlot },
     /// A message on it.
@@ -480,6 +482,11 @@ impl Hubs {
     /// Whether there is any such hub.
     pub(crate) fn has_far(&self) -> bool {
         !self.far.is_empty()
+    }
+
+    /// Whether a hub is left soon.
+    pub(crate) fn is_leaving(&self, slot: HubSlot) -> bool {
+        self.attachment(slot).is_some_and(|attachment| attachment.leave_at.is_some())
     }
 
     pub(crate) fn is_attached(&self, slot: HubSlot) -> bool {

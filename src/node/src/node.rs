@@ -11,7 +11,7 @@ use std::{
 };
 
 use flatlan_datapath::{Command, Event, Snapshot};
-use flatlan_relay::{ClaimsSummary, Control, RefusedCode, auth::Exporter};
+use flatlan_relay::{ClaimsSummary, Control, PathReason, RefusedCode, auth::Exporter};
 use flatlan_roster::{Freshness, OwnerTable};
 use flatlan_types::{BootEpoch, Endpoint, HostPort, HubSlot, PeerSlot, UnixTime};
 
@@ -431,6 +431,7 @@ impl Node {
         while let Some(event) = self.hubs.poll_event() {
             match event {
                 HubEvent::Attached { hub, head, claims } => self.on_attached(hub, head.as_deref(), claims, now),
+                HubEvent::Leaving { hub } => self.relays.leave_hub(hub, &self.hubs, &mut self.out),
                 HubEvent::Detached { hub } => self.on_detached(hub, now),
                 HubEvent::Message { hub, message } => self.on_hub_message(hub, message, now),
                 HubEvent::Read { bundle, stream } => {
@@ -516,9 +517,8 @@ impl Node {
             }
             Control::PathFailed { request, reason } => relays.handle_failed(hub, request, reason, hubs, now, out),
             Control::PathClose { label } => relays.handle_close(hub, label, out),
-            Control::PathLost { label, .. } | Control::LabelUnknown { label } => {
-                relays.handle_lost(hub, label, now, out);
-            }
+            Control::PathLost { label, reason } => relays.handle_lost(hub, label, reason, now, out),
+            Control::LabelUnknown { label } => relays.handle_lost(hub, label, PathReason::NoRoute, now, out),
             Control::Absent { .. } => {}
             _ => tracing::debug!(hub = %self.hubs.label(hub), "a hub says what is not for a node"),
         }

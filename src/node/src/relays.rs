@@ -142,6 +142,10 @@ impl Relays {
     ) {
         let Asked { hub, open, peer } = *asked;
         let fail = |reason| Control::PathFailed { request: open.request, reason };
+        if hubs.is_leaving(hub) {
+            hubs.send(hub, &fail(PathReason::NotAttached), out);
+            return;
+        }
         let Some(peer) = peer.filter(|_| open.network == self.network && open.to == self.me) else {
             hubs.send(hub, &fail(PathReason::NotMember), out);
             return;
@@ -205,20 +209,33 @@ impl Relays {
         self.ask_next(hub, hubs, now, out);
     }
 
-    /// A hub's label leads nowhere any more. The peer, where the label was in use.
+    /// A hub's label leads nowhere any more; or soon, where its receiver is [leaving](PathReason::Leaving): that one
+    /// is used to the end where there is no other.
     pub(crate) fn handle_lost(
         &mut self,
         hub: HubSlot,
         label: Label,
+        reason: PathReason,
         now: Instant,
         out: &mut Outbox,
-    ) -> Option<PeerSlot> {
+    ) {
         let holds = |outward: &Outward| matches!(&outward.state, State::Open { label: of, .. } if *of == label);
-        let ((peer, _), outward) = self.outward.iter_mut().find(|((_, at), outward)| *at == hub && holds(outward))?;
-        outward.wait(now);
-        let peer = *peer;
-        out.worker(Command::SetLabel { peer, hub, label: None });
-        Some(peer)
+        let found = self.outward.iter().find(|((_, at), outward)| *at == hub && holds(outward));
+        let Some(peer) = found.map(|((peer, _), _)| *peer) else { return };
+        if reason == PathReason::Leaving && self.labels(peer).all(|(other, _)| other == hub) {
+            return;
+        }
+        if let Some(outward) = self.outward.get_mut(&(peer, hub)) {
+            outward.wait(now);
+            out.worker(Command::SetLabel { peer, hub, label: None });
+        }
+    }
+
+    /// A hub is left soon: peers are to use their other ways before it is.
+    pub(crate) fn leave_hub(&self, hub: HubSlot, hubs: &Hubs, out: &mut Outbox) {
+        for (label, _) in self.given.iter().filter(|(_, given)| given.hub == hub) {
+            hubs.send(hub, &Control::PathLost { label: *label, reason: PathReason::Leaving }, out);
+        }
     }
 
     /// A hub will not use a label of ours again.

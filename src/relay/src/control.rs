@@ -751,6 +751,8 @@ codes! {
         Idle = 9,
         /// The receiver detached.
         Detached = 10,
+        /// The receiver is about to detach: what is under way still arrives.
+        Leaving = 11,
     }
 }
 

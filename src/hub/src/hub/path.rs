@@ -9,7 +9,8 @@
 //! When the way onward breaks, the hub that notices asks for another one (*repair*) under the same label
 //! of its own; the sender sees nothing but a short loss. Where the old way still stands it is kept a
 //! while after the new one works. Where there is no other way the sender is told (`PathLost`). The same
-//! happens when the receiver attaches here: what led to it over another hub leads to it straight.
+//! happens when the receiver attaches here: what led to it over another hub leads to it straight. A receiver that
+//! is about to detach says so: its senders are told at once, and what they sent before they knew still reaches it.
 
 use std::{
     collections::{BTreeSet, btree_map::Entry},
@@ -170,8 +171,19 @@ impl Hub {
                 (Some(hub), PathReason::HubLost | PathReason::NoRoute | PathReason::Timeout | PathReason::Idle) => {
                     self.repair(label, Some(hub), Cause::Broken, now);
                 }
+                (Some(hub), PathReason::Leaving) => self.repair(label, Some(hub), Cause::Leaving, now),
+                (None, PathReason::Leaving) => self.forewarn(label, now),
                 _ => self.lose(label, reason),
             }
+        }
+    }
+
+    /// The receiver is about to detach: the sender is told once, and the label leads there until it has gone.
+    fn forewarn(&mut self, label: Label, now: Instant) {
+        let Some(upstream) = self.labels.get(label.0).map(|state| state.upstream) else { return };
+        if let Entry::Vacant(leaving) = self.leaving.entry(label) {
+            leaving.insert(now + KEEP);
+            self.tell(upstream, Control::PathLost { label, reason: PathReason::Leaving });
         }
     }
 
@@ -307,12 +319,17 @@ impl Hub {
         for Closing { attachment, label, .. } in due {
             self.close_downstream(attachment, label);
         }
+        let stayed: Vec<_> = self.leaving.iter().filter(|(_, at)| **at <= now).map(|(label, _)| *label).collect();
+        for label in stayed {
+            self.lose(label, PathReason::Detached);
+        }
     }
 
     /// When a request or a closing label next needs a turn.
     pub(super) fn requests_due(&self) -> Option<Instant> {
         let requests = self.pending.values().map(|pending| pending.deadline);
-        requests.chain(self.closing.iter().map(|closing| closing.at)).min()
+        let closing = self.closing.iter().map(|closing| closing.at);
+        requests.chain(closing).chain(self.leaving.values().copied()).min()
     }
 
     /// The way to a hub for a network's paths.
@@ -569,6 +586,7 @@ impl Hub {
             tenant.labels = tenant.labels.saturating_sub(1);
         }
         self.crossing.remove(&(state.network, state.to, label));
+        self.leaving.remove(&label);
         self.forward(ForwardCommand::RemoveLabel { label });
         if let Some(attachment) = self.attachments.get_mut(state.upstream.0) {
             attachment.upstream.remove(&label);
@@ -616,7 +634,7 @@ impl Hub {
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long the old way is kept after a new one works.
+/// How long the old way is kept after a new one works, and the way to a receiver that is about to detach.
 const KEEP: Duration = Duration::from_secs(5);
 /// How many nodes' worth a neighbouring hub may ask for.
 const HUB_SHARE: usize = 256;

@@ -436,6 +436,30 @@ fn a_draining_hub_is_left_by_what_only_passes_through_it_without_losing_a_packet
 }
 
 #[test]
+fn a_hub_that_the_receiver_is_about_to_leave_for_another_is_left_without_losing_a_packet() {
+    let (mut world, admin) = hubs(3, 2);
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let out = *world.nodes[1].given.keys().next().unwrap();
+    let before = world.nodes[1].frames.len();
+    world.say(b, Control::PathLost { label: out, reason: PathReason::Leaving });
+    for n in 0..60u8 {
+        if n == 40 {
+            world.close(b);
+        }
+        world.send(0, 0, label, &[n]);
+        world.run(DELAY);
+    }
+    world.run(DELAY * 10);
+    assert_eq!(world.nodes[1].frames.len() - before, 60);
+    assert!(!world.heard(a).iter().any(|message| matches!(message, Control::PathLost { .. })));
+}
+
+#[test]
 fn a_draining_hub_carries_to_its_own_nodes_until_they_leave() {
     let (mut world, admin) = hubs(2, 2);
     let a = world.join(0, 0, admin.id);

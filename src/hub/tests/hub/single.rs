@@ -127,6 +127,27 @@ fn a_node_that_starts_again_takes_its_own_place_and_old_labels_are_dead() {
 }
 
 #[test]
+fn a_node_that_says_it_is_about_to_detach_is_sent_to_until_it_does_and_its_senders_know_before() {
+    let (mut world, admin, [a, b, _]) = three();
+    let label = world.open(1, b, admin.id, world.id(0)).unwrap();
+    world.heard(b);
+    let out = *world.nodes[0].given.keys().next().unwrap();
+    let leaving = |label| Control::PathLost { label, reason: PathReason::Leaving };
+    for _ in 0..3 {
+        world.say(a, leaving(out));
+    }
+    for _ in 0..40 {
+        assert!(world.passes(1, 0, label, 0));
+    }
+    let told = world.heard(b).into_iter().filter(|message| *message == leaving(label)).count();
+    assert_eq!(told, 1, "once, however often it is said");
+    // one that says so and stays keeps no label by it
+    world.run(Duration::from_secs(6));
+    assert!(world.heard(b).contains(&Control::PathLost { label, reason: PathReason::Detached }));
+    assert_eq!(world.hubs[0].forwarder.labels(), 0);
+}
+
+#[test]
 fn a_revoked_node_is_cut_off_at_once_with_all_its_labels() {
     let (mut world, mut admin, [a, b, _]) = three();
     let to_b = world.open(0, a, admin.id, world.id(1)).unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use flatlan_datapath::Command;
 use flatlan_types::{HostPort, HubKey, HubSlot};
 
-use super::{Context, Hub, Hubs, Phase, Purpose, Stream, distance::Standing};
+use super::{Context, Hub, HubEvent, Hubs, Phase, Purpose, Stream, distance::Standing};
 use crate::{
     Transport,
     backoff::Backoff,
@@ -142,7 +142,7 @@ impl Hubs {
         self.hubs.iter().filter(|hub| hub.control.as_ref().is_some_and(|attachment| !attachment.draining))
     }
 
-    /// Leaves the worst hub when there have been too many for long: lanes first, and then it.
+    /// Leaves the worst hub when there have been too many for long: lanes first, this node's and its peers', and then it.
     pub(super) fn leave_surplus(&mut self, ctx: &mut Context<'_>) {
         if self.staying().count() <= self.wanted() {
             self.surplus = None;
@@ -161,6 +161,7 @@ impl Hubs {
             attachment.draining = true;
             attachment.leave_at = Some(ctx.now + LEAVE);
             ctx.out.worker(Command::DrainHub { hub: slot });
+            self.events.push_back(HubEvent::Leaving { hub: slot });
         }
     }
 

@@ -89,6 +89,32 @@ fn the_nearest_hubs_are_found_attached_beside_those_in_use_and_kept() {
 }
 
 #[test]
+fn what_peers_send_to_a_node_leaves_a_hub_before_the_node_does() {
+    let mut net = Net::walled(&[1, 2, 3, 4], &[(1, &[1]), (2, &[1])]);
+    net.beyond = false;
+    net.until(SOON, |net| kept(net, 1).len() == 3 && kept(net, 2).len() == 3);
+    net.session(1, 2);
+    net.need(1, 2);
+    net.need(2, 1);
+    net.until(SOON, |net| net.ways(1, 2) == 3 && net.ways(2, 1) == 3);
+    // the hub that could not be reached turns out to be the nearest
+    net.nodes.get_mut(&1).unwrap().walled.clear();
+    for n in 2..=4 {
+        net.hubs.get_mut(&n).unwrap().far = ms(60);
+    }
+    let leaving = |net: &Net| net.nodes[&1].node.status().hubs.iter().any(|hub| hub.state == HubState::Draining);
+    net.until(Duration::from_secs(300), leaving);
+    let (mut sent, mut lost) = (0, 0);
+    for _ in 0..4000 {
+        net.run(ms(1));
+        let labels = net.nodes[&2].labels.len();
+        (sent, lost) = (sent + labels, lost + labels - net.ways(2, 1));
+    }
+    assert_eq!((kept(&net, 1).len(), net.nodes[&1].hubs.len()), (3, 3), "one is left");
+    assert!(sent >= 8000 && lost == 0, "{lost} of {sent} datagrams");
+}
+
+#[test]
 fn a_hub_of_a_peer_with_which_there_is_none_in_common_is_attached_to_while_it_is_needed() {
     let mut net = Net::walled(&[1, 2, 3, 4, 5, 6], &[(1, &[4, 5, 6]), (2, &[1, 2, 3])]);
     net.until(SOON, |net| kept(net, 1).len() == 3 && kept(net, 2).len() == 3);
@@ -933,7 +959,7 @@ fn a_label_that_a_hub_does_not_know_is_asked_for_again() {
     let label = *net.nodes[&1].labels.values().next().unwrap();
     let (stream, now) = (net.nodes[&1].node.status().hubs[0].slot, net.now);
     let node = &mut net.nodes.get_mut(&1).unwrap().node;
-    node.relays.handle_lost(stream, label, now, &mut node.out);
+    node.relays.handle_lost(stream, label, flatlan_relay::PathReason::NoRoute, now, &mut node.out);
     net.drain(1);
     assert!(!net.nodes[&1].labels.values().any(|of| *of == label));
     net.until(SOON, |net| net.ways(1, 2) == 1);

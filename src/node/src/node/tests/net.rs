@@ -109,7 +109,7 @@ pub(super) struct Net {
     queue: BTreeMap<(Instant, u64), Happening>,
     next: u64,
     /// Hubs tell of ways over each other.
-    beyond: bool,
+    pub(super) beyond: bool,
 }
 
 #[derive(Debug)]
@@ -784,7 +784,9 @@ impl Net {
                 let of = |entry: &HubLabel| entry.to == conn && entry.out == label;
                 let found = hub.labels.iter().find(|(_, entry)| of(entry)).map(|(ours, entry)| (*ours, entry.from));
                 if let Some((ours, from)) = found {
-                    hub.labels.remove(&ours);
+                    if reason != PathReason::Leaving {
+                        hub.labels.remove(&ours);
+                    }
                     answers.push((from, Control::PathLost { label: ours, reason }));
                 }
             }
