@@ -418,12 +418,14 @@ impl Hubs {
         });
         let data = self.hubs.iter().filter(|hub| self.wants_data(hub)).filter_map(|hub| hub.data.next);
         let targets = self.due_targets().into_iter().filter_map(|n| self.targets.get(n)).map(|target| target.next);
+        let slow = self.targets.iter().filter_map(Target::slow_at);
         let surplus = self.surplus.map(|since| since + SURPLUS);
         let upgrade = self.upgrade().map(|(_, at)| at);
         streams
             .chain(attachments)
             .chain(data)
             .chain(targets)
+            .chain(slow)
             .chain(surplus)
             .chain(upgrade)
             .chain(self.measure_at())

@@ -21,6 +21,10 @@ pub(super) struct Target {
     /// Greater is better.
     pub(super) rank: f64,
     pub(super) dialling: Option<StreamId>,
+    /// When it was dialled last.
+    dialled_at: Option<Instant>,
+    /// Nothing was heard of that dial for [`HEAD_START`].
+    slow: bool,
     pub(super) backoff: Backoff,
     pub(super) next: Instant,
     /// The operator was told that it cannot be reached.
@@ -30,6 +34,9 @@ pub(super) struct Target {
 impl Hubs {
     /// Dials what is wanted and due.
     pub(super) fn dial(&mut self, ctx: &mut Context<'_>) {
+        for target in &mut self.targets {
+            target.slow |= target.slow_at().is_some_and(|at| at <= ctx.now);
+        }
         let upgrade = self.upgrade().filter(|(_, at)| *at <= ctx.now).map(|(place, _)| place);
         self.upgraded = upgrade.map(|_| ctx.now).or(self.upgraded);
         for place in self.due_targets().into_iter().chain(upgrade) {
@@ -40,6 +47,7 @@ impl Hubs {
             self.next_stream += 1;
             let id = StreamId(self.next_stream);
             target.dialling = Some(id);
+            (target.dialled_at, target.slow) = (Some(ctx.now), false);
             let (place, expected) = (target.place.clone(), target.key);
             self.open(id, Purpose::Control, place, expected, ctx);
         }
@@ -76,12 +84,14 @@ impl Hubs {
         self.streams.insert(id, Stream { purpose, place, phase: Phase::Dialling, deadline });
     }
 
-    /// The targets to dial when their time comes: the best that are not attached. One that fails keeps
-    /// its turn and does not use it up, so that the next best steps in for it; when it is back, the one
-    /// that stepped in is left after [`SURPLUS`].
+    /// The targets to dial when their time comes: the best that are not attached. One that fails, or is silent for
+    /// [`HEAD_START`] (as RFC 8305 has it for addresses), keeps its turn and does not use it up, so that the next
+    /// best steps in for it; when it is back, the one that stepped in is left after [`SURPLUS`].
     pub(super) fn due_targets(&self) -> Vec<usize> {
         let wanted = self.wanted();
-        let dialled = |target: &&Target| target.dialling.is_some() && target.backoff.failures() < STEP_IN;
+        let promising =
+            |target: &Target| target.backoff.failures() < STEP_IN && !(target.slow && target.dialling.is_some());
+        let dialled = |target: &&Target| target.dialling.is_some() && promising(target);
         let mut coming = self.staying().count() + self.targets.iter().filter(dialled).count();
         let mut left = wanted;
         let mut due = Vec::new();
@@ -91,7 +101,7 @@ impl Hubs {
             }
             let failures = target.backoff.failures();
             let attached = self.is_covered(target);
-            if attached || failures < STEP_IN {
+            if attached || promising(target) {
                 left -= 1;
             }
             // a hub that said it is about to stop is dialled again when it has gone
@@ -176,7 +186,14 @@ impl Hubs {
 
 impl Target {
     pub(super) fn new(place: HostPort, key: Option<HubKey>, rank: f64, now: Instant) -> Self {
-        Self { place, key, rank, dialling: None, backoff: Backoff::default(), next: now, told: false }
+        let (dialling, dialled_at, slow) = (None, None, false);
+        Self { place, key, rank, dialling, dialled_at, slow, backoff: Backoff::default(), next: now, told: false }
+    }
+
+    /// When the dial that is under way becomes a slow one.
+    pub(super) fn slow_at(&self) -> Option<Instant> {
+        self.dialling.filter(|_| !self.slow)?;
+        Some(self.dialled_at? + HEAD_START)
     }
 }
 
@@ -191,6 +208,8 @@ pub(super) fn rank(me: &Identity, hub: &HubKey, weight: u16) -> f64 {
 
 /// How many hubs to be attached to, where there are so many.
 pub(super) const MAX_ATTACHED: usize = 3;
+/// A target that is dialled and says nothing no longer keeps the next best away after this.
+const HEAD_START: Duration = Duration::from_secs(1);
 /// A failing target no longer keeps the next best away after so many failures.
 const STEP_IN: u32 = 2;
 /// More hubs than wanted are left after this.

@@ -301,6 +301,17 @@ fn only_three_of_many_hubs_are_used_and_the_next_best_steps_in() {
 }
 
 #[test]
+fn hubs_that_say_nothing_at_all_do_not_keep_the_next_best_waiting() {
+    for reachable in 1..=6 {
+        let others: Vec<u8> = (1..=6).filter(|hub| *hub != reachable).collect();
+        let mut net = Net::walled(&[1, 2, 3, 4, 5, 6], &[(1, &others)]);
+        net.nodes.get_mut(&1).unwrap().silence = true;
+        let took = net.until(Duration::from_secs(5), |net| net.nodes[&1].hubs.len() == 1);
+        assert!(took <= ms(2_500), "{reachable}: {took:?}");
+    }
+}
+
+#[test]
 fn a_hub_with_another_key_is_not_spoken_to() {
     let mut net = ready(&[1, 2], &[1]);
     net.kill_hub(2);

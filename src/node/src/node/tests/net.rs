@@ -185,6 +185,8 @@ pub(super) struct TestNode {
     streams: BTreeMap<StreamId, Option<u8>>,
     /// Hubs that it does not reach.
     pub(super) walled: BTreeSet<u8>,
+    /// What is walled off does not even refuse.
+    pub(super) silence: bool,
     /// No peer message gets through directly.
     pub(super) udp: bool,
 }
@@ -282,6 +284,7 @@ impl Net {
                 up: None,
                 streams: BTreeMap::new(),
                 walled: BTreeSet::new(),
+                silence: false,
                 udp: true,
             },
         );
@@ -518,6 +521,9 @@ impl Net {
         let life = self.nodes[&n].life;
         let hub = self.hubs.iter().find(|(h, hub)| place(**h) == *target && hub.alive).map(|(h, _)| *h);
         let hub = hub.filter(|h| !self.nodes[&n].walled.contains(h));
+        if hub.is_none() && self.nodes[&n].silence {
+            return;
+        }
         let Some(h) = hub else { return self.happen(Happening::Ended { conn: (n, life, stream) }) };
         let exporter = Exporter([stream.0 as u8; 32]);
         let remote = Endpoint::new(([198, 51, 100, h], 443).into());
