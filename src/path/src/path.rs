@@ -268,6 +268,11 @@ impl Path {
         self.alive
     }
 
+    /// What its latest probe asked about.
+    pub(crate) fn last_about(&self) -> Option<PathId> {
+        self.sent.back().map(|sent| sent.about)
+    }
+
     pub(crate) fn last_sent(&self) -> Option<Instant> {
         self.last_sent
     }

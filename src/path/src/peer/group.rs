@@ -64,8 +64,13 @@ impl PeerPaths {
         self.groups.iter().filter_map(|group| group.lane)
     }
 
-    /// A lane that carries nothing: the warm standby, where there is one.
-    pub(super) fn spare(&self) -> Option<LaneId> {
+    /// The warm standby, which only a single lane that carries flows needs: of several each has another's path.
+    pub(super) fn standby_lane(&self) -> Option<LaneId> {
+        self.spare().filter(|_| self.carriers().count() == 1)
+    }
+
+    /// A lane that carries nothing, best one with a path.
+    fn spare(&self) -> Option<LaneId> {
         self.spares().min_by_key(|lane| (self.lane(*lane).is_none_or(|lane| lane.path.is_none()), *lane))
     }
 
@@ -117,7 +122,7 @@ impl PeerPaths {
 
     /// Lanes that nothing needs leave their paths.
     pub(super) fn trim(&mut self, now: Instant) {
-        let standby = self.spare().filter(|_| self.carriers().count() == 1);
+        let standby = self.standby_lane();
         for lane in LaneId::all() {
             if self.carries(lane) || Some(lane) == standby {
                 continue;
@@ -134,8 +139,9 @@ impl PeerPaths {
         let standing = |lane: LaneId| self.carried(lane).map(|path| (path.kind.is_direct(), !path.draining));
         let best = self.carriers().max_by_key(|lane| (standing(*lane), *lane == self.primary));
         if let Some(best) = best.filter(|best| standing(*best) > standing(self.primary)) {
-            let draining = self.carried(self.primary).is_some_and(|path| path.draining);
-            self.primary_reason = if draining { MoveReason::Drain } else { MoveReason::Better };
+            let direct = |lane| self.carried(lane).is_some_and(|path| path.kind.is_direct());
+            let better = direct(best) && !direct(self.primary);
+            self.primary_reason = if better { MoveReason::Better } else { MoveReason::Drain };
             self.primary = best;
         }
     }
@@ -157,7 +163,11 @@ impl PeerPaths {
         let since = group.unfit.unwrap_or(now);
         let at_once = unused || (works(other) && (other.kind.is_direct() || own.draining));
         let sustained = unfit && now.saturating_duration_since(since) >= place::SUSTAIN;
-        let reason = if own.draining { MoveReason::Drain } else { MoveReason::Unused };
+        let reason = match (own.draining, unused) {
+            (true, _) => MoveReason::Drain,
+            (false, true) => MoveReason::Unused,
+            (false, false) => MoveReason::Better,
+        };
         let quiet_until = now + ((own.cost() + other.cost()) * 2).max(place::MIN_QUIET);
         let Some(group) = self.groups.get_mut(place) else { return };
         group.unfit = unfit.then_some(since);

@@ -36,7 +36,7 @@ impl PeerPaths {
         let ready = |id: &PathId, of: Option<PathId>| {
             Some(*id) != of && self.paths.get(id).is_some_and(|path| path.phase != Phase::Dead)
         };
-        let spare = self.spare().and_then(|lane| self.lane(lane)?.path);
+        let spare = self.standby_lane().and_then(|lane| self.lane(lane)?.path);
         let standby = |lane: LaneId| {
             let own = self.lane(lane).and_then(|lane| lane.path);
             let warm = spare.filter(|spare| ready(spare, own));
@@ -151,12 +151,13 @@ impl PeerPaths {
     }
 
     fn place_spare(&mut self, now: Instant) {
-        let Some(spare) = self.spare().filter(|_| self.carriers().count() == 1) else { return };
+        let Some(spare) = self.standby_lane() else { return };
         let Some(primary) = self.lane(self.primary).and_then(|lane| lane.path) else { return };
         let Some(lane) = self.lane(spare).copied() else { return };
         let Some((best, health)) = self.choose(Some(primary), None, now) else { return };
         let (Some(primary), Some(target)) = (self.paths.get(&primary), self.paths.get(&best)) else { return };
         let reason = match lane.path.and_then(|id| self.paths.get(&id)) {
+            None if lane.reason == MoveReason::Unused => MoveReason::First,
             None => lane.reason,
             Some(current) if current.id == best => return,
             Some(current) => {

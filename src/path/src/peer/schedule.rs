@@ -108,7 +108,8 @@ impl PeerPaths {
     }
 
     /// Which path a probe that travels this one asks about: one that carries flows, for that is what everyone wants to
-    /// know. Of several each asks about itself; where one is in doubt, the others ask about that one too.
+    /// know. Of several each asks about itself; where one is in doubt, the others ask about that one too, by turns: each
+    /// keeps its own, for probes of several paths leave in step.
     fn about(&self, id: PathId) -> PathId {
         let primary = self.lane(self.primary).and_then(|lane| lane.path);
         let carried = || self.carriers().filter_map(|lane| self.lane(lane)?.path);
@@ -120,7 +121,8 @@ impl PeerPaths {
         if !carried().any(|other| other == id) {
             return doubtful.or(primary).unwrap_or(id);
         }
-        doubtful.filter(|_| self.seq.is_multiple_of(2)).unwrap_or(id)
+        let last = self.paths.get(&id).and_then(Path::last_about);
+        doubtful.filter(|doubt| last != Some(*doubt)).unwrap_or(id)
     }
 
     /// From a probe that leaves now to the next one of the same path.

@@ -265,7 +265,7 @@ impl Net {
     pub(super) fn restart(&mut self, side: Side) {
         let (seed, relays, now) = (self.random.next_u64(), self.relays(), self.now);
         let end = self.end_mut(side);
-        end.paths = PeerPaths::new(PathConfig::default(), seed, now);
+        end.paths = PeerPaths::new(end.paths.config, seed, now);
         end.paths.set_relays(&relays, now);
         end.silent = false;
     }

@@ -102,6 +102,20 @@ fn a_cut_of_one_hubs_way_back_moves_nobody_who_sends() {
 }
 
 #[test]
+fn a_cut_of_the_way_back_by_one_of_two_hubs_moves_nobody_who_sends() {
+    for seed in 0..24 {
+        for hub in 0..2 {
+            let mut net = spread(seed, &[ms(2), ms(3)]);
+            net.run(ms(seed * 7));
+            net.fault(B, relay(hub), Fault::Cut);
+            net.run(secs(10));
+            assert!(net.events(A).is_empty(), "seed {seed}, hub {hub}: {:?}", net.events(A));
+            assert!(net.end(A).share(relay(hub)) > 0.4, "seed {seed}, hub {hub}");
+        }
+    }
+}
+
+#[test]
 fn a_hub_that_is_much_further_away_gets_no_share_and_one_that_becomes_so_loses_it() {
     let mut net = spread(4, &[ms(2), ms(40)]);
     net.run(secs(5));
