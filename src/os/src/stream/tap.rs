@@ -113,7 +113,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
             ready!(read)?;
             if filled == 0 {
                 // the end; what is kept began something
-                this.pass = this.pass.max(this.kept.len() as u64);
+                if !this.kept.is_empty() {
+                    this.phase = Phase::Astray;
+                    this.pass = this.kept.len() as u64;
+                }
                 break;
             }
         }
