@@ -326,8 +326,9 @@ impl<S: Sessions> PacketLoop<S> {
             let Some(hub) = self.io.streams.recv(inbox, now) else { break };
             any = true;
             inbox.each(|message| {
-                priority.count(message.len());
+                let before = self.carried();
                 self.handle_message(hub, message, now);
+                priority.count_carried(self.carried() - before);
             });
             self.worker.flush_inbound(now, &mut self.io);
         }
@@ -354,12 +355,19 @@ impl<S: Sessions> PacketLoop<S> {
         let Ok(count) = self.io.udp.recv(batch) else { return false };
         for received in batch.received() {
             let udp::Received { from, contents, stride, traffic_class, to: _ } = received;
-            priority.count(contents.len());
+            let before = self.carried();
             self.worker.handle_network(from, contents, stride, traffic_class & ECN, now, &mut self.io);
+            priority.count_carried(self.carried() - before);
         }
         self.udp_cut = batch.cut();
         self.worker.flush_inbound(now, &mut self.io);
         count > 0
+    }
+
+    /// Bytes that were opened for this machine, or sealed.
+    fn carried(&self) -> u64 {
+        let stats = self.worker.stats();
+        stats.rx_bytes + stats.tx_bytes
     }
 
     fn receive_tun(&mut self, priority: &mut Priority, now: Instant) -> Result<bool, PacketLoopError> {

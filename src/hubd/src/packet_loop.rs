@@ -8,6 +8,10 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -75,7 +79,7 @@ struct PacketLoop {
     waker: Waker,
     orders: mpsc::Receiver<Order>,
     /// What other workers send on streams of this one.
-    frames: mpsc::Receiver<(StreamId, Vec<u8>)>,
+    room: Room,
     events: mpsc::Sender<(WorkerId, ForwardEvent)>,
 }
 
@@ -99,7 +103,52 @@ struct Io {
 #[derive(Clone)]
 struct Door {
     frames: mpsc::Sender<(StreamId, Vec<u8>)>,
+    /// Bytes that wait behind it, whoever put them there.
+    waiting: Arc<AtomicUsize>,
     waker: Waker,
+    /// Something was put there since it was last knocked at.
+    knocked: bool,
+}
+
+impl Door {
+    fn put(&mut self, to: StreamId, message: &[u8]) -> bool {
+        if self.waiting.load(Ordering::Relaxed) >= MESSAGE_BYTES {
+            return false;
+        }
+        let Ok(permit) = self.frames.try_reserve() else { return false };
+        self.waiting.fetch_add(message.len(), Ordering::Relaxed);
+        permit.send((to, message.to_vec()));
+        self.knocked = true;
+        true
+    }
+
+    /// Wakes whoever is behind it, where something was put there: once a burst.
+    fn knock(&mut self) {
+        if std::mem::take(&mut self.knocked) {
+            self.waker.wake();
+        }
+    }
+}
+
+/// What others put before a worker.
+struct Room {
+    frames: mpsc::Receiver<(StreamId, Vec<u8>)>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Room {
+    fn take(&mut self) -> Option<(StreamId, Vec<u8>)> {
+        let (to, message) = self.frames.try_recv().ok()?;
+        self.waiting.fetch_sub(message.len(), Ordering::Relaxed);
+        Some((to, message))
+    }
+}
+
+fn door() -> io::Result<(Door, Room)> {
+    let (frames, room) = mpsc::channel(MESSAGES);
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let door = Door { frames, waiting: waiting.clone(), waker: Waker::new()?, knocked: false };
+    Ok((door, Room { frames: room, waiting }))
 }
 
 /// The control side's end of all packet threads.
@@ -123,12 +172,12 @@ impl PacketThreads {
         let (ended, ended_rx) = mpsc::channel(workers.count());
         let (mut doors, mut rooms) = (Vec::new(), Vec::new());
         for _ in workers.all() {
-            let (frames, room) = mpsc::channel(MESSAGES);
-            doors.push(Door { frames, waker: Waker::new()? });
+            let (door, room) = door()?;
+            doors.push(door);
             rooms.push(room);
         }
         let mut threads = Vec::with_capacity(workers.count());
-        for ((worker, udp), frames) in workers.all().zip(sockets).zip(rooms) {
+        for ((worker, udp), room) in workers.all().zip(sockets).zip(rooms) {
             let share = Share { worker, of: workers };
             let io = Io {
                 udp,
@@ -142,7 +191,7 @@ impl PacketThreads {
                 udp_cut: 0,
             };
             let forwarder = Forwarder::new(ForwardConfig { share, ..config.clone() }, now);
-            threads.push(PacketThread::spawn(forwarder, io, frames, &events, &ended)?);
+            threads.push(PacketThread::spawn(forwarder, io, room, &events, &ended)?);
         }
         Ok((Self { threads, workers }, events_rx, ended_rx))
     }
@@ -214,14 +263,14 @@ impl PacketThread {
     fn spawn(
         forwarder: Forwarder,
         io: Io,
-        frames: mpsc::Receiver<(StreamId, Vec<u8>)>,
+        room: Room,
         events: &mpsc::Sender<(WorkerId, ForwardEvent)>,
         ended: &mpsc::Sender<io::Result<()>>,
     ) -> io::Result<Self> {
         let waker = io.doors.get(usize::from(io.share.worker.0)).expect("every worker has a door").waker.clone();
         let (orders, orders_rx) = mpsc::channel(ORDERS);
         let (events, ended) = (events.clone(), ended.clone());
-        let mut packet_loop = PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, frames, events };
+        let mut packet_loop = PacketLoop { forwarder, io, waker: waker.clone(), orders: orders_rx, room, events };
         let thread = std::thread::Builder::new().name("hub-packets".to_owned()).spawn(move || {
             let done = panic::caught(|| packet_loop.run());
             // there is room for every thread's end
@@ -299,6 +348,7 @@ impl PacketLoop {
             }
             self.forwarder.flush(&mut self.io);
             self.io.streams.flush(now);
+            self.io.doors.iter_mut().for_each(Door::knock);
             let told_all = self.tell_events();
             if !busy {
                 let deadline = self.forwarder.poll_timeout();
@@ -311,7 +361,7 @@ impl PacketLoop {
     fn send_for_others(&mut self) -> bool {
         let mut any = false;
         for _ in 0..HANDED_BURST {
-            let Ok((stream, message)) = self.frames.try_recv() else { break };
+            let Some((stream, message)) = self.room.take() else { break };
             any = true;
             if self.io.streams.send(stream, &message, self.io.now).is_err() {
                 self.forwarder.handle_unsent(frames_in(&message));
@@ -327,8 +377,9 @@ impl PacketLoop {
             any = true;
             if let Some(attachment) = self.io.owners.get(&stream).copied() {
                 inbox.each(|message| {
-                    priority.count(message.len());
+                    let before = self.forwarder.stats().forwarded.bytes;
                     self.forwarder.handle_stream(attachment, message, now, &mut self.io);
+                    priority.count_carried(self.forwarder.stats().forwarded.bytes.saturating_sub(before));
                 });
             }
         }
@@ -338,14 +389,15 @@ impl PacketLoop {
     fn receive(&mut self, batch: &mut RecvBatch, priority: &mut Priority, now: Instant) -> bool {
         let Ok(count) = self.io.udp.recv(batch) else { return false };
         for received in batch.received() {
-            priority.count(received.contents.len());
             let batch = UdpBatch {
                 from: received.from,
                 contents: received.contents,
                 stride: received.stride,
                 class: TrafficClass(received.traffic_class),
             };
+            let before = self.forwarder.stats().forwarded.bytes;
             self.forwarder.handle_udp(batch, now, &mut self.io);
+            priority.count_carried(self.forwarder.stats().forwarded.bytes.saturating_sub(before));
         }
         self.io.udp_cut = batch.cut();
         count > 0
@@ -434,12 +486,7 @@ impl Io {
         let sent = if holder == self.share.worker {
             self.streams.send(to, message, self.now).is_ok()
         } else {
-            let door = self.doors.get(usize::from(holder.0));
-            door.is_some_and(|door| {
-                let put = door.frames.try_send((to, message.clone())).is_ok();
-                door.waker.wake();
-                put
-            })
+            self.doors.get_mut(usize::from(holder.0)).is_some_and(|door| door.put(to, message))
         };
         if !sent {
             *lost += frames_in(message);
@@ -458,7 +505,31 @@ const STREAM_BOUNDS: StreamBounds = StreamBounds { together: 32 << 20, patience:
 const ORDERS: usize = 4096;
 /// Messages that may wait before a worker for streams that it holds.
 const MESSAGES: usize = 256;
+/// Their bytes.
+const MESSAGE_BYTES: usize = 2 << 20;
 /// Events that may wait.
 const EVENTS: usize = 4096;
 /// When to try again to hand events up.
 const EVENT_RETRY: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_before_a_worker_is_bounded_in_bytes_and_in_number_and_knocks_once_a_burst() {
+        let (mut door, mut room) = door().unwrap();
+        let long = vec![7; 60_000];
+        let fits = (0..).take_while(|_| door.put(StreamId(1), &long)).count();
+        assert_eq!(fits, MESSAGE_BYTES.div_ceil(long.len()));
+        door.knock();
+        assert!(!door.knocked);
+        assert!(!door.put(StreamId(1), b"more") && !door.knocked, "nobody is awakened for nothing");
+        for _ in 0..fits {
+            assert_eq!(room.take().unwrap().1.len(), long.len());
+        }
+        assert_eq!(room.take(), None);
+        let fits = (0..).take_while(|_| door.put(StreamId(1), b"short")).count();
+        assert_eq!(fits, MESSAGES);
+    }
+}

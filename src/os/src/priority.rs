@@ -9,6 +9,7 @@
 //! For small packets it is the other way round. There the packet thread is the one that is awakened: ahead of the
 //! program that sends, it would take every packet alone, where it now finds a batch. So it moves ahead while most of
 //! what it reads is super-packets and runs, and back when that is over. The change is looked at every [`WINDOW`].
+//! From the network counts only what was carried on: whoever sends what is dropped moves nobody.
 //!
 //! It stays an ordinary thread: the others get their share, however much there is to move.
 
@@ -34,6 +35,13 @@ impl Priority {
         // on Linux this is the thread's own, not the process's
         let from = getpriority_process(None).ok();
         Self { from, ahead: false, large: 0, small: 0, window_ends: now + WINDOW }
+    }
+
+    /// One piece was read from the network: it counts as what was carried on of it, if anything was.
+    pub fn count_carried(&mut self, bytes: u64) {
+        if bytes > 0 {
+            self.count(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
     }
 
     /// One piece was read from the kernel: a packet, a super-packet, or a run of datagrams.
@@ -112,5 +120,14 @@ mod tests {
             assert_eq!(place, expected, "{pieces:?}");
         }
         assert_eq!(getpriority_process(None).unwrap(), before);
+    }
+
+    #[test]
+    fn what_is_read_from_the_network_counts_as_what_was_carried_of_it() {
+        let mut priority = Priority::new(clock::now());
+        for bytes in [60_000, 60_000, 0, 0, 1_280, 0, 16_384] {
+            priority.count_carried(bytes);
+        }
+        assert_eq!((priority.large, priority.small), (3, 1));
     }
 }
