@@ -6,6 +6,7 @@
 //!
 //! All streams of a thread share one amount of memory. Each may take a part of what is still free (the dynamic
 //! threshold of Choudhury and Hahne): few may take much, and many who do not read leave the others their part.
+//! Where nothing is free, one message may wait on each stream.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +16,7 @@ use std::{
 /// How much may wait on the streams of a thread.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamBounds {
-    /// Bytes on all of them; but two messages may wait on any.
+    /// Bytes on all of them; beyond that, one message on a stream on which none waits.
     pub together: usize,
     /// For how long.
     pub patience: Duration,
@@ -35,6 +36,9 @@ pub(super) struct Backlog {
 impl Backlog {
     /// Whether it has no room for frames, where `total` bytes wait on all streams.
     pub(super) fn is_full(&self, bounds: StreamBounds, total: usize, now: Instant) -> bool {
+        if total >= bounds.together {
+            return self.bytes > 0;
+        }
         self.bytes > ALWAYS
             && (self.bytes > bounds.together.saturating_sub(total) / PART || self.wait(now) > bounds.patience)
     }
@@ -81,7 +85,7 @@ impl Backlog {
     }
 }
 
-/// Bytes that may wait whatever the link's rate: two of the longest messages.
+/// Bytes that may wait whatever the link's rate, while there is room: two of the longest messages.
 const ALWAYS: usize = 2 * super::MOST_MESSAGE;
 /// One part in so many of what is free is for one stream.
 const PART: usize = 4;
@@ -122,7 +126,8 @@ mod tests {
             })
             .collect();
         assert!(takes[1] * 2 > takes[0] && takes[9] > ALWAYS, "{takes:?}");
-        assert_eq!(takes[999], 3 * 70_000, "what any stream may have");
+        assert_eq!(takes[999], 70_000, "what any stream may have");
+        assert!(total < BOUNDS.together + 1001 * 70_000, "{total}");
     }
 
     #[test]

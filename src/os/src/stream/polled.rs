@@ -253,7 +253,8 @@ impl<K: Copy + Ord> StreamSet<K> {
         }
     }
 
-    /// Reads once from a stream that has something, and opens it into `inbox`. `None` where none has.
+    /// Reads once from a stream that has something, and opens it into `inbox`, where perhaps no message is then:
+    /// whoever receives bounds how often. `None` where no stream has anything.
     pub fn recv(&mut self, inbox: &mut StreamInbox, now: Instant) -> Option<K> {
         self.take_back(inbox);
         if self.ready.is_empty() {
@@ -280,10 +281,7 @@ impl<K: Copy + Ord> StreamSet<K> {
                     self.ready.push_back(token);
                 }
             }
-            if !inbox.messages.is_empty() {
-                return Some(key);
-            }
-            self.take_back(inbox);
+            return Some(key);
         }
         None
     }
@@ -341,9 +339,24 @@ impl<K: Copy + Ord> StreamSet<K> {
                 Ok(())
             }
             Place::Open(_, polled) => {
-                if message.len() > MOST_MESSAGE || polled.backlog.is_full(self.bounds, self.waiting, now) {
+                if message.len() > MOST_MESSAGE {
                     return Err(StreamRefusal::Full);
                 }
+                if polled.backlog.is_full(self.bounds, self.waiting, now) {
+                    // what waits for the flush alone does not count
+                    if !polled.stuck {
+                        self.write(token, now);
+                    }
+                    let Some(Place::Open(_, polled)) = self.streams.get(&token) else {
+                        return Err(StreamRefusal::NoStream);
+                    };
+                    if polled.backlog.is_full(self.bounds, self.waiting, now) {
+                        return Err(StreamRefusal::Full);
+                    }
+                }
+                let Some(Place::Open(_, polled)) = self.streams.get_mut(&token) else {
+                    return Err(StreamRefusal::NoStream);
+                };
                 let before = polled.backlog.bytes();
                 polled.seal(Kind::Binary, message, now);
                 self.waiting += polled.backlog.bytes() - before;
@@ -403,6 +416,18 @@ impl<K: Copy + Ord> StreamSet<K> {
     }
 }
 
+impl<K> Drop for StreamSet<K> {
+    /// Whoever is at the other ends hears goodbye.
+    fn drop(&mut self) {
+        for place in std::mem::take(&mut self.streams).into_values() {
+            if let Place::Open(_, mut polled) = place {
+                polled.say_goodbye();
+                polled.end(Ok(()));
+            }
+        }
+    }
+}
+
 impl<K: std::fmt::Debug> std::fmt::Debug for StreamSet<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StreamSet").field("streams", &self.streams).finish_non_exhaustive()
@@ -449,8 +474,11 @@ impl Polled {
 
     fn receive(&mut self, inbox: &mut StreamInbox, now: Instant) -> Received {
         inbox.messages.extend(self.early.drain(..).map(|message| Message::Whole(message.into())));
-        if !self.plain.is_empty() {
-            inbox.plain = std::mem::take(&mut self.plain);
+        let began = std::mem::take(&mut self.plain);
+        if began.capacity() > inbox.plain.capacity() {
+            inbox.plain = began;
+        } else {
+            inbox.plain.extend_from_slice(&began);
         }
         inbox.lent = Some((0, 0));
         let received = self.open(inbox);
@@ -497,7 +525,7 @@ impl Polled {
 
     fn open_into(&mut self, plain: &mut Vec<u8>) -> Result<(), StreamError> {
         let state = self.tls.process_new_packets().map_err(|error| closed(io::Error::other(error)))?;
-        let mut waiting = state.plaintext_bytes_to_read();
+        let (mut waiting, is_over) = (state.plaintext_bytes_to_read(), state.peer_has_closed());
         let mut reader = self.tls.reader();
         while waiting > 0 {
             let chunk = reader.fill_buf().map_err(closed)?;
@@ -506,7 +534,8 @@ impl Polled {
             reader.consume(length);
             waiting = waiting.saturating_sub(length.max(1));
         }
-        Ok(())
+        // a goodbye, where there was one, is in what was opened
+        if is_over { Err(closed(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
     }
 
     /// Finds the messages in what was opened.

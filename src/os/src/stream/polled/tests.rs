@@ -245,6 +245,84 @@ fn half_a_frame_of_which_the_rest_never_comes_is_waited_for_a_bounded_time() {
 }
 
 #[test]
+fn whoever_sends_no_message_does_not_keep_the_thread() {
+    async_in_empty_netns(|| async {
+        let (node, hub) = pair().await;
+        let mut thread = Thread::new();
+        let _end = thread.add(1, hub).await;
+        let mut node = tls(node);
+        // an unasked answer, and the rest of nothing
+        let nothing = [Written::new(Kind::Pong, 100, Side::Client).bytes(), &[7; 100]].concat().repeat(4000);
+        let message = [Written::new(Kind::Binary, 2, Side::Client).bytes(), b"hi"].concat();
+        let sending = async {
+            node.write_all(&[nothing, message].concat()).await.unwrap();
+            node.flush().await.unwrap();
+        };
+        let receiving = async {
+            let (mut without, mut all) = (0, Vec::new());
+            while all.is_empty() {
+                if thread.set.recv(&mut thread.inbox, clock::now()) == Some(1) {
+                    thread.inbox.each(|message| all.push(message.to_vec()));
+                    without += usize::from(all.is_empty());
+                }
+                yield_now().await;
+            }
+            (without, all)
+        };
+        let (received, ()) = tokio::join!(timeout(WAIT, receiving), sending);
+        let (without, all) = received.expect("a message");
+        assert_eq!(all, [b"hi"]);
+        assert!(without > 2, "{without} reads told of nothing");
+    });
+}
+
+#[test]
+fn where_nothing_is_free_a_stream_that_is_read_loses_nothing() {
+    async_in_empty_netns(|| async {
+        let (_slow, hub) = pair().await;
+        let (mut quick, other) = pair().await;
+        let mut thread = Thread::new();
+        let _ends = (thread.add(1, hub).await, thread.add(2, other).await);
+        while thread.set.send(1, &[7; 60_000], clock::now()).is_ok() {}
+        // as if there were many of these
+        thread.set.bounds.together = thread.set.waiting;
+        assert_eq!(thread.set.send(1, b"x", clock::now()), Err(StreamRefusal::Full));
+        for _ in 0..100 {
+            thread.set.send(2, b"small", clock::now()).unwrap();
+        }
+        for _ in 0..100 {
+            assert_eq!(thread.until(quick.receiver.recv()).await.unwrap().unwrap(), "small");
+        }
+    });
+}
+
+#[test]
+fn the_end_of_tls_without_a_goodbye_is_an_end() {
+    async_in_empty_netns(|| async {
+        let (node, hub) = pair().await;
+        let mut thread = Thread::new();
+        let end = thread.add(1, hub).await;
+        let (mut tcp, mut tls) = parts(node);
+        tls.send_close_notify();
+        tcp.write_all(&sealed(&mut tls)).await.unwrap();
+        assert_eq!(thread.end(end).await, "the connection broke: unexpected end of file");
+        drop(tcp);
+    });
+}
+
+#[test]
+fn a_thread_that_ends_says_goodbye_on_every_stream() {
+    async_in_empty_netns(|| async {
+        let (mut node, hub) = pair().await;
+        let mut thread = Thread::new();
+        let end = thread.add(1, hub).await;
+        drop(thread);
+        assert_eq!(timeout(WAIT, node.receiver.recv()).await.unwrap().unwrap(), None);
+        assert!(end.ended().await.is_ok());
+    });
+}
+
+#[test]
 fn whoever_does_not_read_loses_frames_and_holds_up_nobody() {
     async_in_empty_netns(|| async {
         let ((slow, hub), (quick, other)) = (pair().await, pair().await);
