@@ -1,14 +1,14 @@
 //! The UDP leg to a neighbouring hub that we dialled: we bind our address there, and keep probing.
 //!
 //! ```text
-//!            BOUND                 LOST unanswered
+//!            BOUND                 LOST unanswered, and SILENCE
 //!  Down ───────────────▶ Up ───────────────────────▶ Down
 //!  (each endpoint in turn,   (every INTERVAL; every BURST
 //!   with back-off)            once an answer is late)
 //! ```
 //!
 //! Suspicion is settled fast: what comes of the burst is also what keeps the other hub from believing that this one is
-//! dead, where a single datagram was lost. A challenge is answered at once. Which endpoints may be tried is decided by who made the leg; an
+//! dead, where a single datagram was lost. On a slow link it is not asked faster than answers can come. A challenge is answered at once. Which endpoints may be tried is decided by who made the leg; an
 //! address that never answers gets one small datagram per back-off.
 
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ pub(crate) struct HubLeg {
     /// Counter of the last `BOUND` taken.
     taken: u64,
     unanswered: u32,
+    /// When the first of those was sent.
+    silent_since: Instant,
     /// Of the last answer.
     rtt: Duration,
     /// When the last `BIND` was sent that was due.
@@ -78,6 +80,7 @@ impl HubLeg {
             sent: 0,
             taken: 0,
             unanswered: 0,
+            silent_since: now,
             rtt: Duration::ZERO,
             asked: now,
             pause: INTERVAL,
@@ -104,9 +107,10 @@ impl HubLeg {
         if now < self.next {
             return Step::default();
         }
-        let down = self.up.is_some() && self.unanswered >= LOST;
+        let silent = now.saturating_duration_since(self.silent_since);
+        let down = self.up.is_some() && self.unanswered >= LOST && silent >= SILENCE + self.rtt * 2;
         if down {
-            self.up = None;
+            (self.up, self.unanswered) = (None, 0);
         }
         let to = self.up.or_else(|| self.endpoints.get(self.turn % self.endpoints.len().max(1)).copied());
         if self.up.is_none() {
@@ -118,8 +122,11 @@ impl HubLeg {
         let again = match (self.up, self.unanswered) {
             (None, _) => self.pause,
             (Some(_), 0) => self.rtt + self.rtt / 2 + LATE,
-            (Some(_), _) => BURST,
+            (Some(_), _) => BURST.max(self.rtt / 8),
         };
+        if self.unanswered == 0 {
+            self.silent_since = now;
+        }
         self.unanswered = self.unanswered.saturating_add(1);
         (self.asked, self.next) = (now, now + again);
         let send = to.map(|to| (to, self.bind(0, now)));
@@ -165,6 +172,8 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// So much later than usual an answer is late, and how soon it is asked for again then.
 const LATE: Duration = Duration::from_millis(60);
 const BURST: Duration = Duration::from_millis(40);
+/// What is silent for less than this, and two round trips, is not down: one lost datagram costs a round trip.
+const SILENCE: Duration = Duration::from_millis(400);
 /// So many unanswered in a row: down. Chance reaches this at 10 % loss each way once in years.
 const LOST: u32 = 12;
 /// So many tries before slowing down.
@@ -230,6 +239,62 @@ mod tests {
         assert_eq!(leg.poll_timeout(), leg.asked + INTERVAL);
         let due = leg.poll_timeout();
         assert!(!ask(&mut leg, due).down);
+    }
+
+    /// Runs a leg whose answers take `rtt` until `end`, the one asked for at `lost` excepted; how often it was down.
+    fn run(leg: &mut HubLeg, (start, end): (Instant, Instant), rtt: Duration, lost: u64) -> u32 {
+        let (mut now, mut asked, mut downs) = (start, 0, 0);
+        let mut coming = std::collections::BTreeMap::new();
+        while now < end {
+            let step = leg.handle_timeout(now);
+            downs += u32::from(step.down);
+            if step.send.is_some() {
+                asked += 1;
+                if asked != lost {
+                    coming.insert(now + rtt, (leg.sent, leg.clock(now)));
+                }
+            }
+            let next = coming.keys().next().copied().unwrap_or(end);
+            now = leg.poll_timeout().min(next);
+            if let Some((counter, time)) = coming.remove(&now) {
+                let bound = Bound { id: 7, counter, time, reflexive: hub(), verdict: Verdict::Bound };
+                leg.handle_bound(hub(), &bound.encode(&BindSecret::from_bytes([1; 32])), now);
+            }
+        }
+        downs
+    }
+
+    #[test]
+    fn one_lost_datagram_takes_no_leg_down_however_long_the_link() {
+        for rtt in [1, 50, 200, 450, 600, 1500] {
+            for lost in 0..20 {
+                let start = Instant::now();
+                let mut leg = up(start);
+                let begin = leg.poll_timeout();
+                assert_eq!(
+                    run(&mut leg, (begin, begin + MS * 2000), MS * rtt, 0),
+                    u32::from(rtt > 500),
+                    "{rtt} ms is news"
+                );
+                let now = leg.poll_timeout();
+                assert_eq!(run(&mut leg, (now, now + MS * 20_000), MS * rtt, lost), 0, "{rtt} ms, number {lost}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_leg_that_went_down_is_tried_a_few_times_quickly() {
+        let start = Instant::now();
+        let mut leg = up(start);
+        let mut now = leg.poll_timeout();
+        while !ask(&mut leg, now).down {
+            now = leg.poll_timeout();
+        }
+        for _ in 1..QUICK {
+            assert_eq!(leg.poll_timeout(), now + INTERVAL);
+            now += INTERVAL;
+            ask(&mut leg, now);
+        }
     }
 
     #[test]
