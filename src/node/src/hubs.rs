@@ -57,13 +57,14 @@ pub(crate) struct Hubs {
     streams: BTreeMap<StreamId, Stream>,
     next_stream: u64,
     events: VecDeque<HubEvent>,
-    origin: Instant,
     /// Hubs of the roster; `None` before there is one, when any hub of the targets may answer.
     listed: Option<usize>,
     /// Since when there are more attachments than wanted.
     surplus: Option<Instant>,
     /// Hubs of peers with which this node has none in common, and when each was last needed.
     far: BTreeMap<HubKey, Instant>,
+    /// The only hubs in common with some peer, when a hub was last to be left.
+    sole: BTreeSet<HubKey>,
     /// When a hub was dialled last because it is nearer than another.
     upgraded: Option<Instant>,
     /// When a hub was measured last that is not attached.
@@ -157,7 +158,7 @@ enum Phase {
     Dialling,
     Hello { exporter: Exporter, remote: Option<Endpoint> },
     Answer { key: HubKey, remote: Option<Endpoint> },
-    Measuring { left: u8, asked: Instant },
+    Measuring { left: u8, asked: Instant, ping: u64, least: Option<Duration> },
     Open(HubSlot),
     Reading,
 }
@@ -177,10 +178,10 @@ impl Hubs {
             streams: BTreeMap::new(),
             next_stream: 0,
             events: VecDeque::new(),
-            origin: now,
             listed: None,
             surplus: None,
             far: BTreeMap::new(),
+            sole: BTreeSet::new(),
             upgraded: None,
             measured_last: None,
             reader: Reader::default(),
@@ -319,7 +320,8 @@ impl Hubs {
         }
     }
 
-    /// The underlay changed: a dead stream is to be found now, and whatever waits is dialled now.
+    /// The underlay changed: a dead stream is to be found now, whatever waits is dialled now, and how far the hubs are is
+    /// found out anew.
     pub(crate) fn network_changed(&mut self, ctx: &mut Context<'_>) {
         for target in &mut self.targets {
             if target.dialling.is_none() {
@@ -327,15 +329,17 @@ impl Hubs {
                 target.next = ctx.now;
             }
         }
-        let origin = self.origin;
         for hub in &mut self.hubs {
+            hub.distance.forget();
             hub.data.next = hub.data.next.map(|_| ctx.now);
             if let Some(attachment) = &mut hub.control {
                 // as if silent for so long that the answer must come within HURRY
                 attachment.heard = ctx.now.checked_sub(SILENT.saturating_sub(HURRY)).unwrap_or(ctx.now);
-                attachment.ask(origin, ctx.now, ctx.out);
+                attachment.ask(ctx.now, ctx.rng, ctx.out);
             }
         }
+        self.measured_last = None;
+        self.find_tiers();
     }
 
     /// Leaves every hub: the node stops, or starts over under another epoch.
@@ -376,7 +380,6 @@ impl Hubs {
         for id in late {
             self.fail(id, ctx);
         }
-        let origin = self.origin;
         let mut silent = Vec::new();
         let (mut rotate, mut left) = (Vec::new(), Vec::new());
         for hub in &mut self.hubs {
@@ -384,7 +387,7 @@ impl Hubs {
             if ctx.now.duration_since(attachment.heard) >= SILENT {
                 silent.push(hub.slot);
             } else if attachment.ask_at() <= ctx.now {
-                attachment.ask(origin, ctx.now, ctx.out);
+                attachment.ask(ctx.now, ctx.rng, ctx.out);
             }
             if attachment.place_until.is_some_and(|at| at <= ctx.now) {
                 rotate.push(hub.slot);
@@ -484,6 +487,32 @@ impl Hubs {
     /// Whether there is any such hub.
     pub(crate) fn has_far(&self) -> bool {
         !self.far.is_empty()
+    }
+
+    /// Whether more hubs than wanted were attached for so long that one is left.
+    pub(crate) fn is_surplus_due(&self, now: Instant) -> bool {
+        self.surplus.is_some_and(|since| since + SURPLUS <= now)
+    }
+
+    /// The only hubs in common with some peer: one that is not wanted otherwise is kept for that.
+    pub(crate) fn set_sole(&mut self, sole: BTreeSet<HubKey>) {
+        self.sole = sole;
+    }
+
+    /// Of the hubs where a peer is, one to attach to for its sake: none where another one is in common.
+    pub(crate) fn far_of(&self, there: impl Iterator<Item = HubKey> + Clone) -> Option<HubKey> {
+        if self.staying().any(|hub| !self.is_far(hub.slot) && there.clone().any(|key| key == hub.key)) {
+            return None;
+        }
+        let known = there.filter_map(|key| self.hubs.iter().find(|hub| hub.key == key && hub.listed));
+        let best = known.min_by(|a, b| self.standing(a.slot).compare(&self.standing(b.slot)));
+        best.map(|hub| hub.key)
+    }
+
+    /// The only attached hub of those where a peer is.
+    pub(crate) fn sole_of(&self, there: impl Iterator<Item = HubKey>) -> Option<HubKey> {
+        let mut common = there.filter(|key| self.staying().any(|hub| hub.key == *key));
+        common.next().filter(|_| common.next().is_none())
     }
 
     /// Whether a hub is left soon.

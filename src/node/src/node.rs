@@ -216,7 +216,11 @@ impl Node {
             Event::SessionUp { peer, .. } => self.session_up(peer, now),
             Event::PathChanged { peer, lane, path, was, reason } => {
                 if let Some(peer) = self.peers.get_mut(peer) {
+                    let direct = peer.is_direct();
                     peer.set_path(lane, path);
+                    if direct && !peer.is_direct() {
+                        self.far_at.get_or_insert(now + FAR_EVERY);
+                    }
                 }
                 let name = self.peers.get(peer).map(|peer| peer.name.as_str()).unwrap_or_default();
                 let show = |path: Option<flatlan_path::PathKind>| match path {
@@ -306,6 +310,10 @@ impl Node {
         }
         if self.far_at.is_some_and(|at| at <= now) {
             self.find_far(now);
+        }
+        if self.hubs.is_surplus_due(now) {
+            self.hubs.set_sole(self.sole_hubs());
+            self.far_at.get_or_insert(now + FAR_EVERY);
         }
         self.hubs.handle_timeout(&mut context!(self, now));
         self.relays.handle_timeout(&self.hubs, now, &mut self.out);
@@ -506,9 +514,6 @@ impl Node {
                 }
             }
             Control::PathOpened { request, label, via, .. } => {
-                if via.len() > 1 {
-                    self.far_at.get_or_insert(now + FAR_EVERY);
-                }
                 let opened = relays.handle_opened(hub, request, label, via, hubs, out);
                 relays.ask_next(hub, hubs, now, out);
                 if let Some(peer) = opened {
@@ -519,7 +524,13 @@ impl Node {
             Control::PathClose { label } => relays.handle_close(hub, label, out),
             Control::PathLost { label, reason } => relays.handle_lost(hub, label, reason, now, out),
             Control::LabelUnknown { label } => relays.handle_lost(hub, label, PathReason::NoRoute, now, out),
-            Control::Absent { .. } => {}
+            Control::Absent { peer, hub: gone } => {
+                let peer = peers.member_slot(&peer).and_then(|slot| peers.get_mut(slot));
+                if let (Some(peer), Some(gone)) = (peer, gone) {
+                    peer.absent(&gone);
+                    self.far_at.get_or_insert(now + FAR_EVERY);
+                }
+            }
             _ => tracing::debug!(hub = %self.hubs.label(hub), "a hub says what is not for a node"),
         }
     }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use flatlan_path::PathKind;
-use flatlan_types::{BootEpoch, Endpoint, HostPort, LaneId, MemberId, Name, PeerSlot};
+use flatlan_relay::PresenceOrder;
+use flatlan_types::{BootEpoch, Endpoint, HostPort, HubKey, LaneId, MemberId, Name, PeerSlot};
 
 use crate::{candidates::MAX_CANDIDATES, persist::RememberedPeer};
 
@@ -63,6 +64,8 @@ pub(crate) struct Peer {
     pub(crate) misled: bool,
     /// Its lanes that go straight to it, as bits.
     pub(crate) direct_lanes: u8,
+    /// Hubs to which it said it is attached, and by which statement.
+    hubs: BTreeMap<HubKey, PresenceOrder>,
     /// Pieces of the roster that it may still have, and since when.
     pub(crate) pieces: (usize, Option<Instant>),
 }
@@ -148,6 +151,8 @@ impl Peers {
             peer.session = false;
             peer.open = false;
             peer.summarized = None;
+            peer.direct_lanes = 0;
+            peer.hubs.clear();
             // the workers may have dropped what they knew of it
             peer.told.clear();
         }
@@ -203,6 +208,7 @@ impl Peer {
             stale_told: None,
             misled: false,
             direct_lanes: 0,
+            hubs: BTreeMap::new(),
             pieces: (0, None),
         }
     }
@@ -219,6 +225,32 @@ impl Peer {
     /// Whether anything goes straight to it.
     pub(crate) fn is_direct(&self) -> bool {
         self.direct_lanes != 0
+    }
+
+    /// It is attached to this hub.
+    pub(crate) fn present(&mut self, hub: HubKey, order: PresenceOrder) {
+        let epoch = self.hubs.values().map(|order| order.epoch).max();
+        if epoch > Some(order.epoch) || self.hubs.get(&hub) > Some(&order) {
+            return;
+        }
+        self.hubs.retain(|_, before| before.epoch == order.epoch);
+        self.hubs.insert(hub, order);
+        // the latest tell where it is
+        if self.hubs.len() > MAX_PRESENT
+            && let Some(oldest) = self.hubs.iter().min_by_key(|(_, order)| **order).map(|(hub, _)| *hub)
+        {
+            self.hubs.remove(&oldest);
+        }
+    }
+
+    /// It is not.
+    pub(crate) fn absent(&mut self, hub: &HubKey) {
+        self.hubs.remove(hub);
+    }
+
+    /// The hubs to which it is attached, by its own word.
+    pub(crate) fn hubs(&self) -> impl Iterator<Item = HubKey> + Clone {
+        self.hubs.keys().copied()
     }
 
     /// Whether it is a node of ours, and a member.
@@ -271,6 +303,8 @@ impl Peer {
 
 /// Good endpoints that are remembered.
 const MAX_GOOD: usize = 3;
+/// Hubs to which one peer is attached, as far as that is remembered.
+const MAX_PRESENT: usize = 8;
 /// Pieces of the roster that one peer gets in each [`PIECES_TIME`].
 const PIECES: usize = 800;
 const PIECES_TIME: Duration = Duration::from_secs(1);

@@ -71,6 +71,7 @@ impl Node {
             peer.session = true;
             peer.open = true;
             peer.summarized = None;
+            self.far_at.get_or_insert(now + FAR_EVERY);
             self.remember_soon(now);
         }
     }
@@ -85,33 +86,40 @@ impl Node {
 
     /// A watched peer is attached to a hub.
     pub(crate) fn on_presence(&mut self, bytes: &[u8], now: Instant) {
-        let Some((network, id, _, _)) = Presence::peek(bytes) else { return };
+        let Some((network, id, hub, order)) = Presence::peek(bytes) else { return };
         let Some(slot) = self.peers.member_slot(&id).filter(|_| network == self.me.network) else { return };
         let wanted = self.peers.get(slot).is_some_and(|peer| peer.interest.is_some());
         if !wanted || Presence::verify(bytes).is_err() {
             return;
         }
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.present(hub, order);
+        }
+        self.far_at.get_or_insert(now + FAR_EVERY);
         self.relays.retry(slot, &self.hubs, now, &mut self.out);
     }
 
     /// Finds the hubs at which peers are that this node speaks to, with which it has no hub in common and no direct path:
-    /// a hub less on the way, and one less that can fail.
+    /// a hub less on the way, and one less that can fail. Where a peer is, it says itself: no hub can make one of another.
     pub(crate) fn find_far(&mut self, now: Instant) {
         let mut needed = BTreeSet::new();
         for slot in self.peers.active() {
             let Some(peer) = self.peers.get(slot).filter(|peer| peer.session && !peer.is_direct()) else { continue };
-            let (far, own): (Vec<_>, Vec<_>) = self.relays.labels(slot).partition(|(hub, _)| self.hubs.is_far(*hub));
-            let straight = |(_, via): &&(HubSlot, &[HubKey])| via.len() == 1;
-            if own.iter().any(|way| straight(&way)) {
-                continue;
+            if let Some(hub) = self.hubs.far_of(peer.hubs()) {
+                tracing::trace!(peer = %peer.name, %hub, "no hub in common");
+                needed.insert(hub);
             }
-            tracing::trace!(peer = %peer.name, "no hub in common");
-            let there = far.iter().find(straight).or_else(|| own.first()).and_then(|(_, via)| via.last());
-            needed.extend(there.copied());
         }
         self.hubs.set_far(&needed, now);
         let again = !needed.is_empty() || self.hubs.has_far();
         self.far_at = again.then(|| now + FAR_EVERY);
+    }
+
+    /// The hubs each of which is the only one in common with some peer.
+    pub(crate) fn sole_hubs(&self) -> BTreeSet<HubKey> {
+        let active = self.peers.active().into_iter().filter_map(|slot| self.peers.get(slot));
+        let relayed = active.filter(|peer| peer.session && !peer.is_direct());
+        relayed.filter_map(|peer| self.hubs.sole_of(peer.hubs())).collect()
     }
 
     /// At start: peers with which a session was up, or that answered directly, are tried at once.
@@ -214,5 +222,5 @@ const MAX_REFLEXIVE: usize = 3;
 const MAX_CONFIGURED: usize = 4;
 /// A name is resolved again no sooner.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
-/// How often hubs of peers are looked for, while there is such a peer; and how long after the first way was found.
+/// How often hubs of peers are looked for, while there is such a peer; and how long after something that may have made one.
 pub(crate) const FAR_EVERY: Duration = Duration::from_secs(5);

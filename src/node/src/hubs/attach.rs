@@ -117,22 +117,7 @@ impl Hubs {
             return self.fail(id, ctx);
         }
         let slot = hub.slot;
-        let mut attachment = Attachment {
-            stream: id,
-            bind: attached.bind,
-            places: Vec::new(),
-            names: Vec::new(),
-            place: 0,
-            place_until: None,
-            leg: None,
-            since: ctx.now,
-            heard: ctx.now,
-            asked: None,
-            remote: remote.map(|remote| remote.socket_addr().ip()),
-            rtt: None,
-            draining: false,
-            leave_at: None,
-        };
+        let mut attachment = Attachment::new(id, attached.bind, remote, ctx.now);
         for place in hub.udp.iter().chain(attached.udp.iter().take(MAX_PLACES)) {
             attachment.add_name(place);
         }
@@ -180,18 +165,13 @@ impl Hubs {
     }
 
     pub(super) fn on_message(&mut self, slot: HubSlot, id: StreamId, message: Control, ctx: &mut Context<'_>) {
-        let origin = self.origin;
         let Some(attachment) = self.attachment_mut(slot).filter(|attachment| attachment.stream == id) else { return };
         attachment.heard = ctx.now;
         #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is not about the attachment")]
         match message {
             Control::Ping { time } => ctx.out.send(id, &Control::Pong { time }),
             Control::Pong { time } => {
-                let sent = origin.checked_add(Duration::from_micros(time));
-                let sample = sent.and_then(|sent| ctx.now.checked_duration_since(sent));
-                attachment.asked = None;
-                attachment.rtt = sample.or(attachment.rtt);
-                if let Some(sample) = sample {
+                if let Some(sample) = attachment.answered(time, ctx.now) {
                     self.note_distance(slot, sample);
                 }
             }

@@ -1,6 +1,7 @@
 //! One attachment: its control stream's health, and the addresses at which the hub may take UDP.
 
 use std::{
+    collections::VecDeque,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -13,6 +14,7 @@ use super::{Context, Hubs};
 use crate::{
     Transport,
     output::{Outbox, Output, StreamId},
+    rng::Rng,
 };
 
 /// An attachment to a hub.
@@ -28,6 +30,8 @@ pub(super) struct Attachment {
     pub(super) since: Instant,
     pub(super) heard: Instant,
     pub(super) asked: Option<Instant>,
+    /// Pings without an answer: what each said, and when.
+    pings: VecDeque<(u64, Instant)>,
     /// Where this attachment was dialled, without the port.
     pub(super) remote: Option<IpAddr>,
     pub(super) rtt: Option<Duration>,
@@ -42,6 +46,26 @@ pub(super) struct UdpLeg {
 }
 
 impl Attachment {
+    pub(super) fn new(stream: StreamId, bind: Option<BindKey>, remote: Option<Endpoint>, now: Instant) -> Self {
+        Self {
+            stream,
+            bind,
+            places: Vec::new(),
+            names: Vec::new(),
+            place: 0,
+            place_until: None,
+            leg: None,
+            since: now,
+            heard: now,
+            asked: None,
+            pings: VecDeque::new(),
+            remote: remote.map(|remote| remote.socket_addr().ip()),
+            rtt: None,
+            draining: false,
+            leave_at: None,
+        }
+    }
+
     /// A place where the hub says that it takes UDP.
     pub(super) fn add_name(&mut self, place: &HostPort) {
         match place.literal() {
@@ -68,10 +92,23 @@ impl Attachment {
         }
     }
 
-    pub(super) fn ask(&mut self, origin: Instant, now: Instant, out: &mut Outbox) {
+    /// What a ping says cannot be foreseen: no hub answers before it was asked, to seem nearer than it is.
+    pub(super) fn ask(&mut self, now: Instant, rng: &mut Rng, out: &mut Outbox) {
         self.asked = Some(now);
-        let time = now.duration_since(origin).as_micros().try_into().unwrap_or_default();
+        let time = rng.opaque();
+        self.pings.push_back((time, now));
+        if self.pings.len() > MAX_PINGS {
+            self.pings.pop_front();
+        }
         out.send(self.stream, &Control::Ping { time });
+    }
+
+    /// The round trip, where this answers a ping.
+    pub(super) fn answered(&mut self, time: u64, now: Instant) -> Option<Duration> {
+        let place = self.pings.iter().position(|(ping, _)| *ping == time)?;
+        let (_, sent) = self.pings.drain(..=place).next_back()?;
+        (self.asked, self.rtt) = (None, Some(now.saturating_duration_since(sent)));
+        self.rtt
     }
 
     pub(super) fn ask_at(&self) -> Instant {
@@ -151,6 +188,8 @@ pub(super) const MAX_PLACES: usize = 8;
 pub(super) const QUIET: Duration = Duration::from_secs(1);
 /// And dead after this.
 pub(super) const SILENT: Duration = Duration::from_secs(3);
+/// Pings of which answers are still taken.
+const MAX_PINGS: usize = 4;
 /// A UDP address of a hub with several is tried for so long.
 const TRY_PLACE: Duration = Duration::from_secs(3);
 

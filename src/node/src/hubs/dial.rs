@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use flatlan_datapath::Command;
 use flatlan_types::{HostPort, HubKey, HubSlot};
 
-use super::{Context, Hub, HubEvent, Hubs, Phase, Purpose, Stream, distance::Standing};
+use super::{Context, Hub, HubEvent, Hubs, MAX_FAR, Phase, Purpose, Stream, distance::Standing};
 use crate::{
     Transport,
     backoff::Backoff,
@@ -153,6 +153,7 @@ impl Hubs {
     }
 
     /// Leaves the worst hub when there have been too many for long: lanes first, this node's and its peers', and then it.
+    /// One that is the only one in common with a peer counts from here on as one that is there for its sake.
     pub(super) fn leave_surplus(&mut self, ctx: &mut Context<'_>) {
         if self.staying().count() <= self.wanted() {
             self.surplus = None;
@@ -166,6 +167,11 @@ impl Hubs {
         let standing = |hub: &&Hub| self.standing(hub.slot);
         let worst = self.staying().max_by(|a, b| standing(a).compare(&standing(b))).map(|hub| hub.slot);
         let Some(slot) = worst else { return };
+        if let Some(key) = self.key(slot).filter(|key| self.sole.contains(key) && self.far.len() < MAX_FAR) {
+            self.far.insert(key, ctx.now);
+            self.find_tiers();
+            return;
+        }
         tracing::debug!(hub = %self.label(slot), "hub is not needed any more");
         if let Some(attachment) = self.attachment_mut(slot) {
             attachment.draining = true;

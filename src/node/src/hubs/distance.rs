@@ -54,6 +54,11 @@ impl Distance {
         let smooth = |rtt: Duration| if sample < rtt { sample } else { (rtt * 15 + sample) / 16 };
         self.rtt = Some(self.rtt.map_or(sample, smooth));
     }
+
+    /// Nothing is known of the way any more.
+    pub(super) fn forget(&mut self) {
+        (self.rtt, self.tier, self.asked) = (None, None, None);
+    }
 }
 
 impl Hubs {
@@ -141,27 +146,33 @@ impl Hubs {
     /// A hub takes the stream on which it is to be measured.
     pub(super) fn begin_measuring(&mut self, id: StreamId, ctx: &mut Context<'_>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.phase = Phase::Measuring { left: PINGS, asked: ctx.now };
+        let ping = ctx.rng.opaque();
+        stream.phase = Phase::Measuring { left: PINGS, asked: ctx.now, ping, least: None };
         stream.deadline = Some(ctx.now + ANSWER);
-        ctx.out.send(id, &Control::Ping { time: 0 });
+        ctx.out.send(id, &Control::Ping { time: ping });
     }
 
     /// It answers.
     pub(super) fn on_measured(&mut self, id: StreamId, message: &Control, ctx: &mut Context<'_>) {
-        let Control::Pong { .. } = message else { return };
+        let Control::Pong { time } = message else { return };
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let (Purpose::Measure(slot), Phase::Measuring { left, asked }) = (stream.purpose, &mut stream.phase) else {
+        let Purpose::Measure(slot) = stream.purpose else { return };
+        let Phase::Measuring { left, asked, ping, least } = &mut stream.phase else { return };
+        if time != ping {
             return;
-        };
+        }
         let sample = ctx.now.saturating_duration_since(*asked);
-        (*left, *asked) = (left.saturating_sub(1), ctx.now);
-        let done = *left == 0;
-        self.note_distance(slot, sample);
-        if done {
-            self.streams.remove(&id);
-            ctx.out.push(Output::Close { stream: id });
-        } else {
-            ctx.out.send(id, &Control::Ping { time: 0 });
+        let rtt = least.map_or(sample, |least| least.min(sample));
+        (*left, *asked, *ping, *least) = (left.saturating_sub(1), ctx.now, ctx.rng.opaque(), Some(rtt));
+        if *left > 0 {
+            return ctx.out.send(id, &Control::Ping { time: *ping });
+        }
+        self.streams.remove(&id);
+        ctx.out.push(Output::Close { stream: id });
+        // what was found out long ago says nothing beside it
+        if let Some(hub) = self.hub_mut(slot) {
+            hub.distance.rtt = Some(rtt);
+            self.find_tiers();
         }
     }
 }

