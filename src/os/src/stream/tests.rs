@@ -445,3 +445,14 @@ fn a_hub_whose_http_head_ends_as_nobody_ends_it_is_no_stream() {
         }
     });
 }
+
+#[test]
+fn a_connection_meets_congestion_in_the_same_way_on_every_machine() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let socket = SockRef::from(&tcp);
+    socket.set_tcp_congestion(b"reno").unwrap();
+    prepare(&socket).unwrap();
+    let name = socket.tcp_congestion().unwrap();
+    assert_eq!(name.split(|byte| *byte == 0).next(), Some(CONGESTION));
+}
