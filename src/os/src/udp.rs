@@ -252,16 +252,25 @@ impl UdpSocket {
     /// [`io::ErrorKind::WouldBlock`] where the send buffer stayed full: the rest of the run is lost.
     /// Other errors mean this destination (EMSGSIZE: over the link's MTU); the socket goes on.
     pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let to = self.reachable(transmit.to)?;
+        self.send_counting(transmit, &mut Unsent::default())
+    }
+
+    /// As [`UdpSocket::send`]; adds to `unsent` what was given up.
+    fn send_counting(&self, transmit: &Transmit<'_>, unsent: &mut Unsent) -> io::Result<()> {
+        let segment = transmit.segment.unwrap_or(usize::MAX).clamp(1, transmit.contents.len().max(1));
+        let to = self.reachable(transmit.to).inspect_err(|_| *unsent += Unsent::cut(transmit.contents, segment))?;
         if transmit.contents.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let segment = transmit.segment.unwrap_or(usize::MAX).clamp(1, transmit.contents.len());
         let run = (MOST_BYTES / segment).clamp(1, MOST_SEGMENTS) * segment;
         let says = Says { to, from: transmit.from, traffic_class: transmit.traffic_class, segment: None };
         let to = SockAddr::from(to);
-        for contents in transmit.contents.chunks(run) {
-            self.send_run(&to, &says, contents, segment)?;
+        let mut rest = transmit.contents.chunks(run);
+        while let Some(contents) = rest.next() {
+            if let Err(error) = self.send_run(&to, &says, contents, segment, unsent) {
+                rest.for_each(|contents| *unsent += Unsent::cut(contents, segment));
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -277,23 +286,24 @@ impl UdpSocket {
         }
     }
 
-    fn send_run(&self, to: &SockAddr, says: &Says, run: &[u8], segment: usize) -> io::Result<()> {
-        if run.len() <= segment {
-            return self.send_patiently(to, &Control::new(says), run);
-        }
-        if self.gso.load(Ordering::Relaxed) {
+    fn send_run(&self, to: &SockAddr, says: &Says, run: &[u8], segment: usize, unsent: &mut Unsent) -> io::Result<()> {
+        if run.len() > segment && self.gso.load(Ordering::Relaxed) {
             let says_run = Says { segment: u16::try_from(segment).ok(), ..*says };
             match self.send_patiently(to, &Control::new(&says_run), run) {
                 Err(error) if refuses_runs(&error) => {
-                    self.send_singles(to, says, run, segment)?;
+                    self.send_singles(to, says, run, segment, unsent)?;
                     // The same bytes went through one by one: it is the segmentation that is refused.
                     self.on_refused(error);
                     return Ok(());
                 }
-                done => return done,
+                Err(error) => {
+                    *unsent += Unsent::cut(run, segment);
+                    return Err(error);
+                }
+                Ok(()) => return Ok(()),
             }
         }
-        self.send_singles(to, says, run, segment)
+        self.send_singles(to, says, run, segment, unsent)
     }
 
     /// Told once: after a change of the network, the same link may refuse again.
@@ -312,12 +322,24 @@ impl UdpSocket {
         }
     }
 
-    fn send_singles(&self, to: &SockAddr, says: &Says, run: &[u8], segment: usize) -> io::Result<()> {
+    /// Each is tried: they may be of several flows. The first error.
+    fn send_singles(
+        &self,
+        to: &SockAddr,
+        says: &Says,
+        run: &[u8],
+        segment: usize,
+        unsent: &mut Unsent,
+    ) -> io::Result<()> {
         let control = Control::new(says);
+        let mut all = Ok(());
         for contents in run.chunks(segment) {
-            self.send_patiently(to, &control, contents)?;
+            if let Err(error) = self.send_patiently(to, &control, contents) {
+                *unsent += Unsent::cut(contents, segment);
+                all = all.and(Err(error));
+            }
         }
-        Ok(())
+        all
     }
 
     fn send_patiently(&self, to: &SockAddr, control: &Control, contents: &[u8]) -> io::Result<()> {

@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let run = words.next().unwrap_or_default();
     if run == "relay" {
         let mut paper = Paper::new("relay", "Relays alone");
-        relay::run(&mut paper)?;
+        relay::run(&mut paper, words)?;
         paper.end();
         return Ok(());
     }
