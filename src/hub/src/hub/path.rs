@@ -37,13 +37,23 @@ pub(super) struct LabelState {
     out: Label,
     /// The hubs before this one.
     via: Vec<HubKey>,
+    /// The hubs after it.
+    ahead: Vec<HubKey>,
     avoid: Vec<HubKey>,
     repair: Repair,
 }
 
+impl LabelState {
+    /// Whether frames cross a hub that they should not.
+    fn crosses(&self) -> bool {
+        self.ahead.iter().any(|hub| self.avoid.contains(hub))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Repair {
-    Asked,
+    /// Under this number.
+    Asked(u32),
     No,
 }
 
@@ -280,6 +290,12 @@ impl Hub {
         for label in labels {
             self.repair(label, hub, cause, now);
         }
+        if cause == Cause::Broken {
+            let asked = self.pending.iter().filter(|(_, pending)| pending.downstream == attachment);
+            for request in asked.map(|(request, _)| *request).collect::<Vec<_>>() {
+                self.ask_around(request, now);
+            }
+        }
     }
 
     /// A node can be reached here: what leads to it over other hubs need not, and must not end with them.
@@ -293,6 +309,25 @@ impl Hub {
         });
         for label in labels.collect::<Vec<_>>() {
             self.repair(label, None, Cause::Leaving, now);
+        }
+    }
+
+    /// A member has attached to another hub too: its ways from here should not cross that one any more.
+    pub(super) fn part_ways(&mut self, network: NetworkId, from: MemberId, hub: HubKey, now: Instant) {
+        if hub == self.key {
+            return;
+        }
+        let here = self.networks.get(&network).and_then(|state| state.attached.get(&from));
+        let Some(here) = here.and_then(|here| self.attachments.get(here.0)) else { return };
+        for label in here.upstream.iter().copied().collect::<Vec<_>>() {
+            let Some(state) = self.labels.get_mut(label.0) else { continue };
+            if !state.avoid.contains(&hub) && state.avoid.len() < MAX_AVOID {
+                state.avoid.push(hub);
+            }
+            if state.ahead.contains(&hub) && state.crosses() {
+                self.crossing.insert((network, state.to, label));
+                self.repair(label, None, Cause::Leaving, now);
+            }
         }
     }
 
@@ -398,6 +433,20 @@ impl Hub {
         true
     }
 
+    /// The hub that was asked says nothing more: perhaps there is a way around it.
+    fn ask_around(&mut self, request: u32, now: Instant) {
+        let Some(Pending { open, without, upstream, .. }) = self.pending.get(&request) else { return };
+        let (open, upstream, without) = (open.clone(), *upstream, without.clone());
+        match self.choose(&open, &without) {
+            Ok(Onward { downstream, rtt_us, holder }) if downstream != upstream => {
+                if let Some(pending) = self.pending.remove(&request) {
+                    self.hand_on(Pending { downstream, rtt_us, holder, ..pending });
+                }
+            }
+            Ok(_) | Err(_) => self.fail(request, PathReason::HubLost, now),
+        }
+    }
+
     fn hand_on(&mut self, pending: Pending) {
         let request = self.next_request;
         self.next_request = self.next_request.wrapping_add(1);
@@ -406,6 +455,11 @@ impl Hub {
         via.push(self.key);
         let onward = PathOpen { request, hops: open.hops.saturating_sub(1), via, ..open.clone() };
         self.tell(pending.downstream, Control::PathOpen(onward));
+        if let Origin::Repair(label, _) = pending.origin
+            && let Some(state) = self.labels.get_mut(label.0)
+        {
+            state.repair = Repair::Asked(request);
+        }
         self.pending.insert(request, pending);
     }
 
@@ -467,8 +521,9 @@ impl Hub {
         open: PathOpen,
     ) {
         let PathOpen { network, from, to, via: before, avoid, .. } = open;
-        let crosses = via.iter().any(|hub| avoid.contains(hub));
-        let state = LabelState { network, from, to, upstream, downstream, out, via: before, avoid, repair: Repair::No };
+        let (ahead, repair) = (via.clone(), Repair::No);
+        let state = LabelState { network, from, to, upstream, downstream, out, via: before, ahead, avoid, repair };
+        let crosses = state.crosses();
         let generation = self.random.generation();
         // Many requests may have waited at once.
         let limit = self.config.limits.labels_per_network;
@@ -503,8 +558,9 @@ impl Hub {
         };
         let before = (state.downstream, state.out);
         (state.downstream, state.out, state.repair) = (downstream, out, Repair::No);
-        let (way, crosses) = ((state.network, state.to, label), via.iter().any(|hub| state.avoid.contains(hub)));
-        if crosses {
+        state.ahead = via.to_vec();
+        let way = (state.network, state.to, label);
+        if state.crosses() {
             self.crossing.insert(way);
         } else {
             self.crossing.remove(&way);
@@ -522,12 +578,11 @@ impl Hub {
     /// Looks for another way onward, around `hub`. Where the way is broken and there is no other, the
     /// sender is told.
     fn repair(&mut self, label: Label, hub: Option<HubKey>, cause: Cause, now: Instant) {
-        let Some(state) = self.labels.get_mut(label.0) else { return };
-        if state.repair == Repair::Asked {
+        if self.is_repaired(label, cause) {
             return;
         }
+        let Some(state) = self.labels.get(label.0) else { return };
         let before = state.downstream;
-        state.repair = Repair::Asked;
         let mut avoid = state.avoid.clone();
         avoid.extend(hub);
         let crossed = u8::try_from(state.via.len()).unwrap_or(MAX_HOPS);
@@ -549,6 +604,17 @@ impl Hub {
             let reason = if hub.is_some() { PathReason::HubLost } else { reason };
             self.unrepaired(label, cause, reason, now);
         }
+    }
+
+    /// Whether another way is asked for already. A request that was made while the old way stood is one for a way that is
+    /// broken, once it is.
+    fn is_repaired(&mut self, label: Label, cause: Cause) -> bool {
+        let Some(Repair::Asked(request)) = self.labels.get(label.0).map(|state| state.repair) else { return false };
+        let Some(pending) = self.pending.get_mut(&request) else { return false };
+        if cause == Cause::Broken {
+            pending.origin = Origin::Repair(label, cause);
+        }
+        true
     }
 
     /// There is no other way.

@@ -207,7 +207,7 @@ impl PresenceTable {
 impl Hub {
     /// Takes a presence that is verified and wanted; tells who watches and the other hubs.
     pub(super) fn add_presence(&mut self, presence: Presence, from: Option<HubKey>, now: Instant) -> Added {
-        let (network, member) = (presence.network(), presence.member());
+        let (network, member, hub) = (presence.network(), presence.member(), presence.hub());
         let next_hop = from.and_then(|_| self.route(network, presence.hub())).map(|route| route.next_hop);
         let Some(state) = self.networks.get_mut(&network) else { return Added::Stale };
         let by = match from {
@@ -234,6 +234,7 @@ impl Hub {
             self.expel(attached, refusal, now);
         }
         self.spread_ways(network, member, now);
+        self.part_ways(network, member, hub, now);
         added
     }
 

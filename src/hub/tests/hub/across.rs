@@ -40,6 +40,19 @@ fn line(count: usize, nodes: u8) -> (World, Admin) {
     (world, admin)
 }
 
+/// Hubs 0 and 2, which reach each other over hub 1 and over hub 3 only.
+fn two_ways() -> (World, Admin) {
+    let mut admin = lan(&[0, 1, 2, 3], 2);
+    let mut world = World::new(4, allow(&[admin.id]));
+    world.cut(Who::Hub(0), Who::Hub(2));
+    world.cut(Who::Hub(1), Who::Hub(3));
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(6));
+    (world, admin)
+}
+
 #[test]
 fn a_roster_published_to_one_hub_reaches_all_and_all_become_neighbours() {
     let (world, admin) = hubs(3, 2);
@@ -359,6 +372,63 @@ fn a_way_that_crosses_a_hub_to_avoid_leaves_it_as_soon_as_the_receiver_is_elsewh
         world.cut(Who::Hub(1), Who::Hub(other));
     }
     assert!(world.passes(0, 0, label, 1));
+}
+
+#[test]
+fn a_way_leaves_a_hub_as_soon_as_its_sender_is_there_too() {
+    let (mut world, admin) = hubs(3, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    // The sender is nowhere else yet.
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    assert_eq!(via, [hub_key(0), hub_key(1)]);
+    world.join(1, 2, admin.id);
+    world.join(0, 1, admin.id);
+    world.run(DELAY * 20);
+    // Nobody knows yet that hub 1 is gone.
+    for other in [0, 2] {
+        world.cut(Who::Hub(1), Who::Hub(other));
+    }
+    assert!(world.passes(0, 0, label, 1));
+}
+
+#[test]
+fn a_request_to_a_hub_that_died_in_silence_goes_around_it_once_that_is_known() {
+    let (mut world, admin) = two_ways();
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let (_, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    let (dead, other) = if via[1] == hub_key(1) { (1, 3) } else { (3, 1) };
+    for beside in [0, 2] {
+        world.cut(Who::Hub(dead), Who::Hub(beside));
+    }
+    let began = world.now;
+    let (_, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    assert_eq!(via, [0, other, 2].map(hub_key));
+    assert!(world.now - began < Duration::from_millis(800), "{:?}", world.now - began);
+}
+
+#[test]
+fn a_way_that_breaks_while_another_is_asked_for_is_lost_when_the_answer_does_not_come() {
+    let (mut world, admin) = two_ways();
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    let left = if via[1] == hub_key(1) { 1 } else { 3 };
+    // The receiver answers nothing more.
+    world.cut(Who::Node(1), Who::Hub(2));
+    world.hubs[left].hub.drain();
+    world.run(DELAY * 10);
+    for beside in [0, 2] {
+        world.cut(Who::Hub(left), Who::Hub(beside));
+    }
+    world.run(Duration::from_secs(4));
+    assert!(
+        world.heard(a).iter().any(|message| matches!(message, Control::PathLost { label: of, .. } if *of == label))
+    );
 }
 
 #[test]
