@@ -238,8 +238,9 @@ impl Hub {
         if now < self.next_tick {
             return;
         }
+        let late = now.saturating_duration_since(self.next_tick);
         self.dial_due(now);
-        self.tick_neighbours(now);
+        self.tick_neighbours(late, now);
         self.expire_requests(now);
         self.close_old_labels(now);
         if now >= self.next_second {

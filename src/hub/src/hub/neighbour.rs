@@ -341,11 +341,15 @@ impl Hub {
         }
     }
 
-    /// Hellos, and who is up.
-    pub(super) fn tick_neighbours(&mut self, now: Instant) {
+    /// Hellos, and who is up. The turn comes `late`.
+    pub(super) fn tick_neighbours(&mut self, late: Duration, now: Instant) {
         let hubs: Vec<_> = self.neighbours.keys().copied().collect();
         for hub in hubs {
             let Some(neighbour) = self.neighbours.get_mut(&hub) else { continue };
+            // This hub itself stood still: what came meanwhile is still to be read.
+            if late > ASLEEP && neighbour.is_up() && !neighbour.alive(now) {
+                neighbour.silent = now + HELLO;
+            }
             if neighbour.next_hello <= now {
                 self.send_hello(hub, now);
             }
@@ -623,8 +627,6 @@ impl Hub {
                 self.send_lsa_digest(hub);
                 self.send_presence_digests(hub);
             }
-            // This hub itself stood still: what came meanwhile is still to be read.
-            (Adjacency::Up, false) if now > neighbour.silent + ASLEEP => neighbour.silent = now + HELLO,
             (Adjacency::Up, false) => {
                 neighbour.adjacency = Adjacency::Down;
                 self.event(HubEvent::NeighbourDown { hub });

@@ -432,6 +432,30 @@ fn a_way_that_breaks_while_another_is_asked_for_is_lost_when_the_answer_does_not
 }
 
 #[test]
+fn turns_that_come_a_little_late_put_off_no_neighbours_death() {
+    for phase in 0..16 {
+        let (mut world, _) = hubs(2, 1);
+        world.late = Duration::from_millis(40);
+        world.run(Duration::from_secs(1) + Duration::from_millis(13) * phase);
+        world.cut(Who::Hub(0), Who::Hub(1));
+        world.run(Duration::from_millis(700));
+        assert!(world.up(0).is_empty() && world.up(1).is_empty(), "phase {phase}");
+    }
+}
+
+#[test]
+fn hubs_that_stood_still_take_no_neighbour_for_dead() {
+    let (mut world, _) = hubs(3, 1);
+    for _ in 0..3 {
+        world.now += Duration::from_secs(1);
+        world.run(Duration::from_secs(1));
+    }
+    for site in &world.hubs {
+        assert!(!site.events.iter().any(|event| matches!(event, HubEvent::NeighbourDown { .. })), "{:?}", site.events);
+    }
+}
+
+#[test]
 fn a_killed_hub_costs_moments_and_the_one_beside_it_takes_over() {
     let (mut world, admin) = hubs(3, 2);
     let a = world.join(0, 0, admin.id);

@@ -179,6 +179,8 @@ enum Event {
 
 pub struct World {
     pub now: Instant,
+    /// How late every turn comes that is due by the clock.
+    pub late: Duration,
     pub start: Instant,
     pub hubs: Vec<HubSite>,
     pub nodes: Vec<Node>,
@@ -203,6 +205,7 @@ impl World {
         let start = Instant::now();
         let mut world = Self {
             now: start,
+            late: Duration::ZERO,
             start,
             hubs: Vec::new(),
             nodes: Vec::new(),
@@ -582,7 +585,7 @@ impl World {
             self.drain_all();
             let event = self.events.first_key_value().map(|((at, _), _)| *at);
             let timer = self.hubs.iter().filter(|site| site.alive);
-            let timer = timer.map(|site| site.hub.poll_timeout().min(site.forwarder.poll_timeout())).min();
+            let timer = timer.map(|site| site.hub.poll_timeout().min(site.forwarder.poll_timeout()) + self.late).min();
             let next = [event, timer].into_iter().flatten().min().unwrap_or(end);
             if next > end {
                 break;
