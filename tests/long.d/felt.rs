@@ -150,48 +150,57 @@ pub(crate) fn explain(lab: &Lab) {
 
 /// What the logs say of it.
 pub(crate) fn reasons(lab: &Lab) -> Vec<String> {
-    let of = |site: &&str| {
-        let lines = lab.process(site).unwrap().lines();
-        let said = lines.into_iter().filter(|line| line.text.contains("path changed"));
-        said.map(|line| format!("{site}: {}", line.text)).collect::<Vec<_>>()
-    };
+    let of = |site: &&str| said(lab, site).into_iter().map(|line| format!("{site}: {line}")).collect::<Vec<_>>();
     ["a", "b"].iter().flat_map(of).collect()
 }
 
-/// How often each site's path to the other was another one than at the look before.
+/// What a site said of its paths, from its start on.
+fn said(lab: &Lab, site: &str) -> Vec<String> {
+    let lines = lab.process(site).unwrap().lines().into_iter().map(|line| line.text);
+    lines.filter(|line| line.contains(MOVED) || line.contains(LANE)).collect()
+}
+
+/// How often the flows of each site to the other went another way: by what it says of every change, so that one which
+/// is taken back at once counts as two. [`explain`] comes before.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    last: [Value; 2],
-    counts: [usize; 2],
+    before: [usize; 2],
 }
 
 impl Changes {
     pub(crate) fn new(lab: &Lab) -> Self {
-        Self { last: Self::ways(lab), counts: [0, 0] }
+        Self { before: Self::all(lab) }
     }
 
-    pub(crate) fn look(&mut self, lab: &Lab) {
-        let now = Self::ways(lab);
-        for ((count, last), now) in self.counts.iter_mut().zip(&self.last).zip(&now) {
-            if last != now {
-                println!("  path changed: {last} to {now}");
-                *count += 1;
-            }
+    /// Of a and of b, until now.
+    pub(crate) fn counts(&self, lab: &Lab) -> [usize; 2] {
+        let [a, b] = Self::all(lab);
+        [a - self.before[0], b - self.before[1]]
+    }
+
+    fn all(lab: &Lab) -> [usize; 2] {
+        ["a", "b"].map(|site| count_changes(&said(lab, site)))
+    }
+}
+
+/// A lane that carries flows went elsewhere, or the flows went to a lane that is elsewhere.
+fn count_changes(lines: &[String]) -> usize {
+    let field = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!(" {name}="))?;
+        let end = rest.find([' ', '"']).filter(|end| *end > 0).unwrap_or(rest.len());
+        let quoted = rest.strip_prefix('"').and_then(|rest| rest.split_once('"')).map(|(value, _)| value);
+        Some(quoted.unwrap_or(&rest[..end]).to_owned())
+    };
+    let (mut carrier, mut way, mut count) = ("0".to_owned(), None, 0);
+    for line in lines {
+        let lane = field(line, "lane").unwrap_or_default();
+        if line.contains(LANE) {
+            carrier.clone_from(&lane);
         }
-        self.last = now;
+        let Some(path) = field(line, "path").filter(|path| lane == carrier && path != "none") else { continue };
+        count += usize::from(way.replace(path.clone()).is_some_and(|before| before != path));
     }
-
-    /// Of a and of b.
-    pub(crate) fn counts(&self) -> [usize; 2] {
-        self.counts
-    }
-
-    fn ways(lab: &Lab) -> [Value; 2] {
-        [("a", "b"), ("b", "a")].map(|(site, peer)| {
-            let way = path(&lab.status(site).unwrap(), peer).unwrap_or_default();
-            serde_json::json!([way["transport"], way["via"]])
-        })
-    }
+    count
 }
 
 /// Waits until both sites are attached to all these hubs by this transport, and have a path to each other and another way
@@ -218,6 +227,9 @@ pub(crate) const EACH: Duration = Duration::from_millis(10);
 const EACH_DATAGRAM: Duration = Duration::from_millis(1);
 /// The TCP flow's rate, bits a second.
 pub(crate) const RATE: u64 = 30_000_000;
+/// What a node says when a lane goes another way, and when flows go to another lane.
+const MOVED: &str = "path changed";
+const LANE: &str = "flows changed lane";
 /// Between two looks at the router's counters.
 const SAMPLE: Duration = Duration::from_millis(20);
 /// Bytes in a second that only the flows can be.

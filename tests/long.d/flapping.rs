@@ -45,6 +45,7 @@ fn main() {
         .zip([("h1", NEAR), ("h2", FAR), ("h3", FAR)])
         .map(|(seed, (hub, delay))| lab.emulate(hub, Quality { delay, ..Quality::default() }, seed).unwrap())
         .collect();
+    felt::explain(&lab);
     let server = Ssh::serve(&lab, "b");
     {
         let _talk = support::ping(&lab, "a", "b");
@@ -111,14 +112,13 @@ struct Stretch {
 
 fn stretch(lab: &Lab, length: Duration, flaps: Flaps) -> Stretch {
     let flows = Flows::start(lab);
-    let mut changes = Changes::new(lab);
+    let changes = Changes::new(lab);
     let begun = Instant::now();
     let mut count = 0;
     let mut up = true;
     let mut next = begun + UP;
     let mut said = begun;
     while begun.elapsed() < length || !up {
-        changes.look(lab);
         if flaps == Flaps::Some && Instant::now() >= next {
             let kills = count % 2 == 0;
             match (up, kills) {
@@ -133,11 +133,11 @@ fn stretch(lab: &Lab, length: Duration, flaps: Flaps) -> Stretch {
         }
         if said.elapsed() >= SAY {
             said = Instant::now();
-            println!("  {} s: {count} flaps, path changes {:?}", begun.elapsed().as_secs(), changes.counts());
+            println!("  {} s: {count} flaps, path changes {:?}", begun.elapsed().as_secs(), changes.counts(lab));
         }
         std::thread::sleep(LOOK);
     }
-    Stretch { flaps: count, changes: changes.counts(), felt: flows.stop(begun) }
+    Stretch { flaps: count, changes: changes.counts(lab), felt: flows.stop(begun) }
 }
 
 /// One way of what the hubs send.
@@ -146,7 +146,7 @@ const FAR: Duration = Duration::from_millis(16);
 const DOWN: Duration = Duration::from_secs(3);
 const UP: Duration = Duration::from_secs(4);
 const CONTROL: Duration = Duration::from_secs(60);
-/// Between two looks at the paths.
+/// Between two looks at the time.
 const LOOK: Duration = Duration::from_millis(150);
 /// Between two words about how far it is.
 const SAY: Duration = Duration::from_secs(30);

@@ -63,20 +63,19 @@ fn row(paper: &mut Paper, name: &str, ([a, b], felt): &([usize; 2], felt::Felt))
 
 fn stretch(lab: &Lab, length: Duration) -> ([usize; 2], felt::Felt) {
     let flows = Flows::start(lab);
-    let mut changes = Changes::new(lab);
+    let changes = Changes::new(lab);
     let (begun, mut said) = (Instant::now(), Instant::now());
     while begun.elapsed() < length {
-        changes.look(lab);
         if said.elapsed() >= SAY {
             said = Instant::now();
-            println!("  {} s: path changes {:?}", begun.elapsed().as_secs(), changes.counts());
+            println!("  {} s: path changes {:?}", begun.elapsed().as_secs(), changes.counts(lab));
         }
         std::thread::sleep(LOOK);
     }
-    (changes.counts(), flows.stop(begun))
+    (changes.counts(lab), flows.stop(begun))
 }
 
-/// Between two looks at the paths.
+/// Between two looks at the time.
 const LOOK: Duration = Duration::from_millis(150);
 /// Between two words about how far it is.
 const SAY: Duration = Duration::from_secs(30);

@@ -142,6 +142,19 @@ pub enum Event {
         /// Why.
         reason: MoveReason,
     },
+    /// Flows go by another lane.
+    LaneChanged {
+        /// To whom.
+        peer: PeerSlot,
+        /// The lane that carries them from here on.
+        lane: LaneId,
+        /// Its path.
+        path: Option<PathKind>,
+        /// The path before.
+        was: Option<PathKind>,
+        /// Why.
+        reason: MoveReason,
+    },
     /// Our UDP socket is bound at a hub.
     LegUp {
         /// Which hub.

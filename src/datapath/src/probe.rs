@@ -189,7 +189,11 @@ impl<S: Sessions> Worker<S> {
                         None => {}
                     }
                 }
-                PathEvent::Primary { lane, was: _, reason: _ } => self.on_path(slot, lane, now, out),
+                PathEvent::Primary { lane, was, reason } => {
+                    let (path, was) = (link.paths.active(lane), link.paths.active(was));
+                    self.event(Event::LaneChanged { peer: slot, lane, path, was, reason });
+                    self.on_path(slot, lane, now, out);
+                }
                 PathEvent::Idle => {
                     self.event(Event::Idle { peer: slot });
                     // at rest, not closed: a recorded initiation must not be new again

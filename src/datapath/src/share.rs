@@ -69,6 +69,7 @@ impl Event {
             | Self::Idle { .. }
             | Self::SessionUp { .. }
             | Self::PathChanged { .. }
+            | Self::LaneChanged { .. }
             | Self::PeerMessage { .. }
             | Self::PeerEpoch { .. }
             | Self::StaleEpoch { .. }

@@ -223,11 +223,11 @@ impl Node {
                     }
                 }
                 let name = self.peers.get(peer).map(|peer| peer.name.as_str()).unwrap_or_default();
-                let show = |path: Option<flatlan_path::PathKind>| match path {
-                    Some(path) => path.to_string(),
-                    None => "none".to_owned(),
-                };
                 tracing::debug!(peer = name, %lane, path = show(path), was = show(was), ?reason, "path changed");
+            }
+            Event::LaneChanged { peer, lane, path, was, reason } => {
+                let name = self.peers.get(peer).map(|peer| peer.name.as_str()).unwrap_or_default();
+                tracing::debug!(peer = name, %lane, path = show(path), was = show(was), ?reason, "flows changed lane");
             }
             Event::LegUp { hub, reflexive, rtt } => {
                 if self.hubs.handle_leg_up(hub, reflexive, rtt, &mut self.out) {
@@ -698,6 +698,10 @@ pub enum PersistResult {
     Failed,
     /// It is on the disk.
     Written,
+}
+
+fn show(path: Option<flatlan_path::PathKind>) -> String {
+    path.map_or_else(|| "none".to_owned(), |path| path.to_string())
 }
 
 fn refusal(code: RefusedCode) -> &'static str {

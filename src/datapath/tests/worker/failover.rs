@@ -94,6 +94,8 @@ fn flows_move_to_the_direct_path_without_a_gap_and_back_when_it_is_cut() {
     assert!(gap <= Duration::from_millis(20), "promotion: {gap:?}");
     assert!(path(&net).is_direct());
     assert!(net.has(0, |e| matches!(e, Event::DirectUp { .. })));
+    let promoted = |e: &Event| matches!(e, Event::LaneChanged { path: Some(path), was: Some(was), .. } if path.is_direct() && !was.is_direct());
+    assert!(net.has(0, promoted), "and it is told");
     net.direct = false;
     let gap = net.chat(0, 1, PAUSE, Duration::from_secs(2));
     assert!(gap < Duration::from_millis(500), "cut: {gap:?}");
