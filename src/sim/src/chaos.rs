@@ -1,10 +1,16 @@
 //! One seed: an internet of its own, everything that can break, and whether all is well after.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use flatlan_link::{Bursts, Chance, Quality};
+use flatlan_path::Spread;
 
 use crate::{
+    admin::hub_secret,
     fault::{Change, Fault},
     ledger::{Flow, FlowId},
     lie::Lie,
@@ -73,7 +79,8 @@ pub fn run_with_liar(seed: u64, lie: Lie, text: Text, start: Instant) -> Outcome
     });
     for n in 0..3 {
         let nat = chance.one_of(&[Nat::Symmetric, Nat::NoUdp]).copied().unwrap_or(Nat::Symmetric);
-        sim.add_node(&format!("n{n}"), 0, nat);
+        let n = sim.add_node(&format!("n{n}"), 0, nat);
+        sim.nodes[n].spread = spread(&mut chance);
     }
     let liar = chance.below(names.len());
     let honest = (liar + 1 + chance.below(2)) % names.len();
@@ -121,7 +128,21 @@ pub fn run_with_liar(seed: u64, lie: Lie, text: Text, start: Instant) -> Outcome
     if sim.counters().lies == 0 && sim.violation().is_none() {
         sim.violate(format!("h{liar} never came to lie ({lie:?})"));
     }
+    if let Some(what) = too_near(&sim) {
+        sim.violate(what);
+    }
     outcome(&sim, healed)
+}
+
+/// A node that takes a hub to be nearer than it is.
+fn too_near(sim: &Sim) -> Option<String> {
+    sim.nodes.iter().enumerate().find_map(|(n, site)| {
+        site.run.as_ref()?.node.status().hubs.into_iter().find_map(|status| {
+            let hub = (0..sim.hubs.len()).find(|hub| hub_secret(*hub).public() == status.key)?;
+            let (rtt, way) = (status.rtt?, sim.underlay.delay(Party::Node(n), Party::Hub(hub)));
+            (rtt < way * 2).then(|| format!("n{n} takes h{hub} to be {rtt:?} away, and one way is {way:?}"))
+        })
+    })
 }
 
 fn outcome(sim: &Sim, healed: Option<Duration>) -> Outcome {
@@ -141,7 +162,7 @@ fn outcome(sim: &Sim, healed: Option<Duration>) -> Outcome {
 pub(crate) fn all_well(sim: &mut Sim) -> Option<Duration> {
     // each part of the hubs' graph is told by its admins once more
     for network in 0..sim.admins.len() {
-        let mut told = std::collections::BTreeSet::new();
+        let mut told = BTreeSet::new();
         for hub in 0..sim.hubs.len() {
             if !told.contains(&hub) {
                 told.extend(model::component(sim, hub));
@@ -155,8 +176,12 @@ pub(crate) fn all_well(sim: &mut Sim) -> Option<Duration> {
         .filter(|(a, b)| model::must_reach(sim, *a, *b))
         .collect();
     let flows: Vec<FlowId> = pairs.iter().map(|(a, b)| sim.add_flow(*a, *b, TRY, 100)).collect();
-    let well =
-        |sim: &Sim| flows.iter().all(|flow| sim.flow_report(*flow).newest > Some(mark)) && heads_differ(sim).is_none();
+    let shared = share_out(sim, &pairs);
+    let well = |sim: &Sim| {
+        flows.iter().all(|flow| sim.flow_report(*flow).newest > Some(mark))
+            && shared.iter().all(|shared| shared.hubs(sim) > 1)
+            && heads_differ(sim).is_none()
+    };
     let took = sim.time_to(BOUND, well);
     if took.is_none() && sim.violation().is_none() {
         let silent: Vec<String> = flows
@@ -166,10 +191,12 @@ pub(crate) fn all_well(sim: &mut Sim) -> Option<Duration> {
             .map(|flow| format!("n{} -> n{}", flow.from, flow.to))
             .collect();
         let heads = heads_differ(sim).unwrap_or_default();
-        sim.violate(format!("{BOUND:?} after the mending not all is well: {} {heads}", silent.join(", ")));
+        let alone = shared.iter().find(|shared| shared.hubs(sim) < 2).map(Shared::to_string).unwrap_or_default();
+        sim.violate(format!("{BOUND:?} after the mending not all is well: {} {heads}{alone}", silent.join(", ")));
         return None;
     }
-    flows.iter().for_each(|flow| sim.end_flow(*flow));
+    let shared = shared.iter().flat_map(|shared| &shared.flows);
+    flows.iter().chain(shared).for_each(|flow| sim.end_flow(*flow));
     // who is out stays out
     let out: Vec<(usize, usize)> = (0..sim.nodes.len())
         .flat_map(|a| (0..sim.nodes.len()).map(move |b| (a, b)))
@@ -185,6 +212,42 @@ pub(crate) fn all_well(sim: &mut Sim) -> Option<Duration> {
         }
     }
     took
+}
+
+/// Flows of a pair that must go over more than one hub.
+struct Shared {
+    pair: (usize, usize),
+    near: BTreeSet<usize>,
+    flows: Vec<FlowId>,
+}
+
+impl Shared {
+    /// How many hubs carry them.
+    fn hubs(&self, sim: &Sim) -> usize {
+        let hubs = self.flows.iter().flat_map(|flow| &sim.flow_report(*flow).hubs);
+        let recent = hubs.filter(|(_, last)| sim.now() - **last < TRY * 2).map(|(hub, _)| *hub);
+        recent.collect::<BTreeSet<usize>>().len()
+    }
+}
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pair: (from, to), near, flows } = self;
+        write!(f, "n{from} -> n{to}: {} flows go over one hub, and {near:?} are near", flows.len())
+    }
+}
+
+/// Many flows of the first pairs that have more than one hub for them.
+fn share_out(sim: &mut Sim, pairs: &[(usize, usize)]) -> Vec<Shared> {
+    let near = pairs.iter().map(|(a, b)| ((*a, *b), model::shared_hubs(sim, *a, *b)));
+    let several: Vec<_> = near.filter(|(_, near)| near.len() > 1).take(SHARING).collect();
+    let mut flows = |(from, to)| (0..FLOWS).map(|_| sim.add_flow(from, to, TRY, 100)).collect();
+    several.into_iter().map(|(pair, near)| Shared { pair, near, flows: flows(pair) }).collect()
+}
+
+/// Every other node shares out its flows.
+fn spread(chance: &mut Chance) -> Spread {
+    if chance.is_of(500) { Spread::On } else { Spread::Off }
 }
 
 /// Who does not have the newest roster, and should.
@@ -227,6 +290,7 @@ impl Plan {
                 let nat = self.nat();
                 let n = sim.nodes.len();
                 sim.add_node(&format!("n{n}"), network, nat);
+                sim.nodes[n].spread = spread(&mut self.chance);
             }
         }
         // one in three has an invited member
@@ -344,7 +408,7 @@ impl Plan {
         let change = match self.chance.below(4) {
             0 => Change::Nothing,
             1 if of.len() > 2 => Change::Revoke(of[a]),
-            2 => Change::Add(self.nat()),
+            2 => Change::Add(self.nat(), spread(&mut self.chance)),
             _ => Change::Exchange(of[a], of[b]),
         };
         let some: Vec<usize> = (0..sim.hubs.len()).filter(|_| self.chance.is_of(500)).collect();
@@ -389,5 +453,9 @@ pub const CAUGHT: Duration = Duration::from_secs(10);
 const AFTER: Duration = Duration::from_secs(2);
 /// How often a pair tries.
 const TRY: Duration = Duration::from_millis(200);
+/// Pairs of which it is looked at whether their flows are shared out.
+const SHARING: usize = 2;
+/// Flows of each: chance gives all of them to one hub in less than one of a hundred thousand.
+const FLOWS: usize = 12;
 /// So that what breaks is another chance than what the links do.
 const PLAN: u64 = 0x706c_616e;

@@ -18,19 +18,31 @@ pub(crate) struct Datagram {
 
 /// The hubs that a frame has crossed, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Trail(Vec<u16>);
+pub(crate) struct Trail {
+    hubs: Vec<u16>,
+    bent: bool,
+}
 
 impl Trail {
     pub(crate) fn has(&self, hub: usize) -> bool {
-        self.0.contains(&(hub as u16))
+        self.hubs.contains(&(hub as u16))
+    }
+
+    /// By a lie it goes where it should not: a label that was not this way's, or another one put on it.
+    pub(crate) fn bend(&mut self) {
+        self.bent = true;
+    }
+
+    pub(crate) fn is_bent(&self) -> bool {
+        self.bent
     }
 
     /// The same, one hub further.
     pub(crate) fn over(&self, hub: usize) -> Self {
-        Self(self.0.iter().copied().chain([hub as u16]).collect())
+        Self { hubs: self.hubs.iter().copied().chain([hub as u16]).collect(), bent: self.bent }
     }
 
     pub(crate) fn hubs(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().map(|hub| usize::from(*hub))
+        self.hubs.iter().map(|hub| usize::from(*hub))
     }
 }

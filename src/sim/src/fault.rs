@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flatlan_link::Quality;
+use flatlan_path::Spread;
 
 use crate::{
     conn::Silent,
@@ -37,7 +38,7 @@ pub enum Fault {
     Start(Party, Disk),
     /// A process does nothing for so long.
     Freeze(Party, Duration),
-    /// It goes on.
+    /// It goes on, where it was not frozen for longer meanwhile.
     Thaw(Party),
     /// A hub drops data, and passes all else.
     Swallow(usize),
@@ -72,8 +73,8 @@ pub enum Change {
     Nothing,
     /// The member of this node is out.
     Revoke(usize),
-    /// A new member.
-    Add(Nat),
+    /// A new member, behind such a NAT, which may share out its flows.
+    Add(Nat, Spread),
     /// Two members of these nodes exchange their addresses.
     Exchange(usize, usize),
 }
@@ -96,7 +97,11 @@ impl Sim {
             Fault::PowerOff(party) => self.stop(party, Silent::Yes),
             Fault::Start(party, disk) => self.start_again(party, disk),
             Fault::Freeze(party, time) => self.freeze(party, time),
-            Fault::Thaw(party) => self.thaw(party),
+            Fault::Thaw(party) => {
+                if self.thaw_of(party).is_some_and(|thaw| thaw <= self.now) {
+                    self.thaw(party);
+                }
+            }
             Fault::Swallow(hub) => self.hubs[hub].swallows = true,
             Fault::Pass(hub) => self.hubs[hub].swallows = false,
             Fault::Clock(party, seconds) => match party {
@@ -106,7 +111,6 @@ impl Sim {
             },
             Fault::Lie(hub, lie) => {
                 self.hubs[hub].lies.insert(lie);
-                self.hubs[hub].liar.has_lied = true;
             }
             Fault::Honest(hub) => self.hubs[hub].lies.clear(),
             Fault::Publish(network, change, to) => self.publish(network, change, &to),
@@ -123,7 +127,8 @@ impl Sim {
         }
     }
 
-    /// Everything that is broken is mended, but for what is apart for ever; who does not run starts again.
+    /// Everything that is broken is mended, but for what is apart for ever; who does not run starts again, and so does a hub
+    /// whose lies outlast it: whoever holds a label that was told by a lie keeps it as long as the hub lives.
     pub(crate) fn heal(&mut self) {
         self.note(Party::Outside, &[8], format_args!("all is mended"));
         self.underlay.heal();
@@ -131,7 +136,11 @@ impl Sim {
             let site = &mut self.hubs[n];
             site.lies.clear();
             site.swallows = false;
+            let lasts = site.liar.lasts();
             self.thaw(Party::Hub(n));
+            if lasts {
+                self.stop_hub(n, Silent::No);
+            }
             self.start_again(Party::Hub(n), Disk::Kept);
         }
         for n in 0..self.nodes.len() {
@@ -165,10 +174,10 @@ impl Sim {
     }
 
     fn freeze(&mut self, party: Party, time: Duration) {
-        let until = self.now + time;
+        let until = self.thaw_of(party).max(Some(self.now + time));
         match party {
-            Party::Hub(hub) if self.hubs[hub].is_up() => self.hubs[hub].place.frozen = Some(until),
-            Party::Node(node) if self.nodes[node].is_up() => self.nodes[node].place.frozen = Some(until),
+            Party::Hub(hub) if self.hubs[hub].is_up() => self.hubs[hub].place.frozen = until,
+            Party::Node(node) if self.nodes[node].is_up() => self.nodes[node].place.frozen = until,
             Party::Hub(_) | Party::Node(_) | Party::Outside => return,
         }
         self.disarm(party);
@@ -184,8 +193,10 @@ impl Sim {
                 Party::Outside => return,
             },
         );
-        if place.frozen.take().is_some() {
-            place.waiting = 0;
+        if place.frozen.is_some() {
+            for datagram in place.wake() {
+                self.when(now, Event::Datagram(Box::new(datagram)));
+            }
             self.arm(party, Some(now));
         }
     }
@@ -198,9 +209,10 @@ impl Sim {
                 let number = self.nodes[node].number;
                 self.admins[network].members_mut().retain(|member| member.number != number);
             }
-            Change::Add(nat) => {
+            Change::Add(nat, spread) => {
                 let name = format!("added{}", self.nodes.len());
                 let node = self.add_node(&name, network, nat);
+                self.nodes[node].spread = spread;
                 self.start_node(node);
             }
             Change::Exchange(a, b) => {

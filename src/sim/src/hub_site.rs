@@ -7,11 +7,10 @@ use std::{
 };
 
 use flatlan_hub::{
-    Allow, AttachmentId, Carried, ForwardConfig, ForwardEvent, ForwardSink, Forwarder, Hub, HubConfig, HubEvent,
-    Limits, Loopback, Opened, Output, Quota, StoreOutcome, StoredNetwork, StreamId, StreamOrigin, TrafficClass,
-    UdpBatch,
+    Allow, AttachmentId, Carried, ForwardConfig, ForwardSink, Forwarder, Hub, HubConfig, HubEvent, Limits, Loopback,
+    Opened, Output, Quota, StoreOutcome, StoredNetwork, StreamId, StreamOrigin, TrafficClass, UdpBatch,
 };
-use flatlan_relay::{auth::Exporter, frame};
+use flatlan_relay::{Control, auth::Exporter, frame};
 use flatlan_roster::{Ratchet, RosterVersion};
 use flatlan_types::{Endpoint, NetworkId, Share};
 
@@ -22,7 +21,8 @@ use crate::{
     lie::{Liar, Lie},
     node_site::{Disk, exporter, said, tls_of},
     party::Party,
-    sim::{Event, KERNEL_KEEPS, Place, Sim},
+    reflection::Reflection,
+    sim::{Place, Sim},
     stream::{ConnId, Message, Side},
 };
 
@@ -38,7 +38,7 @@ pub(crate) struct HubSite {
     pub(crate) swallows: bool,
     /// The greatest rosters that this disk has seen.
     greatest: BTreeMap<NetworkId, RosterVersion>,
-    accounts: BTreeMap<Endpoint, Account>,
+    reflection: Reflection,
 }
 
 /// A hub that runs.
@@ -47,14 +47,6 @@ pub(crate) struct Run {
     pub(crate) forwarder: Forwarder,
     data: BTreeMap<StreamId, AttachmentId>,
     sink: Out,
-}
-
-/// What came from an address and what went there.
-#[derive(Default)]
-struct Account {
-    came: usize,
-    went: usize,
-    answered: bool,
 }
 
 #[derive(Default)]
@@ -86,7 +78,7 @@ impl HubSite {
             lies: BTreeSet::new(),
             swallows: false,
             greatest: BTreeMap::new(),
-            accounts: BTreeMap::new(),
+            reflection: Reflection::default(),
         }
     }
 
@@ -127,7 +119,8 @@ impl Sim {
         let site = &mut self.hubs[n];
         site.place.life += 1;
         site.place.host_down = false;
-        site.accounts.clear();
+        site.reflection = Reflection::default();
+        site.liar.begin();
         let config = HubConfig {
             secret: hub_secret(n),
             allow: Allow::Networks(self.admins.iter().map(crate::admin::Admin::network).collect()),
@@ -159,7 +152,7 @@ impl Sim {
             return;
         }
         site.place.host_down = silent == Silent::Yes;
-        (site.place.frozen, site.place.waiting) = (None, 0);
+        site.place.wake();
         self.disarm(Party::Hub(n));
         self.note(Party::Hub(n), &[2], format_args!("stops, silent: {silent:?}"));
         self.close_all(Party::Hub(n), silent);
@@ -202,14 +195,10 @@ impl Sim {
         if site.run.is_none() {
             return;
         }
-        if let Some(thaw) = site.place.frozen {
-            site.place.waiting += 1;
-            if site.place.waiting <= KERNEL_KEEPS {
-                self.when(thaw, Event::Datagram(Box::new(datagram)));
-            }
-            return;
+        if site.place.frozen.is_some() {
+            return site.place.keep(datagram);
         }
-        site.accounts.entry(datagram.from).or_default().came += datagram.bytes.len();
+        site.reflection.handle_inbound(datagram.from, &datagram.bytes);
         let (from, len) = (datagram.from, datagram.bytes.len());
         let kind = datagram.bytes.first().copied().unwrap_or_default();
         let at = self.elapsed();
@@ -223,6 +212,9 @@ impl Sim {
                 return;
             }
             self.remember_frame(n, from, &datagram.bytes, &datagram.trail);
+            if self.hubs[n].liar.is_bent(&datagram.bytes) {
+                datagram.trail.bend();
+            }
         }
         let class = TrafficClass(datagram.class);
         self.with_hub(n, &datagram.trail, |run| {
@@ -272,7 +264,7 @@ impl Sim {
 
     pub(crate) fn hub_hears(&mut self, n: usize, (id, side): (ConnId, Side), message: Message) {
         let (stream, now) = (stream_of(id, side), self.now);
-        let Message { mut bytes, trail } = message;
+        let Message { mut bytes, mut trail } = message;
         let Some((role, from)) = self.conns.get(&id).map(|conn| (conn.role, conn.end(side.other()).party)) else {
             return;
         };
@@ -292,6 +284,9 @@ impl Sim {
                 frame::pack(&mut kept, frame).expect("it was packed before");
             }
             bytes = kept;
+        }
+        if frame::unpack(&bytes).any(|frame| self.hubs[n].liar.is_bent(frame)) {
+            trail.bend();
         }
         self.with_hub(n, &trail, |run| run.forwarder.handle_stream(attachment, &mut bytes, now, &mut run.sink));
     }
@@ -314,39 +309,25 @@ impl Sim {
         loop {
             let Some(run) = self.hubs[n].run.as_mut() else { return };
             run.forwarder.flush(&mut run.sink);
-            let mut answered = Vec::new();
             while let Some(event) = run.forwarder.poll_event() {
-                match event {
-                    ForwardEvent::Bound { endpoint, .. } => answered.push(endpoint),
-                    ForwardEvent::LegUp { attachment, .. } => answered.extend(run.forwarder.endpoint(attachment)),
-                    ForwardEvent::BindAstray { .. }
-                    | ForwardEvent::EndpointSet { .. }
-                    | ForwardEvent::LabelUsed { .. }
-                    | ForwardEvent::HubHeard { .. }
-                    | ForwardEvent::LabelIdle { .. }
-                    | ForwardEvent::LabelUnknown { .. }
-                    | ForwardEvent::LegDown { .. }
-                    | ForwardEvent::Unbound { .. } => {}
-                }
                 run.hub.handle_forward(event, now);
             }
-            let output = run.hub.poll_output();
-            for endpoint in answered {
-                self.hubs[n].accounts.entry(endpoint).or_default().answered = true;
-            }
-            let Some(output) = output else { break };
+            let Some(output) = run.hub.poll_output() else { break };
             self.obey_hub(n, output);
         }
         let Some(run) = self.hubs[n].run.as_mut() else { return };
         let Out { udp, streams } = std::mem::take(&mut run.sink);
         let trail = trail.over(n);
         for (to, batch, stride, class) in udp {
-            self.account(n, to, batch.len());
             for datagram in batch.chunks(stride.max(1)) {
-                let mut datagram = datagram.to_vec();
-                self.bend_frame(n, &mut datagram);
+                self.judge(n, to, datagram);
                 // what is no frame may become one by a turned bit
-                let crossed = if datagram.first() == Some(&frame::KIND) { trail.clone() } else { Trail::default() };
+                let is_frame = datagram.first() == Some(&frame::KIND);
+                let mut crossed = if is_frame { trail.clone() } else { Trail::default() };
+                let mut datagram = datagram.to_vec();
+                if self.bend_frame(n, &mut datagram) {
+                    crossed.bend();
+                }
                 self.send_datagram(Party::Hub(n), to, (datagram, class.0), crossed);
             }
         }
@@ -368,6 +349,11 @@ impl Sim {
         let Some(run) = self.hubs[n].run.as_mut() else { return };
         match output {
             Output::Send { stream, message } => {
+                if let Control::Attached(attached) = &message
+                    && let Some(bind) = attached.bind.clone()
+                {
+                    self.hubs[n].reflection.note_key(bind);
+                }
                 let (id, side) = conn_of(stream);
                 for message in self.bend(n, id, message) {
                     self.send_message(id, side, message.encode(), Trail::default());
@@ -408,21 +394,20 @@ impl Sim {
         }
     }
 
-    /// A hub sends to no address that has not answered more than came from there.
-    fn account(&mut self, n: usize, to: Endpoint, bytes: usize) {
-        let hub = self.hubs.iter().enumerate().any(|(other, _)| Party::Hub(other).udp() == to);
-        let account = self.hubs[n].accounts.entry(to).or_default();
-        account.went += bytes;
-        // a neighbour whom it dialled itself is asked first, by one small datagram at a time
-        if !account.answered && !hub && account.went > account.came {
-            let Account { came, went, .. } = *account;
-            self.violate(format!("h{n} sent {went} B to {to}, which never answered, for {came} B"));
+    /// Whether a hub may send this there.
+    fn judge(&mut self, n: usize, to: Endpoint, datagram: &[u8]) {
+        let hub = (0..self.hubs.len()).any(|other| Party::Hub(other).udp() == to);
+        if hub {
+            return;
+        }
+        if let Some(wrong) = self.hubs[n].reflection.handle_outbound(to, datagram) {
+            self.violate(format!("h{n} sent {wrong}"));
         }
     }
 
-    /// A frame that came before, over honest hubs: one that lies may send it anywhere, as often as hops are left.
+    /// A frame that came before, by no lie: one that lies about labels may send it anywhere, as often as hops are left.
     fn is_loop(&self, n: usize, trail: &Trail) -> bool {
-        trail.has(n) && !trail.hubs().any(|hub| self.hubs[hub].liar.has_lied)
+        trail.has(n) && !trail.is_bent()
     }
 
     fn swallowed(&self, n: usize, frame: &[u8]) -> bool {

@@ -1,6 +1,7 @@
 //! Every inner packet that was ever sent, and what became of it.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -43,6 +44,8 @@ pub struct Flow {
     pub last: Option<Instant>,
     /// The longest time without a packet, between two that came.
     pub longest_gap: Duration,
+    /// The first hubs over which its packets came, and when the last one did.
+    pub hubs: BTreeMap<usize, Instant>,
     /// Bytes of payload.
     pub(crate) size: usize,
     /// The number of the member whose address they have as their source, where that is a lie.
@@ -74,6 +77,7 @@ impl Ledger {
             newest: None,
             last: None,
             longest_gap: Duration::ZERO,
+            hubs: BTreeMap::new(),
             size,
             forged: None,
             running: true,
@@ -100,8 +104,8 @@ impl Ledger {
         self.sent.len() as u64
     }
 
-    /// A packet came.
-    pub(crate) fn arrive(&mut self, number: u64, now: Instant) -> Result<Sent, Wrong> {
+    /// A packet came, over this hub first.
+    pub(crate) fn arrive(&mut self, number: u64, via: Option<usize>, now: Instant) -> Result<Sent, Wrong> {
         let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
         let sent = index.and_then(|index| self.sent.get_mut(index)).ok_or(Wrong::Invented)?;
         if std::mem::replace(&mut sent.arrived, true) {
@@ -112,13 +116,14 @@ impl Ledger {
         flow.newest = flow.newest.max(Some(sent.at));
         flow.longest_gap = flow.longest_gap.max(flow.last.map_or(Duration::ZERO, |last| now.duration_since(last)));
         flow.last = Some(now);
+        flow.hubs.extend(via.map(|hub| (hub, now)));
         self.arrived += 1;
         Ok(sent)
     }
 }
 
-/// An inner packet behind its virtio-net header, with its number.
-pub(crate) fn packet(from: VirtualIp, to: VirtualIp, number: u64, size: usize) -> Vec<u8> {
+/// An inner packet of a flow behind its virtio-net header, with its number.
+pub(crate) fn packet((from, to): (VirtualIp, VirtualIp), flow: FlowId, number: u64, size: usize) -> Vec<u8> {
     let (IpAddr::V4(from), IpAddr::V4(to)) = (from.ip(), to.ip()) else { return Vec::new() };
     let payload = size.max(PAYLOAD);
     let mut packet = vec![0; VNET_LEN];
@@ -130,7 +135,8 @@ pub(crate) fn packet(from: VirtualIp, to: VirtualIp, number: u64, size: usize) -
     let sum = checksum::finish(checksum::sum(&packet[VNET_LEN..]).into());
     packet[VNET_LEN + 10..VNET_LEN + 12].copy_from_slice(&sum.to_be_bytes());
     // ports, length, and no checksum
-    packet.extend([0x12, 0x34, 0x56, 0x78]);
+    packet.extend((flow.0 as u16).to_be_bytes());
+    packet.extend([0x56, 0x78]);
     packet.extend(((8 + payload) as u16).to_be_bytes());
     packet.extend([0, 0]);
     packet.extend(MAGIC);

@@ -13,8 +13,8 @@
 //!
 //! A run of one seed ([`chaos::run`]) has two phases. In the first everything breaks, and what must never happen is
 //! looked for at every step: a packet from an address that its sender does not own, or of another network, or twice; a
-//! roster that goes back; a frame that crosses a hub again; a hub that sends to an address that never answered; a
-//! machine that asks for timeouts without end. In the second all is mended, and who should reach whom, as
+//! roster that goes back; a frame that crosses a hub again; a hub that sends to an address that never answered, as the
+//! datagrams themselves have it; a machine that asks for timeouts without end. In the second all is mended, and who should reach whom, as
 //! [`model`] has it, does within a bound.
 //!
 //! The crate is pure: it never reads a clock, and chance comes of the seed. What it does not do: real cryptography, real
@@ -39,6 +39,7 @@ pub mod model;
 mod nat;
 mod node_site;
 mod party;
+mod reflection;
 pub mod scale;
 mod sim;
 mod stream;

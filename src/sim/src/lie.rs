@@ -26,12 +26,20 @@ pub enum Lie {
     WrongLabel,
     /// It sends frames again that it has sent before.
     ReplayedFrames,
+    /// It answers pings before they are asked, to seem nearer than it is.
+    EarlyPong,
 }
 
 impl Lie {
     /// Every one.
-    pub const ALL: [Self; 5] =
-        [Self::ForgedPresence, Self::OldHead, Self::OmittedClaim, Self::WrongLabel, Self::ReplayedFrames];
+    pub const ALL: [Self; 6] = [
+        Self::ForgedPresence,
+        Self::OldHead,
+        Self::OmittedClaim,
+        Self::WrongLabel,
+        Self::ReplayedFrames,
+        Self::EarlyPong,
+    ];
 }
 
 /// What a hub remembers in order to lie.
@@ -39,10 +47,28 @@ impl Lie {
 pub(crate) struct Liar {
     heads: BTreeMap<NetworkId, (Vec<u8>, ClaimsSummary)>,
     labels: BTreeSet<Label>,
-    /// It lied at some time.
-    pub(crate) has_lied: bool,
+    /// Labels that it told to somebody whose they are not, in this life.
+    told: BTreeSet<Label>,
     /// Frames with where they came from, and over which hubs.
     frames: VecDeque<(Endpoint, Vec<u8>, Trail)>,
+}
+
+impl Liar {
+    /// The hub begins another life, in which no label of the one before leads anywhere.
+    pub(crate) fn begin(&mut self) {
+        self.told.clear();
+    }
+
+    /// Whether somebody may still hold a label that was told by a lie.
+    pub(crate) fn lasts(&self) -> bool {
+        !self.told.is_empty()
+    }
+
+    /// Whether a frame that comes in has a label that was told by a lie: however honest the hub is by then, the frame
+    /// goes where it should not.
+    pub(crate) fn is_bent(&self, frame: &[u8]) -> bool {
+        !self.told.is_empty() && frame::Header::parse(frame).is_some_and(|header| self.told.contains(&header.label))
+    }
 }
 
 impl Sim {
@@ -102,6 +128,7 @@ impl Sim {
                     self.hubs[n].liar.labels.iter().copied().filter(|other| *other != label).collect();
                 let label = self.chance.one_of(&others).copied();
                 let label = label.unwrap_or_else(|| Label(self.chance.next() as u32));
+                self.hubs[n].liar.told.insert(label);
                 vec![Control::PathOpened { request, label, via, rtt_us }]
             }
             (Lie::ForgedPresence, Control::Presence { .. }) => {
@@ -109,6 +136,7 @@ impl Sim {
             }
             (Lie::ForgedPresence, Control::PathFailed { request, .. }) => {
                 let label = Label(self.chance.next() as u32);
+                self.hubs[n].liar.told.insert(label);
                 vec![Control::PathOpened { request, label, via: vec![hub_secret(n).public()], rtt_us: 1 }]
             }
             (Lie::ForgedPresence, Control::Hello { time, echo }) => {
@@ -121,6 +149,11 @@ impl Sim {
                     );
                 }
                 said
+            }
+            // the next ping's time, where that were a clock's
+            (Lie::EarlyPong, Control::Pong { time }) => {
+                let guesses = EARLIER_US.map(|early| Control::Pong { time: time.wrapping_add(early) });
+                std::iter::once(Control::Pong { time }).chain(guesses).collect()
             }
             (_, message) => vec![message],
         }
@@ -147,19 +180,19 @@ impl Sim {
         }
     }
 
-    /// Another label on a frame that leaves.
-    pub(crate) fn bend_frame(&mut self, n: usize, datagram: &mut [u8]) {
+    /// Another label on a frame that leaves, now and then; whether there is.
+    pub(crate) fn bend_frame(&mut self, n: usize, datagram: &mut [u8]) -> bool {
         if !self.hubs[n].lies.contains(&Lie::WrongLabel) || datagram.first() != Some(&frame::KIND) {
-            return;
+            return false;
         }
-        let Some(header) = frame::Header::parse(datagram) else { return };
+        let Some(header) = frame::Header::parse(datagram) else { return false };
         let liar = &mut self.hubs[n].liar;
         liar.labels.insert(header.label);
         let labels: Vec<Label> = liar.labels.iter().copied().collect();
-        if let (true, Some(label)) = (self.chance.is_of(500), self.chance.one_of(&labels)) {
-            frame::Header { label: *label, ..header }.write(datagram);
-            self.counters.lies += 1;
-        }
+        let (true, Some(label)) = (self.chance.is_of(500), self.chance.one_of(&labels)) else { return false };
+        frame::Header { label: *label, ..header }.write(datagram);
+        self.counters.lies += 1;
+        true
     }
 
     pub(crate) fn remember_frame(&mut self, n: usize, from: Endpoint, frame: &[u8], trail: &Trail) {
@@ -185,5 +218,7 @@ impl Sim {
     }
 }
 
+/// By how much a liar seems nearer, in microseconds.
+const EARLIER_US: [u64; 4] = [500, 1_000, 5_000, 20_000];
 /// Frames that a liar keeps.
 const KEPT: usize = 64;

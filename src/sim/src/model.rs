@@ -1,6 +1,8 @@
 //! Who should reach whom: said by a few lines that know nothing of how.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
+
+use flatlan_path::Spread;
 
 use crate::{party::Party, sim::Sim};
 
@@ -30,6 +32,26 @@ pub fn has_hub(sim: &Sim, node: usize) -> bool {
     !hubs_of(sim, node).is_empty()
 }
 
+/// The hubs over which a node must share out its flows to another, once all is mended: those about as near as the nearest,
+/// to which both have a way. None where it has a choice of its own: a direct way, or more hubs than it attaches to.
+pub fn shared_hubs(sim: &Sim, a: usize, b: usize) -> BTreeSet<usize> {
+    let (hubs_a, hubs_b) = (hubs_of(sim, a), hubs_of(sim, b));
+    let direct = sim.nodes[a].gate.nat.meets(sim.nodes[b].gate.nat);
+    let choice = hubs_a.len().max(hubs_b.len()) > ATTACHED;
+    if sim.nodes[a].spread == Spread::Off || direct || choice || !must_reach(sim, a, b) {
+        return BTreeSet::new();
+    }
+    let length = |x: usize, y: usize| {
+        let between = if x == y { Duration::ZERO } else { sim.underlay.delay(Party::Hub(x), Party::Hub(y)) };
+        let ends =
+            sim.underlay.delay(Party::Node(a), Party::Hub(x)) + sim.underlay.delay(Party::Hub(y), Party::Node(b));
+        ends + between
+    };
+    let ways = hubs_a.iter().flat_map(|x| hubs_b.iter().map(|y| length(*x, *y)));
+    let Some(shortest) = ways.min() else { return BTreeSet::new() };
+    hubs_a.intersection(&hubs_b).copied().filter(|hub| length(*hub, *hub) <= shortest + shortest / 2).collect()
+}
+
 /// The hubs that have ways to each other, over others too.
 pub fn component(sim: &Sim, hub: usize) -> BTreeSet<usize> {
     let (mut seen, mut todo) = (BTreeSet::from([hub]), vec![hub]);
@@ -46,3 +68,6 @@ pub fn component(sim: &Sim, hub: usize) -> BTreeSet<usize> {
 fn hubs_of(sim: &Sim, node: usize) -> BTreeSet<usize> {
     (0..sim.hubs.len()).filter(|hub| !sim.underlay.is_apart(Party::Node(node), Party::Hub(*hub))).collect()
 }
+
+/// Hubs to which a node attaches at the most.
+const ATTACHED: usize = 3;

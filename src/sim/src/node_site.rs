@@ -22,7 +22,7 @@ use crate::{
     ledger::{self, FlowId, Wrong},
     nat::{Gate, Nat},
     party::Party,
-    sim::{Event, KERNEL_KEEPS, Place, Sim},
+    sim::{Place, Sim},
     stream::{ConnId, Message, Side},
 };
 
@@ -47,6 +47,8 @@ pub(crate) struct NodeSite {
     /// It was removed from its network, and knows.
     pub(crate) removed: bool,
     pub(crate) moves: Vec<Move>,
+    /// Whether it shares out flows over several hubs.
+    pub(crate) spread: Spread,
 }
 
 /// A lane took another path.
@@ -128,6 +130,7 @@ impl NodeSite {
             dies_in: None,
             removed: false,
             moves: Vec::new(),
+            spread: Spread::Off,
         }
     }
 
@@ -182,7 +185,7 @@ impl Sim {
             class_mask: 0xff,
             seed,
             share: Share::default(),
-            spread: Spread::Off,
+            spread: site.spread,
         };
         let mut node = Node::new(config, persisted, seed, now, unix);
         node.handle_host_candidates(vec![site.gate.host()], now, unix);
@@ -201,7 +204,8 @@ impl Sim {
             return;
         }
         site.place.host_down = silent == Silent::Yes;
-        (site.place.frozen, site.place.waiting, site.dies_in) = (None, 0, None);
+        site.place.wake();
+        site.dies_in = None;
         self.disarm(Party::Node(n));
         self.note(Party::Node(n), &[2], format_args!("stops, silent: {silent:?}"));
         self.close_all(Party::Node(n), silent);
@@ -243,20 +247,18 @@ impl Sim {
         if site.run.is_none() || !site.gate.admits(datagram.to, datagram.from, now) {
             return;
         }
-        if let Some(thaw) = site.place.frozen {
-            site.place.waiting += 1;
-            if site.place.waiting <= KERNEL_KEEPS {
-                self.when(thaw, Event::Datagram(Box::new(datagram)));
-            }
-            return;
+        if site.place.frozen.is_some() {
+            return site.place.keep(datagram);
         }
         let kind = datagram.bytes.first().copied().unwrap_or_default();
         let (from, len) = (datagram.from, datagram.bytes.len());
         let at = self.elapsed();
         self.trace.note_datagram(at, Party::Node(n), &datagram.bytes, format_args!("<- {from} {kind:#x} {len} B"));
+        self.via = datagram.trail.hubs().next();
         self.with_node(n, |run, now, _, out| {
             run.worker.handle_network(datagram.from, &datagram.bytes, len.max(1), datagram.class & 3, now, out);
         });
+        self.via = None;
     }
 
     pub(crate) fn node_opened(&mut self, n: usize, stream: u64, conn: ConnId) {
@@ -277,9 +279,10 @@ impl Sim {
     }
 
     pub(crate) fn node_hears(&mut self, n: usize, stream: u64, role: Role, message: Message) {
-        let (stream, bytes) = (StreamId(stream), message.bytes);
+        let (stream, Message { bytes, trail }) = (StreamId(stream), message);
         let heard = format_args!("<- stream {} {role:?} {}", stream.0, said(role, &bytes));
         self.note_message(Party::Node(n), role, &bytes, heard);
+        self.via = trail.hubs().next();
         self.with_node(n, |run, now, unix, out| {
             let hub = run.data.iter().find(|(_, data)| **data == stream).map(|(hub, _)| *hub);
             match hub {
@@ -287,6 +290,7 @@ impl Sim {
                 None => run.node.handle_message(stream, &bytes, now, unix),
             }
         });
+        self.via = None;
     }
 
     /// One packet of a flow enters its sender's TUN.
@@ -302,7 +306,7 @@ impl Sim {
         if self.nodes[from].place.frozen.is_some() {
             return;
         }
-        let mut frame = ledger::packet(source, target, self.ledger.send(id, self.now), size);
+        let mut frame = ledger::packet((source, target), id, self.ledger.send(id, self.now), size);
         self.with_node(from, |run, now, _, out| {
             run.worker.handle_tun(&mut frame, now, out);
             run.worker.flush_outbound(out);
@@ -504,7 +508,7 @@ impl Sim {
             return;
         };
         self.note(Party::Node(n), &number.to_le_bytes(), format_args!("TUN: packet {number} from {source}"));
-        let sent = match self.ledger.arrive(number, self.now) {
+        let sent = match self.ledger.arrive(number, self.via, self.now) {
             Ok(sent) => sent,
             Err(Wrong::Invented) => return self.violate(format!("n{n} got packet {number} that nobody sent")),
             Err(Wrong::Twice) => return self.violate(format!("packet {number} came twice, now to n{n}")),

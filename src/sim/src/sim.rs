@@ -9,6 +9,7 @@ use std::{
 };
 
 use flatlan_link::{Chance, Quality};
+use flatlan_path::Spread;
 use flatlan_types::{NetworkId, UnixTime};
 
 use crate::{
@@ -48,6 +49,8 @@ pub struct Sim {
     events: BTreeMap<(Instant, u64), Event>,
     next: u64,
     violation: Option<Violation>,
+    /// The first hub over which came what a machine is handed at this moment.
+    pub(crate) via: Option<usize>,
     names: BTreeMap<String, Party>,
     /// Datagrams are not kept for an attacker.
     pub(crate) quiet: bool,
@@ -120,6 +123,7 @@ impl Sim {
             events: BTreeMap::new(),
             next: 0,
             violation: None,
+            via: None,
             names: BTreeMap::new(),
             quiet: false,
         }
@@ -152,6 +156,14 @@ impl Sim {
     #[must_use]
     pub fn node(mut self, name: &str, nat: Nat) -> Self {
         self.add_node(name, 0, nat);
+        self
+    }
+
+    /// This node shares out its flows over several hubs.
+    #[must_use]
+    pub fn spread(mut self, node: &str) -> Self {
+        let n = self.node_number(node);
+        self.nodes[n].spread = Spread::On;
         self
     }
 
@@ -356,14 +368,14 @@ impl Sim {
     pub(crate) fn node_number(&self, name: &str) -> usize {
         match self.party(name) {
             Party::Node(n) => n,
-            Party::Hub(_) | Party::Outside => usize::MAX,
+            Party::Hub(_) | Party::Outside => panic!("{name} is no node"),
         }
     }
 
     pub(crate) fn hub_number(&self, name: &str) -> usize {
         match self.party(name) {
             Party::Hub(n) => n,
-            Party::Node(_) | Party::Outside => usize::MAX,
+            Party::Node(_) | Party::Outside => panic!("{name} is no hub"),
         }
     }
 
@@ -508,14 +520,27 @@ pub(crate) struct Place {
     pub(crate) clock: i64,
     pub(crate) armed: Option<Instant>,
     /// Datagrams that wait because it is frozen.
-    pub(crate) waiting: usize,
+    waiting: Vec<Datagram>,
     /// The second that counts, and the timeouts in it.
     second: (Instant, u32),
 }
 
 impl Place {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { life: 0, host_down: false, frozen: None, clock: 0, armed: None, waiting: 0, second: (now, 0) }
+        Self { life: 0, host_down: false, frozen: None, clock: 0, armed: None, waiting: Vec::new(), second: (now, 0) }
+    }
+
+    /// A datagram comes while it is frozen: its kernel keeps it, as long as there is room.
+    pub(crate) fn keep(&mut self, datagram: Datagram) {
+        if self.waiting.len() < KERNEL_KEEPS {
+            self.waiting.push(datagram);
+        }
+    }
+
+    /// It is frozen no more; what was kept.
+    pub(crate) fn wake(&mut self) -> Vec<Datagram> {
+        self.frozen = None;
+        std::mem::take(&mut self.waiting)
     }
 
     /// One more timeout; whether there are too many.
@@ -536,4 +561,4 @@ const TAPE: usize = 200;
 /// past.
 const MOST_TIMEOUTS: u32 = 5_000;
 /// Datagrams that a kernel keeps for a process that does nothing.
-pub(crate) const KERNEL_KEEPS: usize = 200;
+const KERNEL_KEEPS: usize = 200;
