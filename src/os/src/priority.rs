@@ -8,7 +8,7 @@
 //!
 //! For small packets it is the other way round. There the packet thread is the one that is awakened: ahead of the
 //! program that sends, it would take every packet alone, where it now finds a batch. So it moves ahead while most of
-//! what it reads is super-packets and runs, and back when that is over. The change is looked at every [`WINDOW`].
+//! what it reads is super-packets and runs, and back when that is over. It is judged anew every few milliseconds.
 //! From the network counts only what was carried on: whoever sends what is dropped moves nobody.
 //!
 //! It stays an ordinary thread: the others get their share, however much there is to move.
