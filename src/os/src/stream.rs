@@ -322,7 +322,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const MOST_UNSENT: u32 = 128 << 10;
 /// How a stream meets congestion, whatever the machine's default is (RFC 9438). BBR would model the way by what the
-/// flows inside let through, pace by timers to that, and cost a quarter of the throughput.
+/// flows inside let through, and pace by timers to that.
 const CONGESTION: &[u8] = b"cubic";
 
 /// Why there is no stream, or no longer.
