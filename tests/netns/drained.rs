@@ -5,11 +5,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use flatlan_lab::{Lab, Nat, Probe, RunOptions};
+use flatlan_lab::{Lab, Probe, RunOptions};
 
 use crate::datagrams::Datagrams;
 use crate::flows::wait_usable;
-use crate::support::{PATIENCE, gateway, lab, starved};
+use crate::support::{PATIENCE, gateway, joined, starved};
 
 /// Where the hub is that is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,14 +26,7 @@ impl Case {
     /// A lab in which a and b reach each other by hubs only.
     pub(crate) fn lab(self) -> Lab {
         let hubs: &[&str] = if self == Self::Between { &["h1", "h2", "h3", "h4"] } else { &["h1", "h2"] };
-        let lab = hubs.iter().fold(lab(), |lab, hub| lab.hub(hub));
-        let lab = lab.site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
-        lab.network_create().unwrap();
-        lab.start_hubs().unwrap();
-        lab.publish().unwrap();
-        for site in ["a", "b"] {
-            lab.join(site).unwrap();
-        }
+        let lab = joined(hubs);
         let hidden: &[(&str, &str)] = match self {
             Self::Common | Self::Streams => &[],
             Self::Between => {

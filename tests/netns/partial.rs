@@ -15,20 +15,13 @@
 #[path = "support.rs"]
 mod support;
 
-use flatlan_lab::{Lab, Nat};
+use flatlan_lab::Lab;
 use serde_json::{Value, json};
-use support::{PATIENCE, lab, ping, wait_path, wait_status};
+use support::{PATIENCE, joined, ping, wait_path, wait_status};
 
 /// A lab of these hubs and two sites, of which each reaches only some of them, from before its node runs.
 fn up(hubs: &[&str], hidden: &[(&str, &[&str])]) -> Lab {
-    let lab = hubs.iter().fold(lab(), |lab, hub| lab.hub(hub));
-    let lab = lab.site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
-    lab.network_create().unwrap();
-    lab.start_hubs().unwrap();
-    lab.publish().unwrap();
-    for site in ["a", "b"] {
-        lab.join(site).unwrap();
-    }
+    let lab = joined(hubs);
     for (from, hubs) in hidden {
         for hub in *hubs {
             lab.cut_between(from, hub).unwrap();

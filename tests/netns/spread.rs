@@ -19,20 +19,13 @@ mod support;
 use std::time::{Duration, Instant};
 
 use datagrams::Datagrams;
-use flatlan_lab::{Lab, Nat, Probe, RunOptions};
+use flatlan_lab::{Lab, Probe, RunOptions};
 use serde_json::Value;
-use support::{PATIENCE, gateway, lab, starved, wait_status};
+use support::{PATIENCE, gateway, joined, starved, wait_status};
 
 /// A lab whose two nodes spread their flows over these hubs.
 fn spreading(hubs: &[&str]) -> Lab {
-    let lab = hubs.iter().fold(lab(), |lab, hub| lab.hub(hub));
-    let lab = lab.site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
-    lab.network_create().unwrap();
-    lab.start_hubs().unwrap();
-    lab.publish().unwrap();
-    for site in ["a", "b"] {
-        lab.join(site).unwrap();
-    }
+    let lab = joined(hubs);
     for site in ["a", "b"] {
         let config = lab.site(site).unwrap().state().with_extension("toml");
         std::fs::write(&config, "spread = \"on\"\n").unwrap();

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use flatlan_lab::{Lab, LabBuilder, Namespace, Payload, Probe, Transfer, TransferReport};
+use flatlan_lab::{Lab, LabBuilder, Namespace, Nat, Payload, Probe, Transfer, TransferReport};
 use serde_json::Value;
 
 /// How long anything may take that has no number of its own: the machine may be busy.
@@ -16,6 +16,20 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// A lab that runs the binary under test.
 pub(crate) fn lab() -> LabBuilder {
     Lab::builder().flatlan(env!("CARGO_BIN_EXE_flatlan"))
+}
+
+/// A lab of these hubs, whose sites a and b have joined, each behind a NAT that lets them reach each other by hubs only. No
+/// node runs yet.
+pub(crate) fn joined(hubs: &[&str]) -> Lab {
+    let lab = hubs.iter().fold(lab(), |lab, hub| lab.hub(hub));
+    let lab = lab.site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
+    lab.network_create().unwrap();
+    lab.start_hubs().unwrap();
+    lab.publish().unwrap();
+    for site in ["a", "b"] {
+        lab.join(site).unwrap();
+    }
+    lab
 }
 
 /// Waits until the status of a site's node holds a value that is asked for, and returns it.
