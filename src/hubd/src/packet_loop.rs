@@ -386,12 +386,13 @@ impl PacketLoop {
         any
     }
 
-    /// What waits at the socket, several times what one call brings: the more leaves together.
+    /// What waits at the socket, several times what one call brings: the more leaves together. Whether more may wait:
+    /// a call that brought less than it could has emptied the socket, and another would be in vain.
     fn receive(&mut self, batch: &mut RecvBatch, priority: &mut Priority, now: Instant) -> bool {
-        let mut any = false;
+        let mut more = true;
         for _ in 0..UDP_BURST {
-            let Ok(count) = self.io.udp.recv(batch) else { break };
-            any |= count > 0;
+            let count = self.io.udp.recv(batch).unwrap_or(0);
+            more = count == RecvBatch::BUFFERS;
             for received in batch.received() {
                 let batch = UdpBatch {
                     from: received.from,
@@ -403,12 +404,12 @@ impl PacketLoop {
                 self.forwarder.handle_udp(batch, now, &mut self.io);
                 priority.count_carried(self.forwarder.stats().forwarded.bytes.saturating_sub(before));
             }
-            if count < RecvBatch::BUFFERS {
+            if !more {
                 break;
             }
         }
         self.io.udp_cut = batch.cut();
-        any
+        more
     }
 
     /// Hands events up while there is room; `false` where some had to wait.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -227,13 +227,14 @@ impl Lab {
     /// Where no thread can be started.
     pub fn watch_traffic(&self, interval: Duration) -> Result<TrafficLog, LabError> {
         let parties = self.wires.parties.clone();
-        let samples = Arc::new(Mutex::new(Vec::new()));
+        let samples = Arc::new(Samples { taken: Mutex::new(vec![self.traffic()]), one_more: Condvar::new() });
         let stop = Arc::new(AtomicBool::new(false));
         let (sink, stopped) = (Arc::clone(&samples), Arc::clone(&stop));
         let thread = self.core.thread("lab traffic", move || {
             while !stopped.load(Ordering::Relaxed) {
                 let sample = Traffic::read(&parties);
-                sink.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+                sink.taken.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+                sink.one_more.notify_all();
                 std::thread::sleep(interval);
             }
         })?;
@@ -351,24 +352,33 @@ fn parse_link(line: &str) -> Option<(&str, Counters)> {
 /// Counters over time. It stops watching when it is dropped.
 #[derive(Debug)]
 pub struct TrafficLog {
-    samples: Arc<Mutex<Vec<Traffic>>>,
+    samples: Arc<Samples>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
+#[derive(Debug)]
+struct Samples {
+    /// The first when the watch began, and never none.
+    taken: Mutex<Vec<Traffic>>,
+    one_more: Condvar,
+}
+
 impl TrafficLog {
-    /// What crossed between two moments, to the nearest samples.
+    /// All that crossed between two moments, and what crossed up to the samples before and behind them.
+    ///
+    /// Waits for the sample behind `to` where `to` has only just gone by.
     #[must_use]
     pub fn between(&self, from: Instant, to: Instant) -> Traffic {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let nearest = |moment: Instant| {
-            let distance = |sample: &&Traffic| {
-                sample.at.saturating_duration_since(moment).max(moment.saturating_duration_since(sample.at))
-            };
-            samples.iter().min_by_key(distance)
-        };
-        match (nearest(from), nearest(to)) {
-            (Some(before), Some(after)) => after.since(before),
+        let to = to.min(Instant::now());
+        let taken = self.samples.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_early = |taken: &mut Vec<Traffic>| taken.last().is_none_or(|sample| sample.at < to);
+        let waited = self.samples.one_more.wait_timeout_while(taken, LATEST_SAMPLE, too_early);
+        let (taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let before = taken.iter().rfind(|sample| sample.at <= from).or_else(|| taken.first());
+        let behind = taken.iter().find(|sample| sample.at >= to).or_else(|| taken.last());
+        match (before, behind) {
+            (Some(before), Some(behind)) => behind.since(before),
             _ => Traffic { at: to, by_party: BTreeMap::new() },
         }
     }
@@ -409,6 +419,8 @@ add rule inet site leave oifname \"wan\" meta nfproto ipv4 masquerade fully-rand
 ";
 /// NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_DELETE.
 const CTNETLINK_DELETE: u16 = 1 << 8 | 2;
+/// A sample that is not there by then is not coming.
+const LATEST_SAMPLE: Duration = Duration::from_secs(10);
 /// The kernel's own limit of segments in one hand-off.
 const MANY_SEGMENTS: u32 = 65_535;
 

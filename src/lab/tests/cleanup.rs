@@ -100,10 +100,9 @@ fn what_a_killed_process_left_is_removed_when_the_next_lab_starts() {
 
 #[test]
 fn without_a_tun_device_the_error_names_it() {
-    // Nobody has no right to /dev/net/tun here.
     let (_folder, program) = readable_self();
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(program);
+    let mut command = nobody_with_a_tun_device_of_mode("600");
+    command.arg(program);
     let output = role_command(&mut command).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("refused 3 not permitted: /dev/net/tun cannot be opened"), "{text}");
@@ -111,12 +110,9 @@ fn without_a_tun_device_the_error_names_it() {
 
 #[test]
 fn a_user_without_root_has_a_lab_in_a_user_namespace_where_the_tun_device_is_open() {
-    // A TUN device that everybody may open, seen by this command only.
-    let script = "set -e; mount -t tmpfs none /mnt; mknod -m 666 /mnt/tun c 10 200; mount --bind /mnt/tun /dev/net/tun; \
-                  exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" \"$@\"";
     let (_folder, program) = readable_self();
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script]).arg(program).env("HOME", "/");
+    let mut command = nobody_with_a_tun_device_of_mode("666");
+    command.arg(program).env("HOME", "/");
     if !user_namespaces() {
         // in a chroot, say: then it says so
         let output = role_command(&mut command).output().unwrap();
@@ -220,6 +216,17 @@ fn user_namespaces() -> bool {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "--user", "true"]);
     command.output().unwrap().status.success()
+}
+
+/// Runs what is added to it as nobody, with a TUN device of this mode, which this command alone sees.
+fn nobody_with_a_tun_device_of_mode(mode: &str) -> Command {
+    let script = format!(
+        "set -e; mount -t tmpfs none /mnt; mknod -m {mode} /mnt/tun c 10 200; mount --bind /mnt/tun /dev/net/tun; \
+         exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" \"$@\""
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]);
+    command
 }
 
 /// A copy of this program where everybody may run it.

@@ -371,7 +371,8 @@ fn blocked_udp_leaves_tcp_alone() {
 #[test]
 fn the_core_counts_who_carried_what() {
     let lab = Lab::builder().hub("h1").hub("h2").site("a", Nat::Cone).build().unwrap();
-    let log = lab.watch_traffic(10 * MS).unwrap();
+    // So seldom that nothing is seen of the transfer but its beginning and its end.
+    let log = lab.watch_traffic(1_000 * MS).unwrap();
     let before = lab.traffic();
     let (a, h1) = (lab.machine("a").unwrap(), lab.machine("h1").unwrap());
     let transfer = Transfer::start(a, h1, first_v4(&lab, "h1"), Payload::Random, Some(8 << 20)).unwrap();
@@ -382,7 +383,7 @@ fn the_core_counts_who_carried_what() {
     assert!(crossed.of("a").sent_bytes > 8 << 20, "{crossed:?}");
     assert!(crossed.of("h2").received_bytes < 100_000, "{crossed:?}");
     let after = std::time::Instant::now();
-    assert!(log.between(before.at, after).of("h1").received_bytes > 4 << 20);
+    assert!(log.between(before.at, after).of("h1").received_bytes > 8 << 20, "not one byte is missing");
 }
 
 #[test]

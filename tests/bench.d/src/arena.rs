@@ -55,6 +55,10 @@ impl Arena {
     pub(crate) fn open() -> Result<Self> {
         let lab = Machine::ALL.into_iter().fold(Lab::builder(), |lab, machine| lab.bare(machine.word()));
         let arena = Self { lab: lab.build()? };
+        // as Debian has it: what a machine prefers for itself would change every ratio
+        for machine in Machine::ALL {
+            arena.at(machine)?.sysctl("net/ipv4/tcp_congestion_control", CONGESTION_CONTROL)?;
+        }
         // hubs of overlays that route in the kernel
         for machine in [Machine::H, Machine::G] {
             arena.at(machine)?.sysctl("net/ipv4/ip_forward", "1")?;
@@ -242,3 +246,5 @@ impl FromStr for Mode {
 
 /// Where every WireGuard keeps its control sockets: each machine has its own here, which goes with it.
 pub(crate) const SOCKETS: &str = "/run/wireguard";
+/// Of every TCP in the machines: the kernel's own default, and Debian's.
+pub(crate) const CONGESTION_CONTROL: &str = "cubic";

@@ -33,6 +33,8 @@ pub(crate) enum Peer {
     Boringtun,
     /// WireGuard in Go; as packaged.
     WireguardGo,
+    /// WireGuard in Go since 2023, with offloads on both sides, under this name.
+    WireguardGoNew,
     /// Slack's overlay.
     Nebula,
     /// OpenVPN 2.6 without its kernel module.
@@ -43,12 +45,13 @@ pub(crate) enum Peer {
 
 impl Peer {
     /// Every one, in the order of a round.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Plain,
         Self::Flatlan,
         Self::Gotatun,
         Self::Boringtun,
         Self::WireguardGo,
+        Self::WireguardGoNew,
         Self::Nebula,
         Self::Openvpn,
         Self::Tinc,
@@ -62,6 +65,7 @@ impl Peer {
             Self::Gotatun => "gotatun",
             Self::Boringtun => "boringtun",
             Self::WireguardGo => "wireguard-go",
+            Self::WireguardGoNew => "wireguard-go-new",
             Self::Nebula => "nebula",
             Self::Openvpn => "openvpn",
             Self::Tinc => "tinc",
@@ -75,6 +79,7 @@ impl Peer {
             Self::Gotatun => &["gotatun", "wg"],
             Self::Boringtun => &["boringtun-cli", "wg"],
             Self::WireguardGo => &["wireguard-go", "wg"],
+            Self::WireguardGoNew => &["wireguard-go-new", "wg"],
             Self::Nebula => &["nebula", "nebula-cert"],
             Self::Openvpn => &["openvpn", "openssl"],
             Self::Tinc => &["tincd"],
@@ -88,6 +93,9 @@ impl Peer {
             Self::Gotatun => "cargo install --locked gotatun-cli; apt-get install wireguard-tools",
             Self::Boringtun => "cargo install --locked boringtun-cli; apt-get install wireguard-tools",
             Self::WireguardGo => "apt-get install wireguard-go wireguard-tools",
+            Self::WireguardGoNew => {
+                "a wireguard-go of 2023 or later, by this name on PATH; apt-get install wireguard-tools"
+            }
             Self::Nebula => "apt-get install nebula",
             Self::Openvpn => "apt-get install openvpn openssl",
             Self::Tinc => "apt-get install tinc",
@@ -100,7 +108,7 @@ impl Peer {
         match self {
             Self::Plain => mode == Mode::Direct,
             Self::Flatlan | Self::Tinc => true,
-            Self::Gotatun | Self::Boringtun | Self::WireguardGo => mode != Mode::Tls,
+            Self::Gotatun | Self::Boringtun | Self::WireguardGo | Self::WireguardGoNew => mode != Mode::Tls,
             Self::Nebula => matches!(mode, Mode::Direct | Mode::Hub),
             Self::Openvpn => mode != Mode::Hub2,
         }
@@ -114,6 +122,7 @@ impl Peer {
             Self::Gotatun => ("gotatun", "--version"),
             Self::Boringtun => ("boringtun-cli", "--version"),
             Self::WireguardGo => ("wireguard-go", "--version"),
+            Self::WireguardGoNew => ("wireguard-go-new", "--version"),
             Self::Nebula => ("nebula", "-version"),
             Self::Openvpn => ("openvpn", "--version"),
             Self::Tinc => ("tincd", "--version"),
@@ -129,7 +138,9 @@ impl Peer {
         match self {
             Self::Plain => Ok(()),
             Self::Flatlan => flatlan::prepare(arena, mode, binary),
-            Self::Gotatun | Self::Boringtun | Self::WireguardGo => wireguard::prepare(arena, mode),
+            Self::Gotatun | Self::Boringtun | Self::WireguardGo | Self::WireguardGoNew => {
+                wireguard::prepare(arena, mode)
+            }
             Self::Nebula => nebula::prepare(arena, mode),
             Self::Openvpn => openvpn::prepare(arena, mode),
             Self::Tinc => tinc::prepare(arena, mode),
@@ -142,7 +153,9 @@ impl Peer {
         match self {
             Self::Plain => plain::start(arena)?,
             Self::Flatlan => flatlan::start(&mut running, mode, binary)?,
-            Self::Gotatun | Self::Boringtun | Self::WireguardGo => wireguard::start(&mut running, self, mode)?,
+            Self::Gotatun | Self::Boringtun | Self::WireguardGo | Self::WireguardGoNew => {
+                wireguard::start(&mut running, self, mode)?
+            }
             Self::Nebula => nebula::start(&mut running, mode)?,
             Self::Openvpn => openvpn::start(&mut running, mode)?,
             Self::Tinc => tinc::start(&mut running, mode)?,

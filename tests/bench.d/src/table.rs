@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::process::Command;
 
 use crate::Args;
-use crate::arena::Mode;
+use crate::arena::{CONGESTION_CONTROL, Mode};
 use crate::figure::{Figure, Flow, Part, Rate, Share};
 use crate::limit::{self, REFERENCE_MACHINE, SUPER_PACKET};
 use crate::peer::Peer;
@@ -60,7 +60,8 @@ pub(crate) fn render(head: &Head, args: &Args, peers: &[Peer], results: &Results
     text.push_str("cores of this one machine: only ratios within one run hold.\n\n");
     let _ = writeln!(text, "* {}, commit {}", head.date, head.commit);
     let _ = writeln!(text, "* kernel {}, {} cores, {}", head.kernel, head.cores, head.processor);
-    let _ = writeln!(text, "* rounds in turns: {}; each TCP flow {} s", args.rounds, args.seconds);
+    let _ =
+        writeln!(text, "* rounds in turns: {}; each TCP flow {} s, {CONGESTION_CONTROL}", args.rounds, args.seconds);
     let _ = writeln!(text, "* {}", head.versions);
     text.push_str("\n## The limit\n\n");
     text.push_str(&limits(results));

@@ -30,9 +30,13 @@ pub(super) fn start(running: &mut Running<'_>, peer: Peer, mode: Mode) -> Result
         let words: &[&str] = match peer {
             Peer::Gotatun => &[&quiet[..], &["-v", "error", &interface]].concat(),
             Peer::Boringtun => &[&quiet[..], &[&interface]].concat(),
-            Peer::Plain | Peer::Flatlan | Peer::WireguardGo | Peer::Nebula | Peer::Openvpn | Peer::Tinc => {
-                &["-f", &interface]
-            }
+            Peer::Plain
+            | Peer::Flatlan
+            | Peer::WireguardGo
+            | Peer::WireguardGoNew
+            | Peer::Nebula
+            | Peer::Openvpn
+            | Peer::Tinc => &["-f", &interface],
         };
         let program = peer.programs().first().context("a WireGuard is a program")?;
         running.add(machine, running.arena.spawn(machine, program, words)?);
