@@ -601,7 +601,7 @@ fn build_site(
         let cable = cable();
         plug(core, &router, &end, "wan", cable, 0)?;
         let lan = plan.lan(uplink);
-        router.add_bridge("lan")?;
+        switch(&router)?;
         for address in lan.addresses(ROUTER) {
             router.add_address("lan", address)?;
         }
@@ -683,7 +683,20 @@ fn machine(run: &RunDir, name: &str, hosts: &Path) -> Result<Namespace, LabError
 
 fn forward(namespace: &Namespace) -> Result<(), LabError> {
     namespace.sysctl("net/ipv4/ip_forward", "1")?;
-    match namespace.sysctl("net/ipv6/conf/all/forwarding", "1") {
+    set_where_there(namespace, "net/ipv6/conf/all/forwarding", "1")
+}
+
+/// What stays on a LAN is none of the router's: where the kernel's bridges ask the packet filter, they are told not to.
+fn switch(router: &Namespace) -> Result<(), LabError> {
+    for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
+        set_where_there(router, key, "0")?;
+    }
+    router.add_bridge("lan")
+}
+
+/// Sets a sysctl that not every kernel has.
+fn set_where_there(namespace: &Namespace, key: &str, value: &str) -> Result<(), LabError> {
+    match namespace.sysctl(key, value) {
         Err(LabError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
