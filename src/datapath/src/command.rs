@@ -117,6 +117,14 @@ pub enum Event {
         /// To whom.
         peer: PeerSlot,
     },
+    /// Nothing that was sent to the peer by this hub has been answered for seconds: its label may lead elsewhere. Told again
+    /// while that lasts.
+    HubSilent {
+        /// To whom.
+        peer: PeerSlot,
+        /// The first hub of the way.
+        hub: HubSlot,
+    },
     /// Nothing was said to or by the peer for minutes; its sessions are dropped and its labels may go.
     Idle {
         /// Whom.

@@ -194,6 +194,7 @@ impl<S: Sessions> Worker<S> {
                     self.event(Event::LaneChanged { peer: slot, lane, path, was, reason });
                     self.on_path(slot, lane, now, out);
                 }
+                PathEvent::Silent { hub } => self.event(Event::HubSilent { peer: slot, hub }),
                 PathEvent::Idle => {
                     self.event(Event::Idle { peer: slot });
                     // at rest, not closed: a recorded initiation must not be new again

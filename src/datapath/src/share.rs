@@ -66,6 +66,7 @@ impl Event {
             Self::LegDown { hub } => Some(Command::SetHubLeg { hub: *hub, rtt: None }),
             Self::HubUsed { hub } => Some(Command::TouchHub { hub: *hub }),
             Self::NeedPath { .. }
+            | Self::HubSilent { .. }
             | Self::Idle { .. }
             | Self::SessionUp { .. }
             | Self::PathChanged { .. }

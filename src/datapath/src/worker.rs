@@ -267,10 +267,13 @@ impl<S: Sessions> Worker<S> {
             }
             Command::SetLabel { peer, hub, label } => {
                 let Some(link) = self.ensure_peer(peer, now).and_then(Peer::node_link_mut) else { return };
-                match label {
+                let before = match label {
                     Some(label) => link.labels.insert(hub, label),
                     None => link.labels.remove(&hub),
                 };
+                if label.is_some() && before.is_some_and(|before| Some(before) != label) {
+                    link.paths.renew_relay(hub, now);
+                }
                 self.refresh_peer(peer, now);
             }
             Command::AddInLabel { label, hub, peer } => {
@@ -447,6 +450,7 @@ impl<S: Sessions> Worker<S> {
             event,
             Event::PeerMessage { .. }
                 | Event::NeedPath { .. }
+                | Event::HubSilent { .. }
                 | Event::StaleEpoch { .. }
                 | Event::DirectUp { .. }
                 | Event::HubUsed { .. }

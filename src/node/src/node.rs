@@ -212,6 +212,9 @@ impl Node {
     pub fn handle_event(&mut self, event: Event, now: Instant, unix: UnixTime) {
         match event {
             Event::NeedPath { peer } => self.need_path(peer, now),
+            Event::HubSilent { peer, hub } => {
+                self.relays.renew(peer, |at| at == hub, &self.hubs, now, &mut self.out);
+            }
             Event::Idle { peer } => self.idle(peer, now),
             Event::SessionUp { peer, .. } => self.session_up(peer, now),
             Event::PathChanged { peer, lane, path, was, reason } => {
@@ -514,7 +517,7 @@ impl Node {
                 }
             }
             Control::PathOpened { request, label, via, .. } => {
-                let opened = relays.handle_opened(hub, request, label, via, hubs, out);
+                let opened = relays.handle_opened(hub, request, (label, via), hubs, now, out);
                 relays.ask_next(hub, hubs, now, out);
                 if let Some(peer) = opened {
                     self.offer(peer, now);

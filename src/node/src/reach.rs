@@ -25,6 +25,7 @@ impl Node {
             return;
         }
         self.take_interest(slot, now);
+        self.relays.renew(slot, |_| true, &self.hubs, now, &mut self.out);
         self.resolve_configured(slot, now);
         self.tell_direct(slot);
         self.offer(slot, now);

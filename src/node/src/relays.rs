@@ -16,6 +16,11 @@
 //! requests to one hub, [`MAX_ASKED`] are under way at a time; the others wait their turn, first come, first
 //! served, so that a hub that comes back is not flooded by its first thousand peers.
 //!
+//! A hub may tell a label that leads elsewhere: by a lie, or since it lost its way. Nothing that is sent by such a label is
+//! answered, so a label by which nothing is answered is *renewed*: another one is asked for, and the old one is used until
+//! it is there, for the silence may have other causes. Of two directions at a hub no two have the same label: one that is
+//! told for a second direction is not used, and not given back, since it is the first one's.
+//!
 //! This module keeps what was asked and given. Who is worth a path is decided by its caller.
 
 use std::{
@@ -36,6 +41,8 @@ pub(crate) struct Relays {
     /// Labels name the worker of who sends by them.
     workers: Workers,
     outward: BTreeMap<(PeerSlot, HubSlot), Outward>,
+    /// To whom each label of a hub leads.
+    holders: BTreeMap<(HubSlot, Label), PeerSlot>,
     requests: BTreeMap<(HubSlot, u32), PeerSlot>,
     /// Whose turn comes next at each hub.
     turns: BTreeMap<HubSlot, VecDeque<PeerSlot>>,
@@ -57,15 +64,27 @@ enum State {
         request: u32,
         until: Instant,
     },
-    Open {
-        label: Label,
-        via: Vec<HubKey>,
-    },
+    Open(Way),
     Waiting {
         until: Instant,
     },
     /// Its turn comes when fewer are asked for.
     Queued,
+}
+
+/// A label that a hub told.
+struct Way {
+    label: Label,
+    via: Vec<HubKey>,
+    /// When it was told, or another one was asked for last.
+    since: Instant,
+    renewal: Option<Renewal>,
+}
+
+/// Another label is asked for in place of one.
+struct Renewal {
+    request: u32,
+    until: Instant,
 }
 
 /// A hub's request for a label of ours.
@@ -99,6 +118,7 @@ impl Relays {
             me,
             workers,
             outward: BTreeMap::new(),
+            holders: BTreeMap::new(),
             requests: BTreeMap::new(),
             turns: BTreeMap::new(),
             given: BTreeMap::new(),
@@ -155,7 +175,7 @@ impl Relays {
             return;
         };
         let way_back = self.outward.get(&(peer, hub)).map(|outward| &outward.state);
-        if matches!(way_back, Some(State::Asking { .. } | State::Open { .. })) {
+        if matches!(way_back, Some(State::Asking { .. } | State::Open(_))) {
             hubs.send(hub, &opened(open.request, label), out);
             return;
         }
@@ -163,29 +183,72 @@ impl Relays {
         self.ask(peer, open.from, hub, hubs, now, out);
     }
 
-    /// A hub's label for what was asked. The peer, where it is one that is still wanted.
+    /// Nothing that is sent to a peer is answered, by this hub or by any: a label that is not fresh may be a wrong one.
+    pub(crate) fn renew(
+        &mut self,
+        peer: PeerSlot,
+        silent: impl Fn(HubSlot) -> bool,
+        hubs: &Hubs,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let all = self.outward.range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX)));
+        let stale = |way: &Way| way.renewal.is_none() && now.saturating_duration_since(way.since) >= FRESH;
+        let due: Vec<(HubSlot, MemberId)> = all
+            .filter(|((_, hub), outward)| silent(*hub) && outward.way().is_some_and(stale))
+            .map(|((_, hub), outward)| (*hub, outward.to))
+            .collect();
+        for (hub, to) in due {
+            if self.is_busy(hub) {
+                continue;
+            }
+            let request = self.request(peer, to, hub, hubs, out);
+            if let Some(way) = self.outward.get_mut(&(peer, hub)).and_then(Outward::way_mut) {
+                tracing::debug!(peer = peer.0, hub = hub.0, "nothing is answered by this hub: another label");
+                way.renewal = Some(Renewal { request, until: now + PATIENCE });
+                way.since = now;
+            }
+        }
+    }
+
+    /// A hub's label for what was asked. The peer, where there was no label to it before.
     pub(crate) fn handle_opened(
         &mut self,
         hub: HubSlot,
         request: u32,
-        label: Label,
-        via: Vec<HubKey>,
+        (label, via): (Label, Vec<HubKey>),
         hubs: &Hubs,
+        now: Instant,
         out: &mut Outbox,
     ) -> Option<PeerSlot> {
+        let taken = self.holders.contains_key(&(hub, label));
         let asked = self.requests.remove(&(hub, request)).and_then(|peer| {
             let outward = self.outward.get_mut(&(peer, hub))?;
-            matches!(outward.state, State::Asking { request: of, .. } if of == request).then_some((peer, outward))
+            outward.asks(request).then_some((peer, outward))
         });
         let Some((peer, outward)) = asked else {
-            hubs.send(hub, &Control::PathClose { label }, out);
+            if !taken {
+                hubs.send(hub, &Control::PathClose { label }, out);
+            }
             return None;
         };
-        outward.state = State::Open { label, via };
+        if taken {
+            tracing::debug!(peer = peer.0, hub = hub.0, "a hub told a label that it told before");
+            outward.fail(now);
+            self.release_held(|held| held.peer == peer && held.hub == hub, hubs, out);
+            return None;
+        }
+        let before = outward.way().map(|way| way.label);
+        outward.state = State::Open(Way { label, via, since: now, renewal: None });
         outward.failures = 0;
         out.worker(Command::SetLabel { peer, hub, label: Some(label) });
+        self.holders.insert((hub, label), peer);
+        if let Some(before) = before {
+            self.holders.remove(&(hub, before));
+            hubs.send(hub, &Control::PathClose { label: before }, out);
+        }
         self.release_held(|held| held.peer == peer && held.hub == hub, hubs, out);
-        Some(peer)
+        before.is_none().then_some(peer)
     }
 
     /// What was asked came to nothing: again later.
@@ -199,11 +262,9 @@ impl Relays {
         out: &mut Outbox,
     ) {
         let Some(peer) = self.requests.remove(&(hub, request)) else { return };
-        if let Some(outward) = self.outward.get_mut(&(peer, hub))
-            && matches!(outward.state, State::Asking { request: of, .. } if of == request)
-        {
+        if let Some(outward) = self.outward.get_mut(&(peer, hub)).filter(|outward| outward.asks(request)) {
             tracing::debug!(peer = peer.0, hub = hub.0, reason = ?reason, "no path by this hub");
-            outward.wait(now);
+            outward.fail(now);
         }
         self.release_held(|held| held.peer == peer && held.hub == hub, hubs, out);
         self.ask_next(hub, hubs, now, out);
@@ -219,14 +280,16 @@ impl Relays {
         now: Instant,
         out: &mut Outbox,
     ) {
-        let holds = |outward: &Outward| matches!(&outward.state, State::Open { label: of, .. } if *of == label);
-        let found = self.outward.iter().find(|((_, at), outward)| *at == hub && holds(outward));
-        let Some(peer) = found.map(|((peer, _), _)| *peer) else { return };
+        let Some(peer) = self.holders.get(&(hub, label)).copied() else { return };
         if reason == PathReason::Leaving && self.labels(peer).all(|(other, _)| other == hub) {
             return;
         }
+        self.holders.remove(&(hub, label));
         if let Some(outward) = self.outward.get_mut(&(peer, hub)) {
-            outward.wait(now);
+            match outward.way_mut().and_then(|way| way.renewal.take()) {
+                Some(Renewal { request, until }) => outward.state = State::Asking { request, until },
+                None => outward.wait(now),
+            }
             out.worker(Command::SetLabel { peer, hub, label: None });
         }
     }
@@ -249,6 +312,7 @@ impl Relays {
     /// A hub is gone, with every label at it. The workers know by `RemoveHub`.
     pub(crate) fn remove_hub(&mut self, hub: HubSlot) {
         self.outward.retain(|(_, at), _| *at != hub);
+        self.holders.retain(|(at, _), _| *at != hub);
         self.requests.retain(|(at, _), _| *at != hub);
         self.turns.remove(&hub);
         self.given.retain(|_, given| given.hub != hub);
@@ -262,7 +326,8 @@ impl Relays {
             self.outward.range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX))).map(|(key, _)| *key).collect();
         for key in keys {
             let Some(outward) = self.outward.remove(&key) else { continue };
-            if let State::Open { label, .. } = outward.state {
+            if let State::Open(Way { label, .. }) = outward.state {
+                self.holders.remove(&(key.1, label));
                 hubs.send(key.1, &Control::PathClose { label }, out);
                 out.worker(Command::SetLabel { peer, hub: key.1, label: None });
             }
@@ -288,12 +353,15 @@ impl Relays {
         let mut again = Vec::new();
         for ((peer, hub), outward) in &mut self.outward {
             match outward.state {
-                State::Asking { request, until } if until <= now => {
+                State::Asking { request, until }
+                | State::Open(Way { renewal: Some(Renewal { request, until }), .. })
+                    if until <= now =>
+                {
                     self.requests.remove(&(*hub, request));
-                    outward.wait(now);
+                    outward.fail(now);
                 }
                 State::Waiting { until } if until <= now => again.push((*peer, *hub, outward.to)),
-                State::Asking { .. } | State::Open { .. } | State::Queued | State::Waiting { .. } => {}
+                State::Asking { .. } | State::Open(_) | State::Queued | State::Waiting { .. } => {}
             }
         }
         for (peer, hub, to) in again {
@@ -312,8 +380,10 @@ impl Relays {
     /// When [`Relays::handle_timeout`] has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let outward = self.outward.values().filter_map(|outward| match outward.state {
-            State::Asking { until, .. } | State::Waiting { until } => Some(until),
-            State::Open { .. } | State::Queued => None,
+            State::Asking { until, .. }
+            | State::Open(Way { renewal: Some(Renewal { until, .. }), .. })
+            | State::Waiting { until } => Some(until),
+            State::Open(_) | State::Queued => None,
         });
         outward.chain(self.held.iter().map(|held| held.until)).min()
     }
@@ -326,10 +396,12 @@ impl Relays {
     /// By which hubs frames to a peer go, with all the hubs that they cross.
     pub(crate) fn labels(&self, peer: PeerSlot) -> impl Iterator<Item = (HubSlot, &[HubKey])> {
         let range = self.outward.range((peer, HubSlot(0))..=(peer, HubSlot(u8::MAX)));
-        range.filter_map(|((_, hub), outward)| match &outward.state {
-            State::Open { via, .. } => Some((*hub, via.as_slice())),
-            State::Asking { .. } | State::Queued | State::Waiting { .. } => None,
-        })
+        range.filter_map(|((_, hub), outward)| Some((*hub, outward.way()?.via.as_slice())))
+    }
+
+    /// Whether as much is asked of a hub as may be.
+    fn is_busy(&self, hub: HubSlot) -> bool {
+        self.requests.range((hub, 0)..=(hub, u32::MAX)).count() >= MAX_ASKED
     }
 
     fn want_at(&mut self, peer: PeerSlot, to: MemberId, hub: HubSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
@@ -339,7 +411,7 @@ impl Relays {
     }
 
     fn ask(&mut self, peer: PeerSlot, to: MemberId, hub: HubSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
-        if self.requests.range((hub, 0)..=(hub, u32::MAX)).count() >= MAX_ASKED {
+        if self.is_busy(hub) {
             let outward = self.outward.entry((peer, hub)).or_insert(Outward { to, state: State::Queued, failures: 0 });
             outward.state = State::Queued;
             let turns = self.turns.entry(hub).or_default();
@@ -348,8 +420,7 @@ impl Relays {
             }
             return;
         }
-        self.next_request = self.next_request.wrapping_add(1);
-        let request = self.next_request;
+        let request = self.request(peer, to, hub, hubs, out);
         let state = State::Asking { request, until: now + PATIENCE };
         match self.outward.get_mut(&(peer, hub)) {
             Some(outward) => outward.state = state,
@@ -357,6 +428,12 @@ impl Relays {
                 self.outward.insert((peer, hub), Outward { to, state, failures: 0 });
             }
         }
+    }
+
+    /// Asks a hub for a label, under the number that its answer bears.
+    fn request(&mut self, peer: PeerSlot, to: MemberId, hub: HubSlot, hubs: &Hubs, out: &mut Outbox) -> u32 {
+        self.next_request = self.next_request.wrapping_add(1);
+        let request = self.next_request;
         self.requests.insert((hub, request), peer);
         let others = hubs.attached().filter(|other| *other != hub).filter_map(|other| hubs.key(other));
         let open = PathOpen {
@@ -369,11 +446,12 @@ impl Relays {
             avoid: others.collect(),
         };
         hubs.send(hub, &Control::PathOpen(open), out);
+        request
     }
 
     /// Asks for those whose turn has come.
     pub(crate) fn ask_next(&mut self, hub: HubSlot, hubs: &Hubs, now: Instant, out: &mut Outbox) {
-        while self.requests.range((hub, 0)..=(hub, u32::MAX)).count() < MAX_ASKED {
+        while !self.is_busy(hub) {
             let Some(peer) = self.turns.get_mut(&hub).and_then(VecDeque::pop_front) else { return };
             let queued = self.outward.get(&(peer, hub)).filter(|outward| matches!(outward.state, State::Queued));
             if let Some(to) = queued.map(|outward| outward.to) {
@@ -432,6 +510,37 @@ impl Relays {
 }
 
 impl Outward {
+    fn way(&self) -> Option<&Way> {
+        match &self.state {
+            State::Open(way) => Some(way),
+            State::Asking { .. } | State::Queued | State::Waiting { .. } => None,
+        }
+    }
+
+    fn way_mut(&mut self) -> Option<&mut Way> {
+        match &mut self.state {
+            State::Open(way) => Some(way),
+            State::Asking { .. } | State::Queued | State::Waiting { .. } => None,
+        }
+    }
+
+    /// Whether it waits for the answer to this request.
+    fn asks(&self, request: u32) -> bool {
+        match &self.state {
+            State::Asking { request: of, .. } => *of == request,
+            State::Open(way) => way.renewal.as_ref().is_some_and(|renewal| renewal.request == request),
+            State::Queued | State::Waiting { .. } => false,
+        }
+    }
+
+    /// What was asked for is not to be had: a label that was to be renewed stays in use.
+    fn fail(&mut self, now: Instant) {
+        match self.way_mut() {
+            Some(way) => way.renewal = None,
+            None => self.wait(now),
+        }
+    }
+
     fn wait(&mut self, now: Instant) {
         let delay = AGAIN.saturating_mul(1 << self.failures.min(8)).min(AGAIN_MOST);
         self.failures = self.failures.saturating_add(1);
@@ -447,6 +556,8 @@ fn opened(request: u32, label: Label) -> Control {
 pub(crate) const HOLD: Duration = Duration::from_millis(200);
 /// A hub that does not answer a request within this does not know the way.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// A label by which nothing is answered is not renewed sooner after it was told, or after the last such attempt.
+const FRESH: Duration = Duration::from_secs(5);
 /// The first retry after a failure; each later one waits twice as long, up to [`AGAIN_MOST`].
 const AGAIN: Duration = Duration::from_millis(150);
 const AGAIN_MOST: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use flatlan_types::LaneId;
+use flatlan_types::{HubSlot, LaneId};
 
 use crate::kind::PathKind;
 
@@ -29,6 +29,12 @@ pub enum PathEvent {
         was: LaneId,
         /// Why.
         reason: MoveReason,
+    },
+    /// Nothing that was sent by this hub has been known to arrive for seconds, by any of its legs: its label may lead
+    /// elsewhere. Told again while that lasts and the hub's paths are probed.
+    Silent {
+        /// The first hub of the way.
+        hub: HubSlot,
     },
     /// No traffic for so long that lanes and labels of this peer can be closed and this machine dropped.
     /// Told once; traffic after it starts everything again.

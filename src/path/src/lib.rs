@@ -39,6 +39,9 @@
 //! packets and 200 ms without an advance. One that drops what is large is found by probes of the data's size,
 //! one in five, and in quick succession once data is in doubt. Both are a last resort for a while.
 //!
+//! A hub by which nothing arrives for five seconds, by any of its legs, is told of ([`PathEvent::Silent`]): its label may
+//! lead elsewhere. With another label its paths are asked anew, and keep their record.
+//!
 //! # A better path
 //!
 //! Rank: direct, then relayed by round trip, then TLS. A direct path is taken as soon as it is valid and carries full

@@ -58,6 +58,8 @@ pub struct PeerPaths {
     /// The last `Idle` was told after this traffic.
     told_idle: Option<Instant>,
     last_arrival: Option<(PathKind, Instant)>,
+    /// Hubs that were told to be silent, and when.
+    silent: BTreeMap<HubSlot, Instant>,
     /// The size of data datagrams of late, and when it was seen.
     data_size: (usize, Instant),
     transmits: VecDeque<ProbeOut>,
@@ -95,6 +97,7 @@ impl PeerPaths {
             last_traffic: now,
             told_idle: None,
             last_arrival: None,
+            silent: BTreeMap::new(),
             data_size: (0, now),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -139,11 +142,21 @@ impl PeerPaths {
         let gone: Vec<PathId> = relayed.filter(|path| !listed(path.kind)).map(|path| path.id).collect();
         gone.into_iter().for_each(|id| self.remove(id));
         self.draining.retain(|hub| relays.iter().any(|relay| relay.hub == *hub));
+        self.silent.retain(|hub, _| relays.iter().any(|relay| relay.hub == *hub));
         for relay in relays.iter().take(MAX_RELAYS) {
             let draining = self.draining.contains(&relay.hub);
             if let Some(path) = self.insert(relay.kind(), now) {
                 (path.hint, path.draining) = (relay.rtt, draining);
             }
+        }
+        self.settle(now);
+    }
+
+    /// A hub relays to the peer under another label from here on: its paths may lead elsewhere than before, and are asked
+    /// anew. What they were known for is not forgotten.
+    pub fn renew_relay(&mut self, hub: HubSlot, now: Instant) {
+        for path in self.paths.values_mut().filter(|path| path.kind.hub() == Some(hub)) {
+            path.renew(now);
         }
         self.settle(now);
     }

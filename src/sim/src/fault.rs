@@ -127,8 +127,7 @@ impl Sim {
         }
     }
 
-    /// Everything that is broken is mended, but for what is apart for ever; who does not run starts again, and so does a hub
-    /// whose lies outlast it: whoever holds a label that was told by a lie keeps it as long as the hub lives.
+    /// Everything that is broken is mended, but for what is apart for ever; who does not run starts again.
     pub(crate) fn heal(&mut self) {
         self.note(Party::Outside, &[8], format_args!("all is mended"));
         self.underlay.heal();
@@ -136,11 +135,7 @@ impl Sim {
             let site = &mut self.hubs[n];
             site.lies.clear();
             site.swallows = false;
-            let lasts = site.liar.lasts();
             self.thaw(Party::Hub(n));
-            if lasts {
-                self.stop_hub(n, Silent::No);
-            }
             self.start_again(Party::Hub(n), Disk::Kept);
         }
         for n in 0..self.nodes.len() {

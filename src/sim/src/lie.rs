@@ -59,11 +59,6 @@ impl Liar {
         self.told.clear();
     }
 
-    /// Whether somebody may still hold a label that was told by a lie.
-    pub(crate) fn lasts(&self) -> bool {
-        !self.told.is_empty()
-    }
-
     /// Whether a frame that comes in has a label that was told by a lie: however honest the hub is by then, the frame
     /// goes where it should not.
     pub(crate) fn is_bent(&self, frame: &[u8]) -> bool {

@@ -1064,6 +1064,67 @@ fn a_label_that_a_hub_does_not_know_is_asked_for_again() {
 }
 
 #[test]
+fn a_label_by_which_nothing_is_answered_is_used_until_another_one_is_there() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1 && net.ways(2, 1) == 1);
+    let (peer, hub) = (net.slot(1, 2), net.nodes[&1].node.status().hubs[0].slot);
+    let label = |net: &Net| net.nodes[&1].labels[&(peer, hub)];
+    let before = label(&net);
+    net.event(1, Event::HubSilent { peer, hub });
+    net.run(ms(500));
+    assert_eq!(label(&net), before, "it is fresh");
+    net.run(Duration::from_secs(5));
+    net.event(1, Event::HubSilent { peer, hub });
+    // where it is not answered, the old one stays
+    net.hubs.get_mut(&1).unwrap().frozen = true;
+    net.run(ms(1500));
+    net.hubs.get_mut(&1).unwrap().frozen = false;
+    net.run(Duration::from_secs(5));
+    assert_eq!(label(&net), before);
+    net.event(1, Event::HubSilent { peer, hub });
+    while label(&net) == before {
+        assert_eq!(net.ways(1, 2), 1);
+        net.run(ms(1));
+    }
+    net.until(SOON, |net| net.ways(1, 2) == 1 && net.ways(2, 1) == 1);
+    let closed = |of| move |(n, message): &(u8, Control)| *n == 1 && *message == Control::PathClose { label: of };
+    net.until(SOON, |net| net.hubs[&1].heard.iter().any(closed(before)));
+    assert!(!net.hubs[&1].heard.iter().any(closed(label(&net))));
+    net.until(SOON, |net| net.nodes[&2].given.len() == 1);
+}
+
+#[test]
+fn a_label_that_leads_nowhere_is_renewed_while_a_path_is_needed() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 2);
+    let before = net.nodes[&1].labels.clone();
+    net.run(Duration::from_secs(6));
+    net.need(1, 2);
+    net.until(SOON, |net| net.nodes[&1].labels.iter().all(|(of, label)| before[of] != *label));
+    assert_eq!(net.ways(1, 2), 2);
+}
+
+#[test]
+fn a_label_that_another_direction_has_is_not_used_and_not_given_back() {
+    let mut net = ready(&[1], &[1, 2, 3]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1);
+    let hub = net.nodes[&1].node.status().hubs[0].slot;
+    let label = net.nodes[&1].labels[&(net.slot(1, 2), hub)];
+    net.hubs.get_mut(&1).unwrap().repeats = true;
+    net.need(1, 3);
+    net.run(Duration::from_secs(3));
+    let of = |net: &Net, peer| net.nodes[&1].labels.get(&(net.slot(1, peer), hub)).copied();
+    assert_eq!((of(&net, 2), of(&net, 3)), (Some(label), None));
+    assert!(!net.hubs[&1].heard.iter().any(|(_, message)| *message == Control::PathClose { label }));
+    net.hubs.get_mut(&1).unwrap().repeats = false;
+    net.until(Duration::from_secs(10), |net| net.ways(1, 3) == 1);
+    assert_eq!((of(&net, 2), net.ways(1, 2)), (Some(label), 1));
+}
+
+#[test]
 fn shutting_down_writes_what_is_worth_keeping_and_leaves_the_hubs() {
     let mut net = ready(&[1, 2], &[1, 2]);
     let peer = net.slot(1, 2);

@@ -380,7 +380,7 @@ pub(super) fn same_way(a: PathKind, b: PathKind) -> bool {
 /// burst that follows the first miss gets there in a tenth of a second.
 pub(super) const MISSES: u32 = 8;
 /// The same for a relay that never answered, where there is nothing to lose.
-const MISSES_UNTESTED: u32 = 3;
+pub(super) const MISSES_UNTESTED: u32 = 3;
 /// Answers in a row that make a direct or a dead path valid.
 const ANSWERS: u32 = 3;
 /// Without an answer for so long a path is dead whether others answer or not.

@@ -1,10 +1,16 @@
 //! When each path is probed.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use flatlan_types::HubSlot;
 
 use super::{Lane, PeerPaths, ProbeOut, place};
 use crate::{
     budget::REFILL,
+    event::PathEvent,
     evidence::Tally,
     frame::Probe,
     kind::PathId,
@@ -24,6 +30,7 @@ impl PeerPaths {
                 missed.push(path.id);
             }
         }
+        self.find_silent(&missed, now);
         for id in missed {
             let role = self.role(id);
             let Some(path) = self.paths.get_mut(&id) else { continue };
@@ -43,6 +50,23 @@ impl PeerPaths {
                 } else if path.phase == Phase::Valid {
                     path.due = Some(now);
                 }
+            }
+        }
+    }
+
+    /// Hubs by which nothing arrives although it was asked again and again, of those of these paths.
+    fn find_silent(&mut self, missed: &[PathId], now: Instant) {
+        let hubs: BTreeSet<HubSlot> =
+            missed.iter().filter_map(|id| self.paths.get(id)).filter_map(|path| path.kind.hub()).collect();
+        for hub in hubs {
+            let silent = |path: &Path| {
+                let since = path.missed_since().filter(|_| path.missed() >= place::MISSES_UNTESTED);
+                since.is_some_and(|since| now.saturating_duration_since(since) >= SILENT)
+            };
+            let told = self.silent.get(&hub).is_some_and(|told| now.saturating_duration_since(*told) < SILENT);
+            if !told && self.paths.values().filter(|path| path.kind.hub() == Some(hub)).all(silent) {
+                self.silent.insert(hub, now);
+                self.events.push_back(PathEvent::Silent { hub });
             }
         }
     }
@@ -248,6 +272,8 @@ fn back_off(first: Duration, tries: u32, most: Duration) -> Duration {
 
 /// A candidate is asked so often, unless it answers.
 pub(super) const MAX_TRIES: u32 = 10;
+/// A hub by which nothing arrives for so long is told of, and again after as long.
+const SILENT: Duration = Duration::from_secs(5);
 /// Probes after the first missed one.
 const BURST: u32 = 10;
 /// Between the first two probes of a candidate.

@@ -581,6 +581,36 @@ fn traffic_after_a_long_silence_finds_a_hub_that_died_meanwhile_within_half_a_se
 }
 
 #[test]
+fn a_hub_by_which_nothing_arrives_is_told_of_again_and_again_until_its_label_is_another() {
+    let mut net = Net::seeded(27).hubs(&[ms(1), ms(2)]);
+    net.flow(A, Flow { every: ms(10), packets: 1, size: 128 });
+    net.run(secs(3));
+    net.fault(A, relay(1), Fault::Cut);
+    net.run(secs(4));
+    assert_eq!(net.end(A).silent(), []);
+    net.run(secs(10));
+    assert_eq!(net.end(A).silent(), [HubSlot(1); 2]);
+    net.fault(A, relay(1), Fault::None);
+    let now = net.now;
+    net.end_mut(A).paths.renew_relay(HubSlot(1), now);
+    net.run(secs(1));
+    let state = net.end(A).paths.paths().find(|path| path.kind == relay(1)).map(|path| path.state);
+    assert_eq!(state, Some(PathState::Valid));
+    net.run(secs(10));
+    assert_eq!(net.end(A).silent(), [HubSlot(1); 2]);
+}
+
+#[test]
+fn a_hub_that_answers_by_one_leg_is_not_silent() {
+    let mut net = Net::seeded(28).hubs(&[ms(1)]).streams();
+    net.flow(A, Flow { every: ms(10), packets: 1, size: 128 });
+    net.run(secs(3));
+    net.fault(A, relay(0), Fault::Cut);
+    net.run(secs(20));
+    assert_eq!((net.end(A).active(), net.end(A).silent()), (Some(tls(0)), vec![]));
+}
+
+#[test]
 fn probes_of_an_active_pair_cost_little() {
     let mut net = Net::seeded(26).hubs(&[ms(1), ms(2), ms(3)]);
     net.flow(A, Flow { every: ms(10), packets: 1, size: 128 });

@@ -138,6 +138,8 @@ pub(super) struct TestHub {
     pub(super) refuses_news: bool,
     /// Answers pings before they were sent.
     pub(super) lies: bool,
+    /// Tells whoever opens a path a label that it told the same node before.
+    pub(super) repeats: bool,
     /// Gives no part of its roster to whoever asks.
     pub(super) withholds: bool,
     conns: BTreeMap<Conn, HubConn>,
@@ -797,9 +799,11 @@ impl Net {
                 if let Some((asker, request, _)) = hub.pending.remove(&request) {
                     hub.next += 1;
                     let label = Label::new(u32::from(h) * 1000 + hub.next, 7);
+                    let before = hub.labels.iter().find(|(_, entry)| hub.repeats && entry.from == asker);
+                    let told = before.map_or(label, |(before, _)| *before);
                     hub.labels.insert(label, HubLabel { from: asker, to: conn, out });
                     let via = vec![hub.secret.public()];
-                    answers.push((asker, Control::PathOpened { request, label, via, rtt_us: 0 }));
+                    answers.push((asker, Control::PathOpened { request, label: told, via, rtt_us: 0 }));
                 }
             }
             Control::PathFailed { request, reason } => {
@@ -841,6 +845,7 @@ impl TestHub {
             refuses_news: false,
             withholds: false,
             lies: false,
+            repeats: false,
             conns: BTreeMap::new(),
             greatest: BTreeMap::new(),
             watched: BTreeSet::new(),

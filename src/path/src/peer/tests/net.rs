@@ -100,6 +100,12 @@ impl End {
         of(&|by| by == path) as f64 / of(&|_| true) as f64
     }
 
+    /// Hubs that were told to be silent, in order.
+    pub(super) fn silent(&self) -> Vec<HubSlot> {
+        let silent = |event: &PathEvent| if let PathEvent::Silent { hub } = event { Some(*hub) } else { None };
+        self.events.iter().filter_map(silent).collect()
+    }
+
     /// How many lanes carry flows.
     pub(super) fn carriers(&self) -> usize {
         LaneId::all().filter(|lane| self.paths.carries(*lane)).count()
@@ -455,7 +461,7 @@ impl Net {
         let flows = |event: &&PathEvent| match event {
             PathEvent::Moved { lane, .. } => *lane == LaneId::PRIMARY,
             PathEvent::Primary { .. } => true,
-            PathEvent::Idle => false,
+            PathEvent::Idle | PathEvent::Silent { .. } => false,
         };
         self.events(side).iter().filter(flows).count()
     }
