@@ -19,12 +19,16 @@ impl Sim {
         let (party, life) = from;
         let dialler = End::new(party, life, stream, self.now);
         let dialled = End::new(to, 0, 0, self.now);
-        // TCP, TLS and WebSocket: three round trips, the last half of which is the answer's
-        let there = self.underlay.transit(party, to, self.now);
-        let way = there + 2 * (self.underlay.delay(party, to) + self.underlay.delay(to, party));
         self.conns.insert(id, Conn { role, dialler, dialled, begun: self.now });
+        let way = self.dial_takes(party, to);
         self.at(way, Event::Dial(id));
         id
+    }
+
+    /// TCP, TLS and WebSocket: three round trips, the last half of which is the answer's.
+    fn dial_takes(&mut self, from: Party, to: Party) -> Duration {
+        let there = self.underlay.transit(from, to, self.now);
+        there + 2 * (self.underlay.delay(from, to) + self.underlay.delay(to, from))
     }
 
     /// A message leaves one side. What is for data is dropped where too much waits.
@@ -100,7 +104,13 @@ impl Sim {
         let Some(site) = self.hubs.get(hub) else { return self.when(late, Event::DialFailed(id)) };
         let cut = self.underlay.is_cut(from, to) || self.underlay.is_cut(to, from);
         if cut || site.place.host_down || site.place.frozen.is_some() || self.now >= late {
-            return self.when(late, Event::DialFailed(id));
+            let way = self.dial_takes(from, to);
+            let again =
+                ASKED_AGAIN.map(|after| begun + after + way).into_iter().find(|at| *at > self.now && *at < late);
+            return match again {
+                Some(again) => self.when(again, Event::Dial(id)),
+                None => self.when(late, Event::DialFailed(id)),
+            };
         }
         let back = self.underlay.delay(to, from);
         if !site.is_up() {
@@ -260,3 +270,7 @@ pub(crate) enum Silent {
     /// They do not: the machine is gone.
     Yes,
 }
+
+/// A kernel sends its SYN again so long after the first one, while nothing comes back (RFC 6298, 2.1 and 5.5: after a second, and
+/// after twice as long each time); those that come before a dial is given up.
+const ASKED_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];

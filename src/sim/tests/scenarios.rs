@@ -205,8 +205,9 @@ fn after_all_hubs_were_gone_traffic_is_back_soon_after_the_first() {
     net.inject(Fault::Start(hubs[1], Disk::Kept));
     let mark = net.now();
     let took = net.time_to(S * 20, |net| net.can_ping("x", "y", mark));
-    // a node dials a hub that was gone for long every five seconds, and both have to; then the session is asked for
-    assert!(took.is_some_and(|took| took < S * 10), "{took:?}");
+    // both have to dial it: at worst a dial sent its last SYN just before the hub was back, three seconds after its first, is
+    // given up two seconds later, and the next one begins five seconds after that; then the session is asked for
+    assert!(took.is_some_and(|took| took < MS * 7500), "{took:?}");
     holds(&net);
 }
 
