@@ -1,11 +1,16 @@
 //! Who is a member and who owns which address, at one moment: immutable, and swapped whole.
 //!
+//! A snapshot that differs from another in a few peers shares the rest with it.
+//!
 //! Revocation is a level, not a message: a worker compares the generation at each batch and drops the
 //! sessions of whoever is no member any more.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::net::IpAddr;
 
-use flatlan_roster::OwnerTable;
+use flatlan_roster::{
+    OwnerTable,
+    shared::{Few, SharedMap, SharedVec},
+};
 use flatlan_types::{
     MemberId, Name, NetworkId, NodeKeys, PeerSlot, SenderHint, SessionKey, VirtualIp, WorkerId, Workers,
 };
@@ -17,12 +22,17 @@ pub struct Snapshot {
     pub generation: u64,
     /// Whether sessions may be begun with peers that have none.
     pub new_sessions: NewSessions,
-    peers: Vec<Option<PeerInfo>>,
-    /// By slot: what names the worker of a peer.
-    hint_of: Vec<SenderHint>,
-    hints: HashMap<SenderHint, Vec<PeerSlot>>,
+    peers: SharedVec<Option<Listed>>,
+    hints: SharedMap<SenderHint, Few<PeerSlot>>,
     owners: OwnerTable<Owner>,
     own: Vec<VirtualIp>,
+}
+
+/// A peer, and what names its worker.
+#[derive(Debug, Clone)]
+struct Listed {
+    info: PeerInfo,
+    hint: SenderHint,
 }
 
 impl Snapshot {
@@ -35,48 +45,66 @@ impl Snapshot {
         owners: OwnerTable<Owner>,
         own: Vec<VirtualIp>,
     ) -> Self {
-        let mut table: Vec<Option<PeerInfo>> = Vec::new();
-        let mut hint_of = Vec::new();
-        let mut hints: HashMap<SenderHint, Vec<PeerSlot>> = HashMap::new();
+        let mut snapshot = Self { generation, owners, own, ..Self::default() };
+        let peers: Vec<_> = peers.into_iter().collect();
+        snapshot.hints = SharedMap::with_capacity(peers.len());
         for (slot, info) in peers {
-            let index = slot.0 as usize;
-            if table.len() <= index {
-                table.resize_with(index + 1, || None);
-                hint_of.resize(index + 1, SenderHint(0));
-            }
-            if let PeerKeys::Node(keys) = &info.keys {
-                let hint = SenderHint::of(network, &keys.id);
-                hints.entry(hint).or_default().push(slot);
-                if let Some(place) = hint_of.get_mut(index) {
-                    *place = hint;
-                }
-            }
-            if let Some(place) = table.get_mut(index) {
-                *place = Some(info);
+            snapshot.set_peer(network, slot, Some(info));
+        }
+        snapshot
+    }
+
+    /// Lists a peer, or strikes it off. Which addresses are whose is for [`Snapshot::set_owners`].
+    pub fn set_peer(&mut self, network: &NetworkId, slot: PeerSlot, info: Option<PeerInfo>) {
+        let at = slot.0 as usize;
+        let node = |info: &PeerInfo| info.keys.member().map(|id| SenderHint::of(network, &id));
+        if let Some(hint) = self.peer(slot).and_then(node) {
+            let others: Vec<PeerSlot> = self.hinted(hint).iter().copied().filter(|other| *other != slot).collect();
+            if others.is_empty() {
+                self.hints.remove(&hint);
+            } else {
+                self.hints.insert(hint, Few::from(&*others));
             }
         }
-        Self { generation, new_sessions: NewSessions::Allowed, peers: table, hint_of, hints, owners, own }
+        let Some(info) = info else { return self.peers.set(at, None) };
+        let hint = node(&info);
+        if let Some(hint) = hint {
+            let all: Vec<PeerSlot> = self.hinted(hint).iter().copied().chain([slot]).collect();
+            self.hints.insert(hint, Few::from(&*all));
+        }
+        self.peers.set(at, Some(Listed { info, hint: hint.unwrap_or(SenderHint(0)) }));
+    }
+
+    /// Replaces what says whose which address is, and this node's own.
+    pub fn set_owners(&mut self, owners: OwnerTable<Owner>, own: Vec<VirtualIp>) {
+        self.owners = owners;
+        self.own = own;
+    }
+
+    /// What says whose which address is.
+    pub fn owners(&self) -> &OwnerTable<Owner> {
+        &self.owners
     }
 
     /// The peer at a slot, while it is a member.
     pub fn peer(&self, slot: PeerSlot) -> Option<&PeerInfo> {
-        self.peers.get(slot.0 as usize)?.as_ref()
+        self.listed(slot).map(|listed| &listed.info)
     }
 
     /// Every peer with its slot.
     pub fn peers(&self) -> impl Iterator<Item = (PeerSlot, &PeerInfo)> {
-        (0u32..).zip(&self.peers).filter_map(|(n, peer)| Some((PeerSlot(n), peer.as_ref()?)))
+        (0u32..).zip(self.peers.iter()).filter_map(|(n, peer)| Some((PeerSlot(n), &peer.as_ref()?.info)))
     }
 
     /// The worker to which all of a peer belongs; stock peers, and who is no member, to the first.
     #[inline]
     pub fn worker(&self, slot: PeerSlot, workers: Workers) -> WorkerId {
-        self.hint_of.get(slot.0 as usize).map_or(WorkerId::FIRST, |hint| workers.of_hint(*hint))
+        self.listed(slot).map_or(WorkerId::FIRST, |listed| workers.of_hint(listed.hint))
     }
 
     /// The peers which a hint may name: one, but for collisions.
     pub fn hinted(&self, hint: SenderHint) -> &[PeerSlot] {
-        self.hints.get(&hint).map_or(&[], Vec::as_slice)
+        self.hints.get(&hint).map_or(&[], Few::as_slice)
     }
 
     /// To whom a packet for this address goes (longest prefix): to nobody else where this node is one of
@@ -95,6 +123,11 @@ impl Snapshot {
     /// This node's own virtual IP of the same family as `ip`.
     pub fn own_ip(&self, ip: IpAddr) -> Option<VirtualIp> {
         self.own.iter().copied().find(|own| own.ip().is_ipv4() == ip.is_ipv4())
+    }
+
+    #[inline]
+    fn listed(&self, slot: PeerSlot) -> Option<&Listed> {
+        self.peers.get(slot.0 as usize)?.as_ref()
     }
 }
 

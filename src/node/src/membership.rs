@@ -1,10 +1,13 @@
 //! What a roster means: who is a peer, which hubs there are, what the interface is like.
+//!
+//! Where the roster shares members with the one before, only what differs is looked at: the others' slots, rows of
+//! the snapshot and addresses stay as they are.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use flatlan_datapath::{NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
 use flatlan_relay::PathReason;
-use flatlan_roster::{Expiry, Freshness, Member, MemberIndex, VerifiedRoster, site_prefix};
+use flatlan_roster::{Expiry, Freshness, Member, MemberIndex, OwnerTable, VerifiedRoster, site_prefix};
 use flatlan_types::{PeerSlot, Prefix, UnixTime};
 
 use crate::{
@@ -24,29 +27,62 @@ impl Node {
         let me = roster.by_id(&self.me.keys.id);
         self.note_freshness(unix);
         self.fruitless.clear();
-        let peers = self.list_peers(roster, me);
-        let gone: Vec<PeerSlot> = self.peers.iter().filter(|(_, peer)| !peer.member).map(|(slot, _)| slot).collect();
-        for slot in gone {
+        let before = self.applied.take();
+        self.applied = me.map(|me| (Arc::clone(&held.roster), me));
+        let before = before.filter(|(_, place)| Some(*place) == me);
+        let changed = before.and_then(|(before, _)| Some((roster.changed_since(&before)?, before)));
+        let places = match &changed {
+            Some((changed, before)) => Places::Changed { changed, before },
+            None => Places::All,
+        };
+        let (peers, gone) = self.list_peers(roster, me, places);
+        for slot in gone.iter().copied() {
             self.relays.remove_peer(slot, PathReason::NotMember, &self.hubs, &mut self.out);
             self.peers.forget(slot);
         }
         self.relays.ask_waiting(&self.hubs, now, &mut self.out);
-        let table = roster.owner_table(me);
-        let owners = table.clone().filter_map(|index| self.owner(roster, index));
+        let named = |at| self.owner(roster, at);
+        let owners = match &changed {
+            Some((changed, before)) => {
+                let mut owners = self.overlay.owners.clone();
+                roster.update_owners(&mut owners, before, changed, me, named);
+                owners
+            }
+            None => {
+                let all = roster.owned(roster.members_with_places().map(|(at, _)| at), me);
+                OwnerTable::new(all.into_iter().filter_map(|(prefix, at)| Some((prefix, named(at)?))))
+            }
+        };
         self.overlay.ranges = vec![roster.network().range, site_prefix(&self.me.network)];
-        self.overlay.owners = table;
-        self.overlay.me = me;
+        self.overlay.owners = owners.clone();
         self.overlay.find_near(&self.hosts);
-        let mine = me.and_then(|me| roster.member(me));
-        let interface = mine.map(|mine| interface(roster, mine));
+        let mine = me.and_then(|me| Some((me, roster.member(me)?)));
+        let interface = mine.map(|(me, mine)| interface(roster, me, mine));
+        let mine = mine.map(|(_, mine)| mine);
         if let Some(interface) = interface.clone().filter(|interface| Some(interface) != self.interface.as_ref()) {
             self.out.push(Output::Interface(interface));
         }
         self.interface = interface;
         self.generation += 1;
         let own = mine.map(|mine| mine.ips.clone()).unwrap_or_default();
-        let peers = if mine.is_some() { peers } else { Vec::new() };
-        let mut snapshot = Snapshot::new(self.generation, &self.me.network, peers, owners, own);
+        let mut snapshot = match &changed {
+            Some(_) => {
+                let mut snapshot = (*self.snapshot).clone();
+                for slot in gone {
+                    snapshot.set_peer(&self.me.network, slot, None);
+                }
+                for (slot, info) in peers {
+                    snapshot.set_peer(&self.me.network, slot, Some(info));
+                }
+                snapshot.generation = self.generation;
+                snapshot.set_owners(owners, own);
+                snapshot
+            }
+            None => {
+                let peers = if mine.is_some() { peers } else { Vec::new() };
+                Snapshot::new(self.generation, &self.me.network, peers, owners, own)
+            }
+        };
         snapshot.new_sessions = self.new_sessions();
         self.publish(snapshot);
         tracing::debug!(roster = held.summary.serial, "roster applied");
@@ -120,13 +156,33 @@ impl Node {
         self.out.push(Output::Snapshot(Arc::clone(&self.snapshot)));
     }
 
-    /// Gives every member its slot, and notes who is none any more.
-    fn list_peers(&mut self, roster: &VerifiedRoster, me: Option<MemberIndex>) -> Vec<(PeerSlot, PeerInfo)> {
-        for (_, peer) in self.peers.iter_mut() {
-            peer.member = false;
+    /// Gives the members at these places their slots; those, and who is a member no more.
+    fn list_peers(
+        &mut self,
+        roster: &VerifiedRoster,
+        me: Option<MemberIndex>,
+        places: Places<'_>,
+    ) -> (Vec<(PeerSlot, PeerInfo)>, Vec<PeerSlot>) {
+        let left: Vec<PeerSlot> = match &places {
+            Places::All => self.peers.iter().map(|(slot, _)| slot).collect(),
+            Places::Changed { changed, before } => {
+                let ids = changed.iter().filter_map(|at| Some(before.member(*at)?.keys.id));
+                ids.filter_map(|id| self.peers.slot(&id)).collect()
+            }
+        };
+        for slot in &left {
+            if let Some(peer) = self.peers.get_mut(*slot) {
+                peer.member = false;
+            }
         }
         let mut listed = Vec::new();
-        for (index, member) in (0..).map(MemberIndex).zip(roster.members()) {
+        let members: Box<dyn Iterator<Item = (MemberIndex, &Member)>> = match places {
+            Places::All => Box::new(roster.members_with_places()),
+            Places::Changed { changed, .. } => {
+                Box::new(changed.iter().filter_map(|at| Some((*at, roster.member(*at)?))))
+            }
+        };
+        for (index, member) in members {
             let kind = match &member.record.stock {
                 Some(stock) if terminated_here(roster, me, &stock.via) => PeerKind::Stock,
                 Some(_) => continue,
@@ -152,7 +208,8 @@ impl Node {
             };
             listed.push((slot, PeerInfo { name: member.name().clone(), keys, psk: None }));
         }
-        listed
+        let gone = left.into_iter().filter(|slot| self.peers.get(*slot).is_some_and(|peer| !peer.member)).collect();
+        (listed, gone)
     }
 
     /// A member as the workers name it.
@@ -162,20 +219,26 @@ impl Node {
     }
 }
 
+/// Whose slots are to be looked at.
+enum Places<'a> {
+    All,
+    /// Of a roster that shares the others with this one.
+    Changed {
+        changed: &'a BTreeSet<MemberIndex>,
+        before: &'a VerifiedRoster,
+    },
+}
+
 fn terminated_here(roster: &VerifiedRoster, me: Option<MemberIndex>, via: &flatlan_types::Name) -> bool {
     me.is_some() && roster.by_name(via) == me
 }
 
-fn interface(roster: &VerifiedRoster, mine: &Member) -> Interface {
+fn interface(roster: &VerifiedRoster, me: MemberIndex, mine: &Member) -> Interface {
     let network = roster.network();
     let wide = [network.range, site_prefix(roster.network_id())];
     let served: Vec<Prefix> = mine.routes().collect();
-    let others = roster.members().iter().filter(|member| member.keys != mine.keys);
-    let mut routes: Vec<Prefix> = others
-        .flat_map(Member::prefixes)
-        .filter(|prefix| !wide.iter().any(|wide| wide.contains(prefix.ip()) && wide.length() <= prefix.length()))
-        .filter(|prefix| !served.contains(prefix))
-        .collect();
+    let others = roster.carried().filter(|(_, at)| *at != me && roster.member(*at).is_some());
+    let mut routes: Vec<Prefix> = others.map(|(prefix, _)| prefix).filter(|prefix| !served.contains(prefix)).collect();
     routes.extend(wide);
     routes.sort();
     routes.dedup();

@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_datapath::{Command, Event, Snapshot};
+use flatlan_datapath::{Command, Event, Owner, Snapshot};
 use flatlan_relay::{ClaimsSummary, Control, PathReason, RefusedCode, auth::Exporter};
-use flatlan_roster::{Freshness, OwnerTable};
+use flatlan_roster::{Freshness, MemberIndex, OwnerTable, VerifiedRoster};
 use flatlan_types::{BootEpoch, Endpoint, HostPort, HubSlot, PeerSlot, UnixTime};
 
 use crate::{
@@ -66,6 +66,8 @@ pub struct Node {
     pub(crate) generation: u64,
     /// What the workers were given last.
     pub(crate) snapshot: Arc<Snapshot>,
+    /// The roster that this was made of, and this node's own place in it.
+    pub(crate) applied: Option<(Arc<VerifiedRoster>, MemberIndex)>,
     pub(crate) names: BTreeMap<HostPort, Instant>,
     epoch: Epoch,
     disk: BTreeMap<PersistToken, &'static str>,
@@ -119,10 +121,9 @@ enum Write {
 #[derive(Default)]
 pub(crate) struct Overlay {
     pub(crate) ranges: Vec<flatlan_types::Prefix>,
-    pub(crate) owners: OwnerTable,
-    pub(crate) me: Option<flatlan_roster::MemberIndex>,
+    pub(crate) owners: OwnerTable<Owner>,
     /// Owners of prefixes in which this machine itself has an address: there, it is a neighbour.
-    pub(crate) near: Vec<flatlan_roster::MemberIndex>,
+    pub(crate) near: Vec<Owner>,
 }
 
 impl Node {
@@ -160,6 +161,7 @@ impl Node {
             interface: None,
             generation: 0,
             snapshot: Arc::default(),
+            applied: None,
             names: BTreeMap::new(),
             epoch: Epoch { started: now, rising: None, rises: 0, last: None },
             disk: BTreeMap::new(),
@@ -384,7 +386,7 @@ impl Node {
                 relays: labels.map(|(hub, via)| (hub, via.to_vec())).collect(),
             })
         };
-        let records = roster.map_or(&[][..], |roster| roster.records().members());
+        let records = roster.into_iter().flat_map(|roster| roster.records().members());
         let mut alarms = self.alarms.clone();
         let refused = roster.into_iter().flat_map(|roster| roster.refused_claims());
         alarms.extend(refused.map(|claim| Alarm::Claim(Box::new(claim.clone()))));
@@ -408,7 +410,7 @@ impl Node {
                 candidates: self.candidates.clone(),
             },
             hubs: self.hubs.status(),
-            peers: records.iter().filter_map(peer).collect(),
+            peers: records.filter_map(peer).collect(),
             alarms,
             waiting: self.waiting(),
         }
@@ -674,7 +676,7 @@ impl Overlay {
             return true;
         }
         // A site's LAN is an overlay address to everybody but who is in that LAN himself.
-        self.owners.owner(ip).is_some_and(|owner| Some(owner) != self.me && !self.near.contains(&owner))
+        self.owners.owner(ip).is_some_and(|owner| owner != Owner::Me && !self.near.contains(&owner))
     }
 }
 

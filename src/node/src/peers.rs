@@ -128,10 +128,6 @@ impl Peers {
         self.table.get_mut(slot.0 as usize)
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (PeerSlot, &mut Peer)> {
-        (0..).map(PeerSlot).zip(&mut self.table)
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerSlot, &Peer)> {
         (0..).map(PeerSlot).zip(&self.table)
     }

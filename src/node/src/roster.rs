@@ -216,7 +216,7 @@ impl Keeper {
 
     fn accept(&mut self, roster: VerifiedRoster, out: &mut Outbox) -> Offered {
         let held = Held::new(roster);
-        let roster = out.persist(persist::ROSTER, held.bytes.to_vec());
+        let roster = out.persist(persist::ROSTER, Arc::clone(&held.bytes));
         let ratchet = out.persist(persist::RATCHET, self.ratchet.encode());
         self.pending = Some(Pending { held, waits: [roster, ratchet].into() });
         Offered::Accepted
@@ -244,7 +244,7 @@ impl Held {
             claims: claims.count,
             claims_hash: claims.hash,
         };
-        Self { bytes: roster.encode().into(), summary, roster: Arc::new(roster) }
+        Self { bytes: roster.bundle(), summary, roster: Arc::new(roster) }
     }
 
     /// What hubs are told of its claims.

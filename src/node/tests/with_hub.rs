@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_datapath::{Command, Event, Snapshot};
+use flatlan_datapath::{Command, Event, Owner, PeerInfo, Snapshot};
 use flatlan_hub::{
     Allow, ForwardCommand, Hub, HubConfig, Limits, Opened, Output as HubOutput, StoreOutcome, StoredNetwork,
     StreamId as HubStream, StreamOrigin,
@@ -24,7 +24,7 @@ use flatlan_roster::{
 };
 use flatlan_types::{
     AdminSecret, Endpoint, HostPort, HubSecret, HubSlot, Label, MemberId, NetworkId, NodeSeed, PeerSlot, RecoveryKey,
-    UnixTime, VirtualIp, Workers,
+    SenderHint, UnixTime, VirtualIp, Workers,
 };
 
 #[test]
@@ -66,6 +66,23 @@ fn a_published_roster_reaches_every_node_and_who_is_not_in_it_stops() {
     let took = net.until(|net| net.nodes[&1].snapshot.peers().count() == 0 && net.nodes[&2].fatal.is_some());
     assert_eq!(net.nodes[&2].fatal, Some(Fatal::Removed { serial: 2 }));
     assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn a_node_that_followed_its_rosters_knows_what_one_does_that_read_only_the_last() {
+    let mut net = Net::new(&[1], &[(1, &[1])]);
+    net.until(|net| net.nodes[&1].up);
+    for members in [&[1, 2, 3, 4][..], &[1, 2, 4], &[1, 4, 5, 9], &[1], &[1, 9]] {
+        let before = net.nodes[&1].snapshot.generation;
+        net.roster = net.sign(&[1], members, Some(&net.roster.clone()));
+        net.upload(1, &net.roster.clone());
+        net.until(|net| net.nodes[&1].snapshot.generation > before);
+        let followed = net.nodes.remove(&1).unwrap();
+        net.start(1, Vec::new(), followed.files.clone());
+        let fresh = net.nodes.insert(1, followed).unwrap();
+        assert_eq!(net.known(&net.nodes[&1].snapshot), net.known(&fresh.snapshot), "{members:?}");
+        assert_eq!(net.nodes[&1].snapshot.peers().count(), members.len() - 1);
+    }
 }
 
 #[test]
@@ -246,6 +263,19 @@ impl Net {
         }
     }
 
+    /// What a snapshot says, slots apart: each peer with its keys and the last byte of its addresses, and which of
+    /// these are the node's own.
+    fn known(&self, snapshot: &Snapshot) -> (BTreeMap<MemberId, Vec<u8>>, Vec<u8>) {
+        let owned = |owner| (0..=255).filter(|n| snapshot.owns(owner, [10, 77, 0, *n].into())).collect();
+        let peer = |(slot, info): (PeerSlot, &PeerInfo)| {
+            let id = info.keys.member().unwrap();
+            let hint = SenderHint::of(&self.authority.network(), &id);
+            assert!(snapshot.hinted(hint).contains(&slot), "the hint of {id} leads elsewhere");
+            (id, owned(Owner::Peer(slot)))
+        };
+        (snapshot.peers().map(peer).collect(), owned(Owner::Me))
+    }
+
     fn need(&mut self, from: u8, to: u8) {
         let peer = self.slot(from, to);
         self.nodes.get_mut(&from).unwrap().node.handle_event(Event::NeedPath { peer }, self.now, UNIX);
@@ -395,7 +425,7 @@ impl Net {
                 Output::Interface(_) => {}
                 Output::Resolve { place } => node.node.handle_resolved(&place, &[], now),
                 Output::Persist { file, bytes, token } => {
-                    node.files.insert(file, bytes);
+                    node.files.insert(file, bytes.to_vec());
                     if let Some(token) = token {
                         node.node.handle_persisted(token, PersistResult::Written, now, UNIX);
                     }

@@ -168,6 +168,11 @@ impl ClaimSet {
         self.by_invite.values().flatten()
     }
 
+    /// Each invite with its claims.
+    pub(crate) fn by_invite(&self) -> impl Iterator<Item = (&InviteKey, &[CountersignedClaim])> {
+        self.by_invite.iter().map(|(invite, claims)| (invite, claims.as_slice()))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_invite.values().map(Vec::len).sum()

@@ -9,13 +9,17 @@
 //!
 //! It fills that one record's keys and nothing else. Where the record had keys, they are replaced.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
-use flatlan_types::{InviteKey, MemberId, Name, NetworkId, NodeKeys, Prefix, SessionKey, UnixTime, VirtualIp};
+use flatlan_types::{MemberId, Name, NetworkId, NodeKeys, Prefix, SessionKey, UnixTime, VirtualIp};
 
 use crate::{
     claim::{ClaimSet, CountersignedClaim},
-    owner::{MemberIndex, OwnerTable},
+    owner::MemberIndex,
     record::{MemberRecord, Stock},
     records::Records,
 };
@@ -24,7 +28,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// What the admin signed.
-    pub record: MemberRecord,
+    pub record: Arc<MemberRecord>,
     /// The keys that count: the record's, or those of the claim that replaced them.
     pub keys: NodeKeys,
     /// All its addresses, IPv4 first: the record's, and the IPv6 that belongs to its key unless the
@@ -51,10 +55,10 @@ impl Member {
         self.record.routes.iter().chain(&self.record.moved).copied()
     }
 
-    fn new(network: &NetworkId, record: &MemberRecord, keys: NodeKeys, origin: KeyOrigin) -> Self {
+    pub(crate) fn new(network: &NetworkId, record: &Arc<MemberRecord>, keys: NodeKeys, origin: KeyOrigin) -> Self {
         let mut ips = addresses(network, record, Some(&keys));
         ips.sort_by_key(|ip| ip.ip().is_ipv6());
-        Self { record: record.clone(), keys, ips, origin }
+        Self { record: Arc::clone(record), keys, ips, origin }
     }
 }
 
@@ -113,98 +117,142 @@ impl fmt::Display for ClaimRefusal {
     }
 }
 
-/// What records and claims come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What claims bring to records: few members, beside the many whose records have their keys.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Folded {
-    /// Sorted by name.
-    pub(crate) members: Vec<Member>,
+    claimed: BTreeMap<MemberIndex, Member>,
+    ids: BTreeMap<MemberId, MemberIndex>,
+    sessions: BTreeMap<SessionKey, MemberIndex>,
+    ips: BTreeMap<VirtualIp, MemberIndex>,
     pub(crate) refused: Vec<RefusedClaim>,
 }
 
 impl Folded {
     pub(crate) fn new(network: &NetworkId, records: &Records, claims: &ClaimSet) -> Self {
-        let mut taken = Taken::default();
-        for record in records.members() {
-            taken.add(network, record, record.keys.as_ref());
+        let mut folded = Self::default();
+        let mut single = Vec::new();
+        for (invite, claims) in claims.by_invite() {
+            let Some(at) = records.by_invite(invite) else { continue };
+            let Some(record) = records.shared(at) else { continue };
+            match claims {
+                [] => {}
+                [claim] => single.push((at, record, claim)),
+                several => folded.refused.extend(several.iter().map(|claim| RefusedClaim {
+                    member: record.name.clone(),
+                    claim: claim.clone(),
+                    reason: ClaimRefusal::DoubleClaim,
+                })),
+            }
         }
-        let mut refused = Vec::new();
-        let mut counted: BTreeMap<&Name, &CountersignedClaim> = BTreeMap::new();
-        for (record, claim) in single_claims(records, claims, &mut refused) {
-            match taken.refusal(network, record, claim.keys()) {
+        for (at, record, claim) in single {
+            match folded.refusal(network, records, record, claim.keys()) {
                 Some(reason) => {
-                    refused.push(RefusedClaim { member: record.name.clone(), claim: claim.clone(), reason })
+                    folded.refused.push(RefusedClaim { member: record.name.clone(), claim: claim.clone(), reason })
                 }
                 None => {
-                    taken.add(network, record, Some(claim.keys()));
-                    counted.insert(&record.name, claim);
+                    let keys = *claim.keys();
+                    folded.ids.insert(keys.id, at);
+                    folded.sessions.insert(keys.session, at);
+                    for ip in addresses(network, record, Some(&keys)) {
+                        folded.ips.entry(ip).or_insert(at);
+                    }
+                    folded.claimed.insert(at, Member::new(network, record, keys, KeyOrigin::Claim(claim.time())));
                 }
             }
         }
-        let member = |record: &MemberRecord| match (counted.get(&record.name), record.keys) {
-            (Some(claim), _) => Some(Member::new(network, record, *claim.keys(), KeyOrigin::Claim(claim.time()))),
-            (None, Some(keys)) => Some(Member::new(network, record, keys, KeyOrigin::Record)),
-            (None, None) => None,
-        };
-        Self { members: records.members().iter().filter_map(member).collect(), refused }
+        folded
     }
-}
 
-/// The open invites of these records.
-pub(crate) fn invites(records: &Records) -> BTreeMap<InviteKey, &MemberRecord> {
-    records.members().iter().filter_map(|record| Some((record.invite?.key, record))).collect()
-}
-
-/// Why keys may not become those of `record`, if they may not.
-pub(crate) fn key_refusal(
-    network: &NetworkId,
-    members: &[Member],
-    records: &Records,
-    record: &MemberRecord,
-    keys: &NodeKeys,
-) -> Option<ClaimRefusal> {
-    let mut taken = Taken::default();
-    for other in records.members() {
-        taken.add(network, other, other.keys.as_ref());
-    }
-    for member in members {
-        taken.add(network, &member.record, Some(&member.keys));
-    }
-    taken.refusal(network, record, keys)
-}
-
-/// Who owns which address, as seen by `me`: a stock peer's addresses lead to the member that
-/// terminates its tunnel, except at that member itself.
-pub(crate) fn owner_table(members: &[Member], me: Option<MemberIndex>) -> OwnerTable {
-    let by_name: BTreeMap<&Name, MemberIndex> =
-        members.iter().enumerate().map(|(at, member)| (member.name(), MemberIndex::at(at))).collect();
-    let mut groups: BTreeMap<&Name, Vec<MemberIndex>> = BTreeMap::new();
-    for (at, member) in members.iter().enumerate() {
-        if let Some(ha) = &member.record.ha {
-            groups.entry(ha).or_default().push(MemberIndex::at(at));
+    /// Why keys may not become those of `record`, if they may not.
+    pub(crate) fn refusal(
+        &self,
+        network: &NetworkId,
+        records: &Records,
+        record: &MemberRecord,
+        keys: &NodeKeys,
+    ) -> Option<ClaimRefusal> {
+        let name = |at: MemberIndex| records.record(at).map(|record| record.name.clone());
+        let of_id = || records.by_id(&keys.id).or_else(|| self.ids.get(&keys.id).copied());
+        let of_session = || records.by_session(&keys.session).or_else(|| self.sessions.get(&keys.session).copied());
+        if let Some(by) = of_id().or_else(of_session).and_then(name) {
+            return Some(ClaimRefusal::KeyTaken { by });
         }
+        let ips = addresses(network, record, Some(keys));
+        let of_ip = |ip: &VirtualIp| records.by_ip(*ip).or_else(|| self.ips.get(ip).copied()).and_then(name);
+        let by = ips.iter().find_map(|ip| of_ip(ip).filter(|by| *by != record.name));
+        by.map(|by| ClaimRefusal::AddressTaken { by })
     }
+
+    pub(crate) fn member<'a>(&'a self, records: &'a Records, at: MemberIndex) -> Option<&'a Member> {
+        self.claimed.get(&at).or_else(|| records.with_keys(at))
+    }
+
+    pub(crate) fn by_id(&self, records: &Records, id: &MemberId) -> Option<MemberIndex> {
+        self.ids.get(id).copied().or_else(|| records.by_id(id).filter(|at| !self.claimed.contains_key(at)))
+    }
+
+    pub(crate) fn by_session(&self, records: &Records, session: &SessionKey) -> Option<MemberIndex> {
+        let by_record = || records.by_session(session).filter(|at| !self.claimed.contains_key(at));
+        self.sessions.get(session).copied().or_else(by_record)
+    }
+
+    /// The members to whom claims give other keys than in `old`.
+    pub(crate) fn changed_since(&self, old: &Self) -> impl Iterator<Item = MemberIndex> {
+        let of = |claimed: &BTreeMap<MemberIndex, Member>| claimed.keys().copied().collect::<BTreeSet<_>>();
+        let differs = |at: &MemberIndex| self.claimed.get(at) != old.claimed.get(at);
+        of(&self.claimed).union(&of(&old.claimed)).copied().filter(differs).collect::<Vec<_>>().into_iter()
+    }
+}
+
+/// What these members own, and who owns it with them, as seen by `me`: by address and length, and then by
+/// name. A stock peer's addresses lead to the member that terminates its tunnel, except at that member
+/// itself; of an HA group, whoever carries a wider prefix owns what lies in it, too.
+pub(crate) fn owned(
+    records: &Records,
+    folded: &Folded,
+    members: impl Iterator<Item = MemberIndex>,
+    me: Option<MemberIndex>,
+) -> Vec<(Prefix, MemberIndex)> {
+    let member = |at: MemberIndex| folded.member(records, at);
     let leads_to = |at: MemberIndex| {
-        let stock = members.get(at.index()).and_then(|member| member.record.stock.as_ref());
-        let via = stock.and_then(|Stock { via }| by_name.get(via).copied());
+        let stock = member(at).and_then(|member| member.record.stock.as_ref());
+        let via = stock.and_then(|Stock { via }| records.place(via)).filter(|via| member(*via).is_some());
         via.filter(|via| me != Some(*via)).unwrap_or(at)
     };
     let mut prefixes: Vec<(Prefix, MemberIndex)> = Vec::new();
-    for (at, member) in members.iter().enumerate() {
-        let this = MemberIndex::at(at);
-        prefixes.extend(member.prefixes().map(|prefix| (prefix, leads_to(this))));
-        let Some(group) = member.record.ha.as_ref().and_then(|ha| groups.get(ha)) else { continue };
-        for prefix in member.routes() {
-            let carries = |other: &&MemberIndex| {
-                let routes = members.get(other.index()).into_iter().flat_map(Member::routes);
+    for this in members {
+        let Some(owner) = member(this) else { continue };
+        prefixes.extend(owner.prefixes().map(|prefix| (prefix, leads_to(this))));
+        let Some(ha) = &owner.record.ha else { continue };
+        for prefix in owner.routes() {
+            let carries = |other: &MemberIndex| {
+                let routes = member(*other).into_iter().flat_map(Member::routes);
                 let mut wider = routes.filter(|r| r.contains(prefix.ip()) && r.length() < prefix.length());
-                **other != this && wider.next().is_some()
+                *other != this && wider.next().is_some()
             };
-            prefixes.extend(group.iter().filter(carries).map(|other| (prefix, leads_to(*other))));
+            prefixes.extend(records.group(ha).filter(carries).map(|other| (prefix, leads_to(other))));
         }
     }
-    prefixes.sort_by_key(|(prefix, owner)| (prefix.ip(), prefix.length(), *owner));
+    let name = |at: MemberIndex| records.record(at).map(|record| &record.name);
+    prefixes.sort_by(|(a, of_a), (b, of_b)| {
+        let place = |prefix: &Prefix| (prefix.ip(), prefix.length());
+        place(a).cmp(&place(b)).then_with(|| name(*of_a).cmp(&name(*of_b)))
+    });
     prefixes.dedup();
-    OwnerTable::new(prefixes)
+    prefixes
+}
+
+/// These members, and all others of whom what they own, and who owns it with them, may depend on them.
+pub(crate) fn kin(records: &Records, of: &BTreeSet<MemberIndex>) -> BTreeSet<MemberIndex> {
+    let mut kin = of.clone();
+    for (at, stock) in records.stock() {
+        if records.place(&stock.via).is_some_and(|via| of.contains(&via)) {
+            kin.insert(at);
+        }
+    }
+    let groups: BTreeSet<&Name> = kin.iter().filter_map(|at| records.record(*at)?.ha.as_ref()).collect();
+    kin.extend(groups.into_iter().flat_map(|ha| records.group(ha)));
+    kin
 }
 
 /// A member's addresses: the record's, and the one that belongs to its key unless the record has an
@@ -215,55 +263,4 @@ pub(crate) fn addresses(network: &NetworkId, record: &MemberRecord, keys: Option
         ips.extend(keys.map(|keys| VirtualIp::of_key(network, &keys.session)));
     }
     ips
-}
-
-/// The invites that exactly one claim redeems, in the order of their keys; claims for the others are
-/// refused.
-fn single_claims<'a>(
-    records: &'a Records,
-    claims: &'a ClaimSet,
-    refused: &mut Vec<RefusedClaim>,
-) -> Vec<(&'a MemberRecord, &'a CountersignedClaim)> {
-    let mut single = Vec::new();
-    for (invite, record) in invites(records) {
-        match claims.of(&invite) {
-            [] => {}
-            [claim] => single.push((record, claim)),
-            several => refused.extend(several.iter().map(|claim| RefusedClaim {
-                member: record.name.clone(),
-                claim: claim.clone(),
-                reason: ClaimRefusal::DoubleClaim,
-            })),
-        }
-    }
-    single
-}
-
-/// Keys and key-derived addresses in use, by whom.
-#[derive(Default)]
-struct Taken<'a> {
-    ids: BTreeMap<MemberId, &'a Name>,
-    sessions: BTreeMap<SessionKey, &'a Name>,
-    ips: BTreeMap<VirtualIp, &'a Name>,
-}
-
-impl<'a> Taken<'a> {
-    fn add(&mut self, network: &NetworkId, record: &'a MemberRecord, keys: Option<&NodeKeys>) {
-        for ip in addresses(network, record, keys) {
-            self.ips.entry(ip).or_insert(&record.name);
-        }
-        if let Some(keys) = keys {
-            self.ids.entry(keys.id).or_insert(&record.name);
-            self.sessions.entry(keys.session).or_insert(&record.name);
-        }
-    }
-
-    fn refusal(&self, network: &NetworkId, record: &MemberRecord, keys: &NodeKeys) -> Option<ClaimRefusal> {
-        if let Some(by) = self.ids.get(&keys.id).or_else(|| self.sessions.get(&keys.session)) {
-            return Some(ClaimRefusal::KeyTaken { by: (*by).clone() });
-        }
-        let ips = addresses(network, record, Some(keys));
-        let by_ip = ips.iter().find_map(|ip| self.ips.get(ip).filter(|by| ***by != record.name));
-        by_ip.map(|by| ClaimRefusal::AddressTaken { by: (*by).clone() })
-    }
 }

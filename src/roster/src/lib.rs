@@ -28,6 +28,7 @@ mod record;
 mod records;
 mod roster;
 mod rules;
+pub mod shared;
 pub mod source;
 mod token;
 mod wire;

@@ -1,16 +1,21 @@
 //! Who owns an address: longest prefix over the whole roster.
 //!
-//! Single addresses stand in one hash map. All shorter prefixes are flattened, once per roster, into
-//! disjoint intervals, where a look-up is one binary search over plain integers; nothing a peer sends can
-//! slow either down. Where members of an HA group carry the same addresses, these have several owners.
+//! Single addresses stand in one map. All shorter prefixes are flattened into disjoint intervals, where a
+//! look-up is one binary search over plain integers; nothing a peer sends can slow either down. Where members
+//! of an HA group carry the same addresses, these have several owners.
+//!
+//! Of a table that differs from another in a few addresses, the rest is shared with it.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{net::IpAddr, sync::Arc};
 
 use flatlan_types::Prefix;
 
-/// A member's place in [`VerifiedRoster::members`]. It changes from roster to roster.
+use crate::shared::{Few, SharedMap};
+
+/// A member's place in the roster: it keeps it as long as one roster follows another by
+/// [`VerifiedRoster::changed_since`], and may have another in one that was read from nothing.
 ///
-/// [`VerifiedRoster::members`]: crate::VerifiedRoster::members
+/// [`VerifiedRoster::changed_since`]: crate::VerifiedRoster::changed_since
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberIndex(pub u32);
 
@@ -25,12 +30,16 @@ impl MemberIndex {
     }
 }
 
-/// Address to owners. `T` names a member: its place in the roster, or whatever [`filter_map`] made of it.
-///
-/// [`filter_map`]: OwnerTable::filter_map
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Address to owners. `T` names a member: its place in the roster, or as whoever looks it up calls it.
+#[derive(Clone, Debug)]
 pub struct OwnerTable<T = MemberIndex> {
-    hosts: HashMap<IpAddr, u32>,
+    hosts: SharedMap<IpAddr, Few<T>>,
+    wide: Arc<Wide<T>>,
+}
+
+/// Prefixes that hold more than one address.
+#[derive(Debug)]
+struct Wide<T> {
     v4: Intervals<u32>,
     v6: Intervals<u128>,
     owners: Vec<Box<[T]>>,
@@ -38,7 +47,8 @@ pub struct OwnerTable<T = MemberIndex> {
 
 impl<T> Default for OwnerTable<T> {
     fn default() -> Self {
-        Self { hosts: HashMap::new(), v4: Intervals::default(), v6: Intervals::default(), owners: Vec::new() }
+        let wide = Wide { v4: Intervals::default(), v6: Intervals::default(), owners: Vec::new() };
+        Self { hosts: SharedMap::default(), wide: Arc::new(wide) }
     }
 }
 
@@ -46,25 +56,36 @@ impl<T: Copy + Ord> OwnerTable<T> {
     /// From prefixes and their owners. Where a prefix is listed with several owners, the first is
     /// preferred.
     pub fn new(prefixes: impl IntoIterator<Item = (Prefix, T)>) -> Self {
-        let mut sorted: Vec<(Prefix, T)> = prefixes.into_iter().collect();
-        sorted.sort_by_key(|(prefix, _)| (prefix.ip(), prefix.length()));
-        let mut owners: Vec<Box<[T]>> = Vec::new();
-        let mut hosts = HashMap::new();
-        let (mut v4, mut v6) = (Flatten::new(), Flatten::new());
+        let (hosts, wide): (Vec<_>, Vec<_>) = prefixes.into_iter().partition(|(prefix, _)| prefix.is_host());
+        let mut table = Self { hosts: SharedMap::with_capacity(hosts.len()), wide: Arc::new(Wide::new(wide)) };
+        table.set_hosts(hosts);
+        table
+    }
+
+    /// Sets the owners of single addresses, in order of preference; what is no single address is left out. All
+    /// owners of an address are to be given.
+    pub fn set_hosts(&mut self, hosts: impl IntoIterator<Item = (Prefix, T)>) {
+        let mut sorted: Vec<(Prefix, T)> = hosts.into_iter().filter(|(prefix, _)| prefix.is_host()).collect();
+        sorted.sort_by_key(|(prefix, _)| prefix.ip());
         for group in sorted.chunk_by(|(a, _), (b, _)| a == b) {
-            let Some((prefix, _)) = group.first() else { continue };
-            let set = u32::try_from(owners.len()).expect("a roster holds far fewer than 2^32 prefixes");
-            owners.push(group.iter().map(|(_, owner)| *owner).collect());
-            let length = u32::from(prefix.length());
-            match prefix.ip() {
-                IpAddr::V4(_) | IpAddr::V6(_) if length == bits(prefix.ip()) => {
-                    hosts.insert(prefix.ip(), set);
-                }
-                IpAddr::V4(ip) => v4.add(u32::from(ip), u32::MAX.checked_shr(length).unwrap_or(0), set),
-                IpAddr::V6(ip) => v6.add(u128::from(ip), u128::MAX.checked_shr(length).unwrap_or(0), set),
-            }
+            let Some((prefix, first)) = group.first() else { continue };
+            let owners = match group {
+                [_] => Few::One([*first]),
+                several => Few::Several(several.iter().map(|(_, owner)| *owner).collect()),
+            };
+            self.hosts.insert(prefix.ip(), owners);
         }
-        Self { hosts, v4: v4.finish(), v6: v6.finish(), owners }
+    }
+
+    /// Takes a single address from its owners: it belongs to whoever has a prefix around it.
+    pub fn remove_host(&mut self, ip: IpAddr) {
+        self.hosts.remove(&ip);
+    }
+
+    /// Replaces all prefixes that hold more than one address.
+    pub fn set_wide(&mut self, prefixes: impl IntoIterator<Item = (Prefix, T)>) {
+        let wide = prefixes.into_iter().filter(|(prefix, _)| !prefix.is_host());
+        self.wide = Arc::new(Wide::new(wide.collect()));
     }
 
     /// The owner that traffic to `ip` goes to.
@@ -74,24 +95,42 @@ impl<T: Copy + Ord> OwnerTable<T> {
 
     /// All owners of `ip`, the preferred one first: one, or the members of an HA group.
     pub fn owners(&self, ip: IpAddr) -> &[T] {
-        let set = self.hosts.get(&ip).copied().or_else(|| match ip {
-            IpAddr::V4(ip) => self.v4.find(u32::from(ip)),
-            IpAddr::V6(ip) => self.v6.find(u128::from(ip)),
-        });
-        set.and_then(|set| self.owners.get(set as usize)).map_or(&[], |owners| owners)
+        match self.hosts.get(&ip) {
+            Some(owners) => owners.as_slice(),
+            None => self.wide.owners(ip),
+        }
     }
 
     /// Whether `member` may send from `ip`.
     pub fn owns(&self, member: T, ip: IpAddr) -> bool {
         self.owners(ip).contains(&member)
     }
+}
 
-    /// The same table under other names for the members. What belongs to members without one belongs to
-    /// nobody.
-    pub fn filter_map<U>(self, mut name: impl FnMut(T) -> Option<U>) -> OwnerTable<U> {
-        let rename = |owners: Box<[T]>| owners.into_iter().filter_map(&mut name).collect();
-        let owners = self.owners.into_iter().map(rename).collect();
-        OwnerTable { hosts: self.hosts, v4: self.v4, v6: self.v6, owners }
+impl<T: Copy + Ord> Wide<T> {
+    fn new(mut sorted: Vec<(Prefix, T)>) -> Self {
+        sorted.sort_by_key(|(prefix, _)| (prefix.ip(), prefix.length()));
+        let mut owners: Vec<Box<[T]>> = Vec::new();
+        let (mut v4, mut v6) = (Flatten::new(), Flatten::new());
+        for group in sorted.chunk_by(|(a, _), (b, _)| a == b) {
+            let Some((prefix, _)) = group.first() else { continue };
+            let set = u32::try_from(owners.len()).expect("a roster holds far fewer than 2^32 prefixes");
+            owners.push(group.iter().map(|(_, owner)| *owner).collect());
+            let length = u32::from(prefix.length());
+            match prefix.ip() {
+                IpAddr::V4(ip) => v4.add(u32::from(ip), u32::MAX.checked_shr(length).unwrap_or(0), set),
+                IpAddr::V6(ip) => v6.add(u128::from(ip), u128::MAX.checked_shr(length).unwrap_or(0), set),
+            }
+        }
+        Self { v4: v4.finish(), v6: v6.finish(), owners }
+    }
+
+    fn owners(&self, ip: IpAddr) -> &[T] {
+        let set = match ip {
+            IpAddr::V4(ip) => self.v4.find(u32::from(ip)),
+            IpAddr::V6(ip) => self.v6.find(u128::from(ip)),
+        };
+        set.and_then(|set| self.owners.get(set as usize)).map_or(&[], |owners| owners)
     }
 }
 
@@ -178,10 +217,6 @@ impl Address for u128 {
     }
 }
 
-fn bits(ip: IpAddr) -> u32 {
-    if ip.is_ipv4() { u32::BITS } else { u128::BITS }
-}
-
 const NOBODY: u32 = u32::MAX;
 
 #[cfg(test)]
@@ -217,18 +252,17 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_a_member_without_another_name_belongs_to_nobody() {
-        let table = OwnerTable::new([
-            ("10.0.0.0/8".parse().unwrap(), 1),
-            ("10.1.0.0/16".parse().unwrap(), 2),
-            ("10.1.0.0/16".parse().unwrap(), 3),
-            ("10.2.0.0/16".parse().unwrap(), 2),
-        ]);
-        let named = table.filter_map(|owner| (owner != 2).then_some(owner * 10));
-        assert_eq!(named.owners([10, 0, 0, 1].into()), [10]);
-        assert_eq!(named.owners([10, 1, 0, 1].into()), [30]);
-        assert_eq!(named.owner([10, 2, 0, 1].into()), None);
-        assert!(named.owns(30, [10, 1, 0, 1].into()) && !named.owns(20, [10, 1, 0, 1].into()));
+    fn an_address_taken_from_its_owner_belongs_to_the_prefix_around_it() {
+        let prefix = |text: &str| text.parse::<Prefix>().unwrap();
+        let before = OwnerTable::new([(prefix("10.1.0.0/16"), 1), (prefix("10.1.0.7/32"), 2)]);
+        let mut after = before.clone();
+        after.remove_host([10, 1, 0, 7].into());
+        after.set_hosts([(prefix("10.1.0.8/32"), 4), (prefix("10.1.0.8/32"), 3)]);
+        let owners = |table: &OwnerTable<i32>, last| table.owners([10, 1, 0, last].into()).to_vec();
+        assert_eq!((owners(&before, 7), owners(&before, 8)), (vec![2], vec![1]));
+        assert_eq!((owners(&after, 7), owners(&after, 8)), (vec![1], vec![4, 3]));
+        after.set_wide([(prefix("10.1.0.0/24"), 5)]);
+        assert_eq!((owners(&after, 7), owners(&after, 8), owners(&before, 7)), (vec![5], vec![4, 3], vec![2]));
     }
 
     proptest! {

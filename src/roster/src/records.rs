@@ -1,50 +1,188 @@
-//! The sorted list of records that a head signs.
+//! The sorted list of records that a head signs, and what is looked up in it.
 //!
 //! Order is by (kind, name), strictly rising, so that the same roster has one list and one digest:
 //! nothing can be left out, repeated or moved without changing it. The digest is over the records' own
 //! hashes, so that a change of one record costs 32 bytes of hashing for every other.
+//!
+//! A list is made in one of two ways, with the same result. [`Records::decode`] reads every record and
+//! checks every rule. [`Records::follow`] is for a list of which most records are, byte for byte, those
+//! of a list that was checked before: it
+//!
+//! 1. lines both up by their bytes alone: what stays, what goes, what comes;
+//! 2. compares the digest, before anything is read;
+//! 3. reads what comes, and checks what a rule could see of it;
+//!
+//! and shares the rest with the older list. Whatever it is not made for, and whatever breaks a rule, it
+//! leaves to [`Records::decode`], which says what is wrong.
 
-use flatlan_types::Name;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+};
+
+use flatlan_types::{InviteKey, MemberId, Name, NetworkId, Prefix, SessionKey, VirtualIp};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    record::{HubRecord, MemberRecord, NetworkRecord, Record},
-    rules::{self, Violation},
+    fold::{self, Member},
+    owner::MemberIndex,
+    record::{HubRecord, MemberRecord, NetworkRecord, Record, Stock},
+    rules::{self, Carriable, Kind, Violation},
+    shared::{SharedMap, SharedVec},
     wire::DecodeError,
 };
 
 /// Records in order that obey every rule, with the bytes that were or will be signed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Records {
-    bytes: Vec<Vec<u8>>,
+    encoded: Encoded,
+    hashes: Vec<[u8; 32]>,
+    digest: [u8; 32],
     network: NetworkRecord,
     hubs: Vec<HubRecord>,
-    members: Vec<MemberRecord>,
-    digest: [u8; 32],
+    /// The members by name.
+    order: Vec<MemberIndex>,
+    members: SharedVec<Option<Entry>>,
+    index: Index,
+    /// The same for lists of which one follows the other: in these, a place is always the same name's.
+    places: Arc<()>,
 }
+
+/// A member's record, and the member where that has keys.
+#[derive(Clone, Debug)]
+struct Entry {
+    record: Arc<MemberRecord>,
+    member: Option<Member>,
+}
+
+/// Where records stand in memory, one after the other, perhaps with something between them.
+#[derive(Clone, Debug)]
+pub(crate) struct Encoded {
+    bytes: Arc<[u8]>,
+    spans: Vec<(u32, u32)>,
+}
+
+/// What is looked up by other things than a name.
+#[derive(Clone, Debug, Default)]
+struct Index {
+    ids: SharedMap<MemberId, MemberIndex>,
+    sessions: SharedMap<SessionKey, MemberIndex>,
+    invites: SharedMap<InviteKey, MemberIndex>,
+    ips: SharedMap<std::net::IpAddr, MemberIndex>,
+    /// What members carry, and their addresses outside the overlay's own; by address and length.
+    carried: Arc<Vec<(Prefix, Kind, MemberIndex)>>,
+    /// Members of each HA group.
+    groups: Arc<BTreeMap<Name, BTreeSet<MemberIndex>>>,
+    /// Plain WireGuard peers.
+    stock: Arc<BTreeSet<MemberIndex>>,
+}
+
+/// A key or an address of two members.
+struct Taken;
 
 impl Records {
     /// Sorts records made here, and checks them against every rule.
     ///
     /// # Errors
     /// The first rule that they break.
-    pub fn compile(mut records: Vec<Record>, network: &flatlan_types::NetworkId) -> Result<Self, Violation> {
+    pub fn compile(mut records: Vec<Record>, network: &NetworkId) -> Result<Self, Violation> {
         records.sort_by(|a, b| a.order().cmp(&b.order()));
-        let bytes = records.iter().map(Record::encode).collect();
-        Self::checked(bytes, records, network)
+        let mut bytes = Vec::new();
+        let spans = records.iter().map(|record| {
+            let start = bytes.len();
+            bytes.extend(record.encode());
+            span(start..bytes.len())
+        });
+        let spans = spans.collect();
+        let encoded = Encoded { bytes: bytes.into(), spans };
+        let hashes = encoded.iter().map(hash).collect();
+        Self::checked(encoded, hashes, records, network)
     }
 
     /// Reads records that a head vouched for, and checks them against every rule again.
-    pub(crate) fn decode(bytes: Vec<Vec<u8>>, network: &flatlan_types::NetworkId) -> Result<Self, RecordsError> {
-        let records = bytes.iter().map(|record| Record::decode(record)).collect::<Result<Vec<_>, _>>()?;
+    pub(crate) fn decode(encoded: Encoded, digest: &[u8; 32], id: &NetworkId) -> Result<Self, RecordsError> {
+        let hashes: Vec<[u8; 32]> = encoded.iter().map(hash).collect();
+        if digest_of(&hashes) != *digest {
+            return Err(RecordsError::Mismatch);
+        }
+        let records = encoded.iter().map(Record::decode).collect::<Result<Vec<_>, _>>()?;
         if !records.is_sorted_by(|a, b| a.order() < b.order()) {
             return Err(RecordsError::Order);
         }
-        Ok(Self::checked(bytes, records, network)?)
+        Ok(Self::checked(encoded, hashes, records, id)?)
     }
 
-    fn checked(bytes: Vec<Vec<u8>>, records: Vec<Record>, id: &flatlan_types::NetworkId) -> Result<Self, Violation> {
-        let digest = digest(&bytes);
+    /// The same as [`Records::decode`] for a list that differs from this one in a few members, or `None`: it is
+    /// another kind of list, or there is something wrong with it.
+    pub(crate) fn follow(&self, encoded: &Encoded, digest: &[u8; 32], id: &NetworkId) -> Option<Self> {
+        let lined_up = LinedUp::new(&self.encoded, encoded)?;
+        let first = self.first_member();
+        let members = first..first + self.order.len();
+        // network, hubs and what is skipped are as they were, and whatever comes stands among the members
+        let skipped = self.encoded.len() - members.end;
+        let end = encoded.len().checked_sub(skipped)?;
+        let before = lined_up.from.iter().take(first).copied();
+        let behind = lined_up.from.iter().skip(end).copied();
+        let as_it_was = before.eq((0..first).map(Some)) && behind.eq((members.end..self.encoded.len()).map(Some));
+        if !as_it_was || !lined_up.gone.iter().all(|at| members.contains(at)) {
+            return None;
+        }
+        let hashes: Option<Vec<[u8; 32]>> = std::iter::zip(&lined_up.from, encoded.iter())
+            .map(|(from, bytes)| from.map_or_else(|| Some(hash(bytes)), |from| self.hashes.get(from).copied()))
+            .collect();
+        let hashes = hashes?;
+        if digest_of(&hashes) != *digest {
+            return None;
+        }
+        let place = |from: usize| self.order.get(from.checked_sub(first)?).copied();
+        let mut gone: BTreeMap<&Name, MemberIndex> = BTreeMap::new();
+        for at in &lined_up.gone {
+            let index = place(*at)?;
+            gone.insert(&self.record(index)?.name, index);
+        }
+        let mut come: Vec<(MemberIndex, Arc<MemberRecord>)> = Vec::new();
+        let mut order = Vec::with_capacity(lined_up.from.len());
+        let mut next = self.members.len();
+        for (at, from) in lined_up.from.iter().enumerate().take(end).skip(first) {
+            match from {
+                Some(from) => order.push(place(*from)?),
+                None => {
+                    let Record::Member(record) = Record::decode(encoded.get(at)?).ok()? else { return None };
+                    let index = match gone.get(&record.name) {
+                        Some(index) => *index,
+                        None => {
+                            next += 1;
+                            MemberIndex::at(next - 1)
+                        }
+                    };
+                    order.push(index);
+                    come.push((index, Arc::new(record)));
+                }
+            }
+        }
+        let mut followed = Self {
+            encoded: encoded.clone(),
+            hashes,
+            digest: *digest,
+            network: self.network.clone(),
+            hubs: self.hubs.clone(),
+            order,
+            members: self.members.clone(),
+            index: self.index.clone(),
+            places: Arc::clone(&self.places),
+        };
+        followed.replace(gone.values().copied(), come, id)?;
+        Some(followed)
+    }
+
+    fn checked(
+        encoded: Encoded,
+        hashes: Vec<[u8; 32]>,
+        records: Vec<Record>,
+        id: &NetworkId,
+    ) -> Result<Self, Violation> {
+        let digest = digest_of(&hashes);
         let (mut networks, mut hubs, mut members) = (Vec::new(), Vec::new(), Vec::new());
         for record in records {
             match record {
@@ -59,7 +197,73 @@ impl Records {
             return Err(Violation::NetworkCount);
         }
         rules::check(id, &network, &hubs, &members)?;
-        Ok(Self { bytes, network, hubs, members, digest })
+        let carriable = Carriable::new(id, &network, &hubs);
+        let mut index = Index::with_capacity(members.len());
+        let mut carried = Vec::new();
+        for (at, record) in members.iter().enumerate() {
+            let at = MemberIndex::at(at);
+            // the rules have seen that nothing is there twice
+            let _ = index.add(id, at, record);
+            carried.extend(carriable.of(record).map(|(prefix, kind)| (prefix, kind, at)));
+        }
+        carried.sort_by_key(|(prefix, ..)| (prefix.ip(), prefix.length()));
+        index.carried = Arc::new(carried);
+        let order = (0..members.len()).map(MemberIndex::at).collect();
+        let members = members.into_iter().map(|record| Some(Entry::new(id, Arc::new(record)))).collect();
+        Ok(Self { encoded, hashes, digest, network, hubs, order, members, index, places: Arc::default() })
+    }
+
+    /// Takes records out and puts others in, or `None` where a rule may be broken.
+    fn replace(
+        &mut self,
+        gone: impl Iterator<Item = MemberIndex>,
+        come: Vec<(MemberIndex, Arc<MemberRecord>)>,
+        id: &NetworkId,
+    ) -> Option<()> {
+        let gone: BTreeSet<MemberIndex> = gone.collect();
+        for at in &gone {
+            let record = Arc::clone(&self.entry(*at)?.record);
+            self.index.remove(id, *at, &record);
+            self.members.set(at.index(), None);
+        }
+        for (at, record) in &come {
+            self.members.set(at.index(), Some(Entry::new(id, Arc::clone(record))));
+        }
+        let in_order = |pair: &[MemberIndex]| match pair {
+            [a, b] => self.record(*a).zip(self.record(*b)).is_some_and(|(a, b)| a.name < b.name),
+            _ => true,
+        };
+        let came: BTreeSet<MemberIndex> = come.iter().map(|(at, _)| *at).collect();
+        let beside = |pair: &&[MemberIndex]| pair.iter().any(|at| came.contains(at));
+        if !self.order.windows(2).filter(beside).all(in_order) {
+            return None;
+        }
+        for (at, record) in &come {
+            self.index.add(id, *at, record).ok()?;
+        }
+        let carriable = Carriable::new(id, &self.network, &self.hubs);
+        let named = |name: &Name| self.member(name);
+        for (_, record) in &come {
+            rules::check_member(&self.network, &self.hubs, &named, record).ok()?;
+            carriable.check(record).ok()?;
+        }
+        for at in self.index.stock.iter() {
+            rules::check_member(&self.network, &self.hubs, &named, self.record(*at)?).ok()?;
+        }
+        let mut carried: Vec<(Prefix, Kind, MemberIndex)> = Vec::new();
+        for (at, record) in &come {
+            carried.extend(carriable.of(record).map(|(prefix, kind)| (prefix, kind, *at)));
+        }
+        let was = Arc::clone(&self.index.carried);
+        let kept = was.iter().filter(|(.., at)| !gone.contains(at));
+        if !carried.is_empty() || kept.clone().count() != was.len() {
+            carried.extend(kept);
+            carried.sort_by_key(|(prefix, ..)| (prefix.ip(), prefix.length()));
+            let records = carried.iter().map(|(prefix, kind, at)| Some((*prefix, *kind, self.record(*at)?)));
+            rules::check_nesting(records.collect::<Option<Vec<_>>>()?.into_iter()).ok()?;
+            self.index.carried = Arc::new(carried);
+        }
+        Some(())
     }
 
     /// The network's own record.
@@ -73,24 +277,23 @@ impl Records {
     }
 
     /// The members, by name.
-    pub fn members(&self) -> &[MemberRecord] {
-        &self.members
+    pub fn members(&self) -> impl Iterator<Item = &MemberRecord> + Clone {
+        self.order.iter().filter_map(|at| self.record(*at))
     }
 
     /// The member of this name.
     pub fn member(&self, name: &Name) -> Option<&MemberRecord> {
-        let at = self.members.binary_search_by(|member| member.name.cmp(name)).ok()?;
-        self.members.get(at)
+        self.record(self.place(name)?)
     }
 
     /// How many records there are.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.encoded.spans.len()
     }
 
     /// Whether there are none. There never are: one is the network's.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.encoded.spans.is_empty()
     }
 
     /// SHA-256 over the records' own SHA-256s in order.
@@ -98,18 +301,239 @@ impl Records {
         &self.digest
     }
 
-    pub(crate) fn bytes(&self) -> &[Vec<u8>] {
-        &self.bytes
+    pub(crate) fn encoded(&self) -> &Encoded {
+        &self.encoded
+    }
+
+    /// The places of the members, by name.
+    pub(crate) fn order(&self) -> &[MemberIndex] {
+        &self.order
+    }
+
+    /// The place of a name.
+    pub(crate) fn place(&self, name: &Name) -> Option<MemberIndex> {
+        let name_of = |at: &MemberIndex| self.record(*at).map(|record| &record.name);
+        let at = self.order.binary_search_by(|at| name_of(at).cmp(&Some(name))).ok()?;
+        self.order.get(at).copied()
+    }
+
+    pub(crate) fn record(&self, at: MemberIndex) -> Option<&MemberRecord> {
+        self.entry(at).map(|entry| &*entry.record)
+    }
+
+    /// The record at a place, to keep.
+    pub(crate) fn shared(&self, at: MemberIndex) -> Option<&Arc<MemberRecord>> {
+        self.entry(at).map(|entry| &entry.record)
+    }
+
+    /// The member at a place, where its record has keys.
+    pub(crate) fn with_keys(&self, at: MemberIndex) -> Option<&Member> {
+        self.entry(at)?.member.as_ref()
+    }
+
+    pub(crate) fn by_id(&self, id: &MemberId) -> Option<MemberIndex> {
+        self.index.ids.get(id).copied()
+    }
+
+    pub(crate) fn by_session(&self, session: &SessionKey) -> Option<MemberIndex> {
+        self.index.sessions.get(session).copied()
+    }
+
+    pub(crate) fn by_invite(&self, invite: &InviteKey) -> Option<MemberIndex> {
+        self.index.invites.get(invite).copied()
+    }
+
+    /// Whose an address is, by what the records say themselves.
+    pub(crate) fn by_ip(&self, ip: VirtualIp) -> Option<MemberIndex> {
+        self.index.ips.get(&ip.ip()).copied()
+    }
+
+    /// How many invites are open.
+    pub(crate) fn invites(&self) -> usize {
+        self.index.invites.len()
+    }
+
+    /// What members carry, and their addresses outside the overlay's own, by address and length.
+    pub(crate) fn carried(&self) -> impl Iterator<Item = (Prefix, MemberIndex)> {
+        self.index.carried.iter().map(|(prefix, _, at)| (*prefix, *at))
+    }
+
+    /// The members of an HA group.
+    pub(crate) fn group(&self, ha: &Name) -> impl Iterator<Item = MemberIndex> {
+        self.index.groups.get(ha).into_iter().flatten().copied()
+    }
+
+    /// The plain WireGuard peers.
+    pub(crate) fn stock(&self) -> impl Iterator<Item = (MemberIndex, &Stock)> {
+        self.index.stock.iter().filter_map(|at| Some((*at, self.record(*at)?.stock.as_ref()?)))
+    }
+
+    /// The places at which this list and another have different records, where a place means the same in both.
+    pub(crate) fn changed_since(&self, old: &Self) -> Option<BTreeSet<MemberIndex>> {
+        let record = |of: &Self, at| of.entry(at).map(|entry| Arc::as_ptr(&entry.record));
+        let differs = |at: &MemberIndex| record(self, *at) != record(old, *at);
+        let places = || self.members.unshared(&old.members).map(MemberIndex::at);
+        Arc::ptr_eq(&self.places, &old.places).then(|| places().filter(differs).collect())
+    }
+
+    fn entry(&self, at: MemberIndex) -> Option<&Entry> {
+        self.members.get(at.index())?.as_ref()
+    }
+
+    fn first_member(&self) -> usize {
+        1 + self.hubs.len()
     }
 }
 
-/// SHA-256 over the records' own SHA-256s in order.
-pub(crate) fn digest(records: &[Vec<u8>]) -> [u8; 32] {
-    let mut all = Sha256::new();
-    for record in records {
-        all.update(Sha256::digest(record));
+impl PartialEq for Records {
+    fn eq(&self, other: &Self) -> bool {
+        self.encoded.iter().eq(other.encoded.iter())
     }
-    all.finalize().into()
+}
+
+impl Eq for Records {}
+
+impl Entry {
+    fn new(id: &NetworkId, record: Arc<MemberRecord>) -> Self {
+        let member = record.keys.map(|keys| Member::new(id, &record, keys, fold::KeyOrigin::Record));
+        Self { record, member }
+    }
+}
+
+impl Encoded {
+    /// Of records that stand at these places.
+    pub(crate) fn new(bytes: Arc<[u8]>, places: impl IntoIterator<Item = Range<usize>>) -> Self {
+        Self { bytes, spans: places.into_iter().map(span).collect() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    pub(crate) fn get(&self, at: usize) -> Option<&[u8]> {
+        let (start, end) = self.spans.get(at)?;
+        self.bytes.get(*start as usize..*end as usize)
+    }
+
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.spans.iter().map(|(start, end)| self.bytes.get(*start as usize..*end as usize).unwrap_or_default())
+    }
+}
+
+/// One list of records beside an older one.
+struct LinedUp {
+    /// Of each record, where it stood in the older list; `None`: it is not of that.
+    from: Vec<Option<usize>>,
+    /// The places in the older list of those that are not in the new one.
+    gone: Vec<usize>,
+}
+
+impl LinedUp {
+    /// `None`: too much differs for this to be of any use.
+    fn new(old: &Encoded, new: &Encoded) -> Option<Self> {
+        let mut lined_up = Self { from: Vec::with_capacity(new.len()), gone: Vec::new() };
+        let (mut at, mut changes) = (0, 0);
+        for (n, bytes) in new.iter().enumerate() {
+            if old.get(at) == Some(bytes) {
+                lined_up.from.push(Some(at));
+                at += 1;
+                continue;
+            }
+            changes += 1;
+            if changes > MAX_CHANGES {
+                return None;
+            }
+            if let Some(skip) = (1..=AHEAD).find(|skip| old.get(at + skip) == Some(bytes)) {
+                lined_up.gone.extend(at..at + skip);
+                at += skip;
+                lined_up.from.push(Some(at));
+                at += 1;
+                continue;
+            }
+            lined_up.from.push(None);
+            let stays = |old: &[u8]| (1..=AHEAD).any(|ahead| new.get(n + ahead) == Some(old));
+            if old.get(at).is_some_and(|old| !stays(old)) {
+                lined_up.gone.push(at);
+                at += 1;
+            }
+        }
+        lined_up.gone.extend(at..old.len());
+        (lined_up.gone.len() <= MAX_CHANGES * AHEAD).then_some(lined_up)
+    }
+}
+
+impl Index {
+    fn with_capacity(members: usize) -> Self {
+        Self {
+            ids: SharedMap::with_capacity(members),
+            sessions: SharedMap::with_capacity(members),
+            ips: SharedMap::with_capacity(members * 2),
+            ..Self::default()
+        }
+    }
+
+    /// Adds all of a member but what it carries.
+    fn add(&mut self, id: &NetworkId, at: MemberIndex, record: &MemberRecord) -> Result<(), Taken> {
+        let mut free = true;
+        if let Some(keys) = &record.keys {
+            free &= self.ids.insert(keys.id, at).is_none();
+            free &= self.sessions.insert(keys.session, at).is_none();
+        }
+        if let Some(invite) = &record.invite {
+            free &= self.invites.insert(invite.key, at).is_none();
+        }
+        for ip in fold::addresses(id, record, record.keys.as_ref()) {
+            free &= self.ips.insert(ip.ip(), at).is_none();
+        }
+        if let Some(ha) = &record.ha {
+            Arc::make_mut(&mut self.groups).entry(ha.clone()).or_default().insert(at);
+        }
+        if record.stock.is_some() {
+            Arc::make_mut(&mut self.stock).insert(at);
+        }
+        if free { Ok(()) } else { Err(Taken) }
+    }
+
+    /// Removes all of a member but what it carries.
+    fn remove(&mut self, id: &NetworkId, at: MemberIndex, record: &MemberRecord) {
+        if let Some(keys) = &record.keys {
+            self.ids.remove(&keys.id);
+            self.sessions.remove(&keys.session);
+        }
+        if let Some(invite) = &record.invite {
+            self.invites.remove(&invite.key);
+        }
+        for ip in fold::addresses(id, record, record.keys.as_ref()) {
+            self.ips.remove(&ip.ip());
+        }
+        if let Some(ha) = &record.ha {
+            let groups = Arc::make_mut(&mut self.groups);
+            let left = groups.get_mut(ha).map(|group| {
+                group.remove(&at);
+                group.len()
+            });
+            if left == Some(0) {
+                groups.remove(ha);
+            }
+        }
+        if record.stock.is_some() {
+            Arc::make_mut(&mut self.stock).remove(&at);
+        }
+    }
+}
+
+fn span(place: Range<usize>) -> (u32, u32) {
+    let short = |at: usize| u32::try_from(at).expect("no roster is as long as 4 GiB");
+    (short(place.start), short(place.end))
+}
+
+fn hash(record: &[u8]) -> [u8; 32] {
+    Sha256::digest(record).into()
+}
+
+/// SHA-256 over the records' own SHA-256s in order.
+fn digest_of(hashes: &[[u8; 32]]) -> [u8; 32] {
+    Sha256::digest(hashes.as_flattened()).into()
 }
 
 /// Why a list of records is refused.
@@ -118,6 +542,9 @@ pub enum RecordsError {
     /// One cannot be read.
     #[error("a record cannot be read")]
     Decode(#[from] DecodeError),
+    /// Not the records that were signed.
+    #[error("the records are not those that the admin signed")]
+    Mismatch,
     /// Not in strictly rising order.
     #[error("the records are out of order, or one is there twice")]
     Order,
@@ -127,4 +554,8 @@ pub enum RecordsError {
 }
 
 /// The most records that a roster may hold.
-pub const MAX_RECORDS: usize = 100_000;
+pub const MAX_RECORDS: usize = 1 << 17;
+/// Differences in which a list may follow another; a list with more is read anew.
+const MAX_CHANGES: usize = 1024;
+/// How far ahead a record is looked for.
+const AHEAD: usize = 8;

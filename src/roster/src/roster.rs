@@ -11,13 +11,16 @@
 //! 5. every record, their order, and every rule between them;
 //! 6. every claim: signatures, an open invite, the right hub, in time, in order.
 //!
-//! Then claims are folded into members. Nothing downstream checks again. Whoever takes a roster into
+//! Of a roster that differs in a few members from one that was verified before, the rest is shared with that,
+//! and not read again (`records`). Then claims are folded into members. Nothing downstream checks again. Whoever takes a roster into
 //! use first advances and stores its [`Ratchet`].
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, ops::Range, sync::Arc};
 
-use flatlan_types::{AdminSecret, HubKey, HubSecret, InviteKey, MemberId, Name, NetworkId, SessionKey, UnixTime};
-use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
+use flatlan_types::{
+    AdminSecret, HubKey, HubSecret, InviteKey, MemberId, Name, NetworkId, Prefix, SessionKey, UnixTime,
+};
+use minicbor::{Decoder, Encoder, encode};
 
 use crate::{
     authority::Authority,
@@ -29,46 +32,58 @@ use crate::{
     owner::{MemberIndex, OwnerTable},
     ratchet::{self, Ratchet, RatchetError, Step},
     record::{HubRecord, Invite, MemberRecord, NetworkRecord, Record},
-    records::{self, MAX_RECORDS, Records, RecordsError},
+    records::{Encoded, MAX_RECORDS, Records, RecordsError},
     wire::{self, DecodeError},
 };
 
 /// A roster that carried a valid admin signature, and the claims that count beside it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct VerifiedRoster {
     lineage: Lineage,
     records: Arc<Records>,
     claims: ClaimSet,
     folded: Folded,
-    by_id: BTreeMap<MemberId, MemberIndex>,
-    by_session: BTreeMap<SessionKey, MemberIndex>,
+    /// The bundle that it was read from, where it is still the same.
+    bundle: Option<Arc<[u8]>>,
 }
 
 impl VerifiedRoster {
     /// Verifies a bundle for the ratchet's network. `known` is a roster verified before, if there is one:
-    /// signatures of claims that it holds are not checked again.
+    /// what it holds is not read and checked again.
     ///
     /// # Errors
     /// The first check that fails, in the order given above.
     pub fn verify(bytes: &[u8], ratchet: &Ratchet, known: Option<&Self>) -> Result<Self, VerifyError> {
-        let bundle: Bundle = wire::versioned(bytes, MAX_BUNDLE, FORMAT)?;
+        let bundle = Bundle::open(bytes)?;
         let network = ratchet.network();
         let lineage = Lineage::new(bundle.lineage.head.verify(network)?, bundle.lineage.history)?;
         ratchet.check(&lineage)?;
         let head = lineage.head().head();
-        if head.records as usize != bundle.records.len() || head.digest != records::digest(&bundle.records) {
+        if head.records as usize != bundle.records.len() {
             return Err(VerifyError::RecordsMismatch);
         }
-        let records = Records::decode(bundle.records, network)?;
+        let known = known.filter(|known| known.network_id() == network);
+        let bytes: Arc<[u8]> = bytes.into();
+        let encoded = Encoded::new(Arc::clone(&bytes), bundle.records);
+        let followed = known.and_then(|known| known.records.follow(&encoded, &head.digest, network));
+        let records = match followed {
+            Some(records) => records,
+            None => match Records::decode(encoded, &head.digest, network) {
+                Ok(records) => records,
+                Err(RecordsError::Mismatch) => return Err(VerifyError::RecordsMismatch),
+                Err(error) => return Err(error.into()),
+            },
+        };
         let claims = verify_claims(&bundle.claims, &records, network, known)?;
-        Ok(Self::assemble(lineage, Arc::new(records), claims))
+        Ok(Self { bundle: Some(bytes), ..Self::assemble(lineage, Arc::new(records), claims) })
     }
 
     /// What in a stored bundle only a later version understands, if anything. Nothing is verified.
     pub fn later(bytes: &[u8]) -> Option<DecodeError> {
         let read = || {
-            let bundle: Bundle = wire::versioned(bytes, MAX_BUNDLE, FORMAT)?;
-            bundle.records.iter().try_for_each(|record| Record::decode(record).map(drop))
+            let bundle = Bundle::open(bytes)?;
+            let mut records = bundle.records.into_iter().filter_map(|place| bytes.get(place));
+            records.try_for_each(|record| Record::decode(record).map(drop))
         };
         read().err().and_then(|error| error.later(FORMAT))
     }
@@ -123,9 +138,8 @@ impl VerifiedRoster {
     pub fn with_claims(&self, claims: impl IntoIterator<Item = CountersignedClaim>) -> Option<Self> {
         let mut merged = self.claims.clone();
         let mut changed = Added::Nothing;
-        let invites = fold::invites(&self.records);
         for claim in claims {
-            let fits = invites.get(claim.invite()).and_then(|record| record.invite).is_some_and(|i| fits(&claim, &i));
+            let fits = self.invite(claim.invite()).is_some_and(|(_, invite)| fits(&claim, &invite));
             if fits && merged.add(claim) == Added::Changed {
                 changed = Added::Changed;
             }
@@ -165,8 +179,7 @@ impl VerifiedRoster {
         if now > invite.expires {
             return Err(CountersignError::Expired { member: member.name.clone(), since: Utc(invite.expires) });
         }
-        let refusal = fold::key_refusal(self.network_id(), &self.folded.members, &self.records, member, claim.keys());
-        match refusal {
+        match self.folded.refusal(self.network_id(), &self.records, member, claim.keys()) {
             None => Ok(claim.countersign(hub, now)),
             Some(ClaimRefusal::KeyTaken { by } | ClaimRefusal::AddressTaken { by }) => {
                 Err(CountersignError::KeyTaken { by })
@@ -186,15 +199,23 @@ impl VerifiedRoster {
 
     /// The bundle: what hubs store and hand out, and nodes keep on disk.
     pub fn encode(&self) -> Vec<u8> {
+        if let Some(bundle) = &self.bundle {
+            return bundle.to_vec();
+        }
         let claims: Vec<Vec<u8>> = self.claims.iter().map(CountersignedClaim::encode).collect();
         let mut e = Encoder::new(Vec::new());
         let written: Result<(), encode::Error<std::convert::Infallible>> = (|| {
             e.array(4)?.u64(FORMAT)?.encode(&self.lineage)?;
-            wire::encode_blobs(self.records.bytes().iter().map(Vec::as_slice), &mut e)?;
+            wire::encode_blobs(self.records.encoded().iter(), &mut e)?;
             wire::encode_blobs(claims.iter().map(Vec::as_slice), &mut e)
         })();
         written.expect("writing to memory does not fail");
         e.into_writer()
+    }
+
+    /// The same, in the memory of this roster where it is there already.
+    pub fn bundle(&self) -> Arc<[u8]> {
+        self.bundle.clone().unwrap_or_else(|| self.encode().into())
     }
 
     /// The network.
@@ -248,34 +269,38 @@ impl VerifiedRoster {
     }
 
     /// The members that have keys, by name: records with accepted claims folded in.
-    pub fn members(&self) -> &[Member] {
-        &self.folded.members
+    pub fn members(&self) -> impl Iterator<Item = &Member> + Clone {
+        self.members_with_places().map(|(_, member)| member)
+    }
+
+    /// The same, each with its place.
+    pub fn members_with_places(&self) -> impl Iterator<Item = (MemberIndex, &Member)> + Clone {
+        self.records.order().iter().filter_map(|at| Some((*at, self.member(*at)?)))
     }
 
     /// The member at this place.
     pub fn member(&self, index: MemberIndex) -> Option<&Member> {
-        self.folded.members.get(index.index())
+        self.folded.member(&self.records, index)
     }
 
     /// The member whose id this is.
     pub fn by_id(&self, id: &MemberId) -> Option<MemberIndex> {
-        self.by_id.get(id).copied()
+        self.folded.by_id(&self.records, id)
     }
 
     /// The member whose WireGuard key this is.
     pub fn by_session(&self, session: &SessionKey) -> Option<MemberIndex> {
-        self.by_session.get(session).copied()
+        self.folded.by_session(&self.records, session)
     }
 
     /// The member of this name, if it has keys.
     pub fn by_name(&self, name: &Name) -> Option<MemberIndex> {
-        let at = self.folded.members.binary_search_by(|member| member.name().cmp(name)).ok()?;
-        Some(MemberIndex::at(at))
+        self.records.place(name).filter(|at| self.member(*at).is_some())
     }
 
     /// The invite of this key, while it is open in the head (claimed or not), and its record.
     pub fn invite(&self, key: &InviteKey) -> Option<(&MemberRecord, Invite)> {
-        let record = self.records.members().iter().find(|record| record.invite.is_some_and(|i| i.key == *key))?;
+        let record = self.records.record(self.records.by_invite(key)?)?;
         Some((record, record.invite?))
     }
 
@@ -297,7 +322,56 @@ impl VerifiedRoster {
     /// Who owns which address, as `me` sees it (a hub or the admin: `None`). A stock peer's addresses
     /// lead to the member that terminates its tunnel, except at that member itself.
     pub fn owner_table(&self, me: Option<MemberIndex>) -> OwnerTable {
-        fold::owner_table(&self.folded.members, me)
+        OwnerTable::new(self.owned(self.records.order().iter().copied(), me))
+    }
+
+    /// The prefixes of these members with their owners, also others than these, as `me` sees it: sorted, the
+    /// preferred owner of a prefix first.
+    pub fn owned(
+        &self,
+        members: impl IntoIterator<Item = MemberIndex>,
+        me: Option<MemberIndex>,
+    ) -> Vec<(Prefix, MemberIndex)> {
+        fold::owned(&self.records, &self.folded, members.into_iter(), me)
+    }
+
+    /// What members carry, and their addresses outside the range and [`site_prefix`](crate::site_prefix): sorted.
+    /// Members without keys are among them.
+    pub fn carried(&self) -> impl Iterator<Item = (Prefix, MemberIndex)> {
+        self.records.carried()
+    }
+
+    /// Whose record or keys are others than in `old`, who is new and who is gone; `None` where a place is not the
+    /// same member's in both: neither was made by changing the other, and they are to be compared by name.
+    pub fn changed_since(&self, old: &Self) -> Option<BTreeSet<MemberIndex>> {
+        let mut changed = self.records.changed_since(&old.records)?;
+        changed.extend(self.folded.changed_since(&old.folded));
+        Some(changed)
+    }
+
+    /// Brings a table to this roster that holds what `old` says: `changed` is what [`Self::changed_since`] found,
+    /// `me` is at the same place in both, and `name` is what the table calls a member; who has no name owns nothing.
+    pub fn update_owners<T: Copy + Ord>(
+        &self,
+        table: &mut OwnerTable<T>,
+        old: &Self,
+        changed: &BTreeSet<MemberIndex>,
+        me: Option<MemberIndex>,
+        name: impl Fn(MemberIndex) -> Option<T>,
+    ) {
+        let named = |(prefix, owner)| Some((prefix, name(owner)?));
+        let affected = &fold::kin(&old.records, changed) | &fold::kin(&self.records, changed);
+        let before = old.owned(affected.iter().copied(), me);
+        let after = self.owned(affected.iter().copied(), me);
+        for (prefix, _) in before.iter().filter(|(prefix, _)| prefix.is_host()) {
+            table.remove_host(prefix.ip());
+        }
+        let wide = before.iter().chain(&after).any(|(prefix, _)| !prefix.is_host());
+        table.set_hosts(after.into_iter().filter_map(named));
+        if wide {
+            let carriers: BTreeSet<MemberIndex> = self.carried().map(|(_, carrier)| carrier).collect();
+            table.set_wide(self.owned(carriers, me).into_iter().filter_map(named));
+        }
     }
 
     pub(crate) fn lineage(&self) -> &Lineage {
@@ -306,18 +380,24 @@ impl VerifiedRoster {
 
     fn assemble(lineage: Lineage, records: Arc<Records>, claims: ClaimSet) -> Self {
         let folded = Folded::new(&lineage.head().head().network, &records, &claims);
-        let index = || folded.members.iter().enumerate().map(|(at, member)| (member.keys, MemberIndex::at(at)));
-        let by_id = index().map(|(keys, at)| (keys.id, at)).collect();
-        let by_session = index().map(|(keys, at)| (keys.session, at)).collect();
-        Self { lineage, records, claims, folded, by_id, by_session }
+        Self { lineage, records, claims, folded, bundle: None }
     }
 }
+
+impl PartialEq for VerifiedRoster {
+    fn eq(&self, other: &Self) -> bool {
+        // what is folded follows from these
+        self.lineage == other.lineage && self.records == other.records && self.claims == other.claims
+    }
+}
+
+impl Eq for VerifiedRoster {}
 
 impl fmt::Debug for VerifiedRoster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VerifiedRoster")
             .field("head", self.lineage.head())
-            .field("members", &self.folded.members.len())
+            .field("members", &self.members().count())
             .field("claims", &self.claims.len())
             .finish()
     }
@@ -343,14 +423,13 @@ fn fits(claim: &CountersignedClaim, invite: &Invite) -> bool {
 }
 
 fn verify_claims(
-    bytes: &[Vec<u8>],
+    bytes: &[&[u8]],
     records: &Records,
     network: &NetworkId,
     known: Option<&VerifiedRoster>,
 ) -> Result<ClaimSet, VerifyError> {
-    let known = known.filter(|known| known.network_id() == network).map(|known| &known.claims);
-    let invites = fold::invites(records);
-    if bytes.len() > invites.len().saturating_mul(2) {
+    let known = known.map(|known| &known.claims);
+    if bytes.len() > records.invites().saturating_mul(2) {
         return Err(VerifyError::StrayClaim);
     }
     let mut set = ClaimSet::default();
@@ -359,38 +438,49 @@ fn verify_claims(
             Some(claim) => claim.clone(),
             None => CountersignedClaim::decode(bytes, network)?,
         };
-        let invite = invites.get(claim.invite()).and_then(|record| record.invite);
+        let record = records.by_invite(claim.invite()).and_then(|at| records.record(at));
+        let invite = record.and_then(|record| record.invite);
         if !invite.is_some_and(|invite| fits(&claim, &invite)) || set.add(claim) == Added::Nothing {
             return Err(VerifyError::StrayClaim);
         }
     }
-    let in_order = set.iter().map(CountersignedClaim::encode).eq(bytes.iter().cloned());
+    let in_order = set.iter().map(CountersignedClaim::encode).eq(bytes.iter().copied());
     if in_order { Ok(set) } else { Err(VerifyError::StrayClaim) }
 }
 
-struct Bundle {
+/// A bundle as it came, in the one encoding that is allowed; nothing else of it is checked.
+struct Bundle<'b> {
     lineage: UncheckedLineage,
-    records: Vec<Vec<u8>>,
-    claims: Vec<Vec<u8>>,
+    records: Vec<Range<usize>>,
+    claims: Vec<&'b [u8]>,
 }
 
-impl Encode<()> for Bundle {
-    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut ()) -> Result<(), encode::Error<W::Error>> {
-        e.array(4)?.u64(FORMAT)?.encode(&self.lineage)?;
-        wire::encode_blobs(self.records.iter().map(Vec::as_slice), e)?;
-        wire::encode_blobs(self.claims.iter().map(Vec::as_slice), e)
-    }
-}
-
-impl<'b> Decode<'b, ()> for Bundle {
-    fn decode(d: &mut Decoder<'b>, ctx: &mut ()) -> Result<Self, decode::Error> {
-        wire::tuple(d, 4)?;
-        wire::format(d, FORMAT)?;
-        Ok(Self {
-            lineage: Decode::decode(d, ctx)?,
-            records: wire::decode_blobs(d, MAX_RECORDS)?,
-            claims: wire::decode_blobs(d, MAX_RECORDS)?,
-        })
+impl<'b> Bundle<'b> {
+    fn open(bytes: &'b [u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::new(bytes);
+        let length = d.array()?;
+        match d.u64()? {
+            FORMAT => {}
+            got => return Err(DecodeError::Version { got }),
+        }
+        if bytes.len() > MAX_BUNDLE {
+            return Err(DecodeError::TooLong { got: bytes.len(), limit: MAX_BUNDLE });
+        }
+        if length != Some(4) || d.position() != 2 {
+            return Err(DecodeError::NotCanonical);
+        }
+        let start = d.position();
+        let lineage: UncheckedLineage = d.decode()?;
+        if bytes.get(start..d.position()) != Some(&*wire::to_bytes(&lineage)) {
+            return Err(DecodeError::NotCanonical);
+        }
+        let records = wire::blobs(&mut d, MAX_RECORDS)?;
+        let claims = wire::blobs(&mut d, MAX_RECORDS)?;
+        if d.position() != bytes.len() {
+            return Err(DecodeError::Trailing);
+        }
+        let claims = claims.into_iter().filter_map(|place| bytes.get(place)).collect();
+        Ok(Self { lineage, records, claims })
     }
 }
 

@@ -30,11 +30,60 @@ pub(crate) fn check(
     check_network(network)?;
     check_hubs(network, hubs)?;
     check_keys(members)?;
-    let stock: BTreeMap<&Name, bool> = members.iter().map(|m| (&m.name, m.stock.is_some())).collect();
+    let by_name = |name: &Name| members.binary_search_by(|member| member.name.cmp(name)).ok();
     for member in members {
-        check_member(network, hubs, &stock, member)?;
+        check_member(network, hubs, &|name| members.get(by_name(name)?), member)?;
     }
     check_overlaps(id, network, hubs, members)
+}
+
+/// The rules between what members carry and all addresses that something carried could hold: those outside the
+/// overlay's own. Whoever keeps addresses unique, and each record by [`check_member`] and [`Carriable::check`],
+/// needs to look at no others.
+pub(crate) struct Carriable<'a> {
+    site: Prefix,
+    network: &'a NetworkRecord,
+    hub_ips: Vec<(IpAddr, &'a Name)>,
+}
+
+impl<'a> Carriable<'a> {
+    pub(crate) fn new(id: &NetworkId, network: &'a NetworkRecord, hubs: &'a [HubRecord]) -> Self {
+        let hub_ips = hubs.iter().flat_map(|hub| hub_addresses(hub).map(move |ip| (ip, &hub.name))).collect();
+        Self { site: site_prefix(id), network, hub_ips }
+    }
+
+    /// Everything of a member that takes part.
+    pub(crate) fn of<'m>(&'m self, member: &'m MemberRecord) -> impl Iterator<Item = (Prefix, Kind)> + 'm {
+        let outside = |ip: &&VirtualIp| ![self.network.range, self.site].iter().any(|range| range.contains(ip.ip()));
+        let addresses = member.ips.iter().filter(outside).map(|ip| (Prefix::host(*ip), Kind::Address));
+        let routes = member.routes.iter().map(|prefix| (*prefix, Kind::Route));
+        addresses.chain(routes).chain(member.moved.iter().map(|prefix| (*prefix, Kind::Moved)))
+    }
+
+    /// Whether a member may carry what it does, whatever the others do.
+    pub(crate) fn check(&self, member: &MemberRecord) -> Result<(), Violation> {
+        let mut carried = member.routes.iter().chain(&member.moved);
+        carried.try_for_each(|prefix| check_route(&self.site, self.network, &self.hub_ips, member, *prefix))
+    }
+}
+
+/// Whether prefixes, sorted by address and length, may lie within each other as they do.
+pub(crate) fn check_nesting<'a>(
+    sorted: impl Iterator<Item = (Prefix, Kind, &'a MemberRecord)>,
+) -> Result<(), Violation> {
+    // A prefix sorts behind every wider one that holds it, so its ancestors are what is left on the stack.
+    let mut ancestors: Vec<Owned<'_>> = Vec::new();
+    for (prefix, kind, member) in sorted {
+        let this = Owned { prefix, kind, member };
+        while ancestors.last().is_some_and(|wider| !wider.prefix.contains(this.prefix.ip())) {
+            ancestors.pop();
+        }
+        for wider in &ancestors {
+            this.check_within(wider)?;
+        }
+        ancestors.push(this);
+    }
+    Ok(())
 }
 
 /// The IPv6 /48 that the members' own addresses come from.
@@ -100,10 +149,11 @@ fn check_keys(members: &[MemberRecord]) -> Result<(), Violation> {
     Ok(())
 }
 
-fn check_member(
+/// The rules of one record. `named` finds a record by its member's name.
+pub(crate) fn check_member<'a>(
     network: &NetworkRecord,
     hubs: &[HubRecord],
-    stock: &BTreeMap<&Name, bool>,
+    named: &dyn Fn(&Name) -> Option<&'a MemberRecord>,
     record: &MemberRecord,
 ) -> Result<(), Violation> {
     let member = || record.name.clone();
@@ -127,7 +177,7 @@ fn check_member(
         return Err(Violation::EndpointInRange { member: member(), range: network.range });
     }
     let Some(Stock { via }) = &record.stock else { return Ok(()) };
-    if stock.get(via) != Some(&false) {
+    if named(via).is_none_or(|via| via.stock.is_some()) {
         return Err(Violation::StockVia { member: member(), via: via.clone() });
     }
     let keys_fit = record.keys.is_some_and(|keys| keys == stock_keys(keys.session));
@@ -164,34 +214,18 @@ fn check_overlaps(
     hubs: &[HubRecord],
     members: &[MemberRecord],
 ) -> Result<(), Violation> {
-    let hub_ips: Vec<(IpAddr, &Name)> =
-        hubs.iter().flat_map(|hub| hub_addresses(hub).map(move |ip| (ip, &hub.name))).collect();
-    let site = site_prefix(id);
+    let carriable = Carriable::new(id, network, hubs);
     let mut owned = Vec::new();
     for member in members {
         for ip in fold::addresses(id, member, member.keys.as_ref()) {
-            owned.push(Owned { prefix: Prefix::host(ip), kind: Kind::Address, member });
+            owned.push((Prefix::host(ip), Kind::Address, member));
         }
-        for (prefixes, kind) in [(&member.routes, Kind::Route), (&member.moved, Kind::Moved)] {
-            for prefix in prefixes {
-                check_route(&site, network, &hub_ips, member, *prefix)?;
-                owned.push(Owned { prefix: *prefix, kind, member });
-            }
-        }
+        carriable.check(member)?;
+        owned.extend(member.routes.iter().map(|prefix| (*prefix, Kind::Route, member)));
+        owned.extend(member.moved.iter().map(|prefix| (*prefix, Kind::Moved, member)));
     }
-    // A prefix sorts behind every wider one that holds it, so its ancestors are what is left on the stack.
-    owned.sort_by_key(|o| (o.prefix.ip(), o.prefix.length(), &o.member.name));
-    let mut ancestors: Vec<&Owned<'_>> = Vec::new();
-    for this in &owned {
-        while ancestors.last().is_some_and(|wider| !wider.prefix.contains(this.prefix.ip())) {
-            ancestors.pop();
-        }
-        for wider in &ancestors {
-            this.check_within(wider)?;
-        }
-        ancestors.push(this);
-    }
-    Ok(())
+    owned.sort_by_key(|(prefix, _, member)| (prefix.ip(), prefix.length(), &member.name));
+    check_nesting(owned.into_iter())
 }
 
 fn check_route(
@@ -247,8 +281,9 @@ impl Owned<'_> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+/// What a prefix is to who owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
     Address,
     Route,
     Moved,

@@ -130,7 +130,7 @@ range = "{range}" # where members' IPv4 addresses come from
         let place = || Place::Hub(name.to_string());
         let hub = self.hub(name).ok_or_else(|| SourceError::edit(place(), Problem::NotThere))?;
         let redeems = |member: &&MemberRecord| member.invite.is_some_and(|invite| invite.redeemer == hub.key);
-        if let Some(member) = self.records().members().iter().find(redeems) {
+        if let Some(member) = self.records().members().find(redeems) {
             return Err(SourceError::edit(place(), Problem::Redeems { member: member.name.clone() }));
         }
         self.edit(|file| file.remove("hub", name))
@@ -237,7 +237,7 @@ range = "{range}" # where members' IPv4 addresses come from
             open && matches!(member.origin, KeyOrigin::Claim(_)) && roster.network_id() == &self.network_id()
         };
         let joined: Vec<(Name, NodeKeys)> =
-            roster.members().iter().filter(claimed).map(|member| (member.name().clone(), member.keys)).collect();
+            roster.members().filter(claimed).map(|member| (member.name().clone(), member.keys)).collect();
         if !joined.is_empty() {
             self.edit(|file| joined.iter().try_for_each(|(name, keys)| file.fold("member", name, &keys.full())))?;
         }
@@ -295,7 +295,7 @@ range = "{range}" # where members' IPv4 addresses come from
     /// The lowest IPv4 address of the range that no member has.
     pub fn next_free_ip(&self) -> Option<VirtualIp> {
         let (first, last) = rules::host_range(self.network().range)?;
-        let ips = self.records().members().iter().flat_map(|member| &member.ips);
+        let ips = self.records().members().flat_map(|member| &member.ips);
         let mut taken: Vec<u32> = ips
             .filter_map(|ip| match ip.ip() {
                 IpAddr::V4(v4) => Some(u32::from(v4)),

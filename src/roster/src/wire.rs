@@ -6,7 +6,7 @@
 //! signed map that lets a later version add to it: unknown keys are skipped, except those that the
 //! writer lists as critical (key 0), which refuse the map.
 
-use std::error::Error;
+use std::{error::Error, ops::Range};
 
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
@@ -93,6 +93,41 @@ pub(crate) fn decode_blobs(d: &mut Decoder<'_>, limit: usize) -> Result<Vec<Vec<
         return Err(decode::Error::message("too many entries"));
     }
     (0..count).map(|_| Ok(d.bytes()?.to_vec())).collect()
+}
+
+/// The places of byte strings, at most `limit` of them, each with the shortest header.
+pub(crate) fn blobs(d: &mut Decoder<'_>, limit: usize) -> Result<Vec<Range<usize>>, DecodeError> {
+    let start = d.position();
+    let count = d.array()?.ok_or(DecodeError::NotCanonical)?;
+    if count > limit as u64 {
+        return Err(DecodeError::Cbor(decode::Error::message("too many entries")));
+    }
+    if d.position() - start != header(count) {
+        return Err(DecodeError::NotCanonical);
+    }
+    // each takes a byte at the least
+    let mut places = Vec::with_capacity((count as usize).min(d.input().len() - d.position()));
+    for _ in 0..count {
+        let start = d.position();
+        let length = d.bytes()?.len();
+        let end = d.position();
+        if end - start - length != header(length as u64) {
+            return Err(DecodeError::NotCanonical);
+        }
+        places.push(end - length..end);
+    }
+    Ok(places)
+}
+
+/// Bytes of the shortest header that holds this number (RFC 8949 section 3).
+fn header(number: u64) -> usize {
+    match number {
+        0..=23 => 1,
+        24..=0xff => 2,
+        0x100..=0xffff => 3,
+        0x1_0000..=0xffff_ffff => 5,
+        _ => 9,
+    }
 }
 
 #[derive(Decode)]

@@ -115,7 +115,7 @@ impl Admin {
 
 /// The number of the member that owns an address, as a roster says.
 pub(crate) fn owner(roster: &VerifiedRoster, ip: VirtualIp) -> Option<usize> {
-    let record = roster.records().members().iter().find(|member| member.ips.contains(&ip))?;
+    let record = roster.records().members().find(|member| member.ips.contains(&ip))?;
     record.name.as_str().strip_prefix('n')?.parse().ok()
 }
 

@@ -482,7 +482,7 @@ impl Sim {
                         return self.stop_node(n, Silent::No);
                     }
                 }
-                site.files.insert(file, bytes);
+                site.files.insert(file, bytes.to_vec());
                 if let (Some(token), Some(run)) = (token, site.run.as_mut()) {
                     run.node.handle_persisted(token, PersistResult::Written, now, unix);
                 }

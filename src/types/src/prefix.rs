@@ -95,6 +95,11 @@ impl Prefix {
         self.0.prefix()
     }
 
+    /// Whether it holds a single address.
+    pub fn is_host(self) -> bool {
+        self.length() == if self.ip().is_ipv4() { 32 } else { 128 }
+    }
+
     /// Whether `ip` is of this prefix.
     pub fn contains(self, ip: IpAddr) -> bool {
         self.0.contains(ip)

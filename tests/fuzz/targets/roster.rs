@@ -63,7 +63,7 @@ fn record() {
     let records = source.records();
     let network = Record::Network(records.network().clone());
     let hubs = records.hubs().iter().cloned().map(Record::Hub);
-    let members = records.members().iter().cloned().map(Record::Member);
+    let members = records.members().cloned().map(Record::Member);
     let seeds: Vec<Vec<u8>> = hubs.chain(members).chain([network]).map(|record| record.encode()).collect();
     Fuzz::new("record").seeds(seeds).run(|input| match Record::decode(input) {
         Ok(record) => {

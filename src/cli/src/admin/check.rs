@@ -75,7 +75,7 @@ const HUB_SETTINGS: &[&str] = &[
 
 fn network(path: &Path, text: &str) -> Result<String, Failure> {
     let source = Source::parse(text).map_err(|error| Failure::wrong(format!("{}: {error}", path.display())))?;
-    let (hubs, members) = (source.records().hubs().len(), source.records().members().len());
+    let (hubs, members) = (source.records().hubs().len(), source.records().members().count());
     Ok(format!("network {} with {hubs} hubs and {members} members", source.network().name))
 }
 

@@ -107,7 +107,7 @@ fn list(args: &InviteArgs) -> Result<(), Failure> {
     let now = clock::unix();
     let hubs = dir.source.records().hubs();
     let hub_name = |key: &HubKey| hubs.iter().find(|hub| hub.key == *key).map_or("?", |hub| hub.name.as_str());
-    let invited = dir.source.records().members().iter().filter_map(|member| Some((member, member.invite?)));
+    let invited = dir.source.records().members().filter_map(|member| Some((member, member.invite?)));
     let mut rows = Vec::new();
     for (member, invite) in invited {
         let claimed = dir.published.as_ref().is_some_and(|published| !published.claims().of(&invite.key).is_empty());

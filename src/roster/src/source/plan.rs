@@ -25,8 +25,9 @@ pub fn plan(published: Option<&Records>, next: &Records) -> Vec<Change> {
     let networks = |records: &Records| vec![records.network().clone()];
     let (old_network, new_network) = (published.map(networks).unwrap_or_default(), networks(next));
     compare(&mut changes, "network", &old_network, &new_network, |n| &n.name, network_facts);
-    let (old_hubs, old_members) = published.map_or((&[][..], &[][..]), |p| (p.hubs(), p.members()));
+    let old_hubs = published.into_iter().flat_map(Records::hubs);
     compare(&mut changes, "hub", old_hubs, next.hubs(), |hub| &hub.name, hub_facts);
+    let old_members = published.into_iter().flat_map(Records::members);
     compare(&mut changes, "member", old_members, next.members(), |member| &member.name, |m| member_facts(m, &invite));
     changes
 }
@@ -73,16 +74,16 @@ pub enum ChangeKind {
 /// A word for what a fact is about, and the fact.
 type Fact = (&'static str, String);
 
-fn compare<T: PartialEq>(
+fn compare<'a, T: PartialEq + 'a>(
     changes: &mut Vec<Change>,
     entry: &'static str,
-    old: &[T],
-    new: &[T],
+    old: impl IntoIterator<Item = &'a T>,
+    new: impl IntoIterator<Item = &'a T>,
     name: impl Fn(&T) -> &Name,
     facts: impl Fn(&T) -> Vec<Fact>,
 ) {
-    let by_name = |all| -> BTreeMap<&Name, &T> { <[T]>::iter(all).map(|item| (name(item), item)).collect() };
-    let (old, new) = (by_name(old), by_name(new));
+    let old: BTreeMap<&Name, &T> = old.into_iter().map(|item| (name(item), item)).collect();
+    let new: BTreeMap<&Name, &T> = new.into_iter().map(|item| (name(item), item)).collect();
     let mut names: Vec<&Name> = old.keys().chain(new.keys()).copied().collect();
     names.sort();
     names.dedup();

@@ -51,9 +51,9 @@ impl Source {
     pub fn rehome(&mut self, prefix: Prefix, to: &Name) -> Result<Rehoming, SourceError> {
         let wrong = |problem| SourceError::edit(Place::Member(to.to_string()), problem);
         self.member(to).ok_or_else(|| wrong(Problem::NotThere))?;
-        let members = self.records().members();
+        let members: Vec<&MemberRecord> = self.records().members().collect();
         let names = |carries: &dyn Fn(&MemberRecord) -> bool| -> Vec<Name> {
-            members.iter().filter(|member| carries(member)).map(|member| member.name.clone()).collect()
+            members.iter().copied().filter(|member| carries(member)).map(|member| member.name.clone()).collect()
         };
         let whole = names(&|member| member.routes.contains(&prefix));
         let moved_to = names(&|member| member.moved.contains(&prefix));
@@ -61,8 +61,8 @@ impl Source {
         // the nearest of the prefixes that it is a part of; routes of HA groups stand with each carrier
         let nearest =
             |prefixes: &mut dyn Iterator<Item = &Prefix>| prefixes.filter(wider).max_by_key(|p| p.length()).copied();
-        let route = nearest(&mut members.iter().flat_map(|member| &member.routes));
-        let around = nearest(&mut members.iter().flat_map(|member| member.routes.iter().chain(&member.moved)));
+        let route = nearest(&mut members.iter().copied().flat_map(|member| &member.routes));
+        let around = nearest(&mut members.iter().copied().flat_map(|member| member.routes.iter().chain(&member.moved)));
         let within = route.map(|route| (route, names(&|member| member.routes.contains(&route))));
         let from = [&moved_to, &whole].into_iter().find(|carriers| !carriers.is_empty()).cloned();
         let from = from.or_else(|| {
@@ -75,7 +75,7 @@ impl Source {
         let at_home =
             whole.is_empty() && around == route && within.as_ref().is_some_and(|(_, names)| names.contains(to));
         let mut carried = Vec::new();
-        for member in members.iter().filter(|member| member.name == *to || from.contains(&member.name)) {
+        for member in members.iter().copied().filter(|member| member.name == *to || from.contains(&member.name)) {
             let before = Carried::of(member);
             let mut after = before.clone();
             after.moved.retain(|moved| *moved != prefix);

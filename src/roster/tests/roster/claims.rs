@@ -15,11 +15,11 @@ use crate::{
 fn a_claim_fills_its_own_record_and_nothing_else() {
     let world = World::with_two();
     let before = world.sign(None);
-    assert_eq!(before.members().len(), 1);
+    assert_eq!(before.members().count(), 1);
     let claim = before.countersign(&world.claim(1, 2), &hub(1), NOW).unwrap();
     let after = before.with_claims([claim]).unwrap();
-    assert_eq!(after.members()[0], before.members()[0]);
-    let b = &after.members()[1];
+    assert_eq!(after.members().next(), before.members().next());
+    let b = after.members().nth(1).unwrap();
     assert_eq!(b.keys, node(2).public());
     assert_eq!(b.ips, [ip("10.77.0.2"), VirtualIp::of_key(&world.id(), &b.keys.session)]);
     assert_eq!(b.origin, KeyOrigin::Claim(NOW));
@@ -70,7 +70,7 @@ fn of_many_claims_for_one_invite_everyone_keeps_two_and_says_the_same_of_them() 
     let forwards = roster.with_claims(claims.iter().cloned()).unwrap();
     let backwards = claims.iter().rev().fold(roster, |r, claim| r.with_claims([claim.clone()]).unwrap_or(r));
     assert_eq!(forwards.claims().len(), 2);
-    assert_eq!(forwards.members(), backwards.members());
+    assert!(forwards.members().eq(backwards.members()));
     assert_eq!(forwards.claims_summary(), backwards.claims_summary());
     assert_eq!(forwards.with_claims(claims), None, "no further claim is news");
     let one = world.sign(None).with_claims([world.countersigned(1, 2, NOW)]).unwrap();
@@ -88,7 +88,7 @@ fn the_one_claim_countersigned_again_and_again_is_no_news() {
     // whoever holds another copy says and means the same
     let other = world.sign(None).with_claims([at(7)]).unwrap();
     assert_eq!(roster.claims_summary(), other.claims_summary());
-    let keys = |of: &VerifiedRoster| of.members().iter().map(|member| member.keys).collect::<Vec<_>>();
+    let keys = |of: &VerifiedRoster| of.members().map(|member| member.keys).collect::<Vec<_>>();
     assert_eq!(keys(&roster), keys(&other));
 }
 
@@ -102,13 +102,13 @@ fn a_key_that_is_in_use_is_refused() {
     assert_eq!(refused.to_string(), "this node's key is already that of member a: join with a fresh --state directory");
     // A hub that countersigns it nevertheless changes nothing.
     let cheated = roster.with_claims([world.countersigned(1, 1, NOW)]).unwrap();
-    assert_eq!(cheated.members(), roster.members());
+    assert!(cheated.members().eq(roster.members()));
     assert_eq!(cheated.refused_claims()[0].reason, ClaimRefusal::KeyTaken { by: name("a") });
     // One node, two invites: everybody takes the same claim, whenever it was countersigned.
     for (first, second) in [(0, 9), (9, 0)] {
         let claims = [world.countersigned(2, 4, NOW.after(first)), world.countersigned(1, 4, NOW.after(second))];
         let both = roster.with_claims(claims).unwrap();
-        assert_eq!(both.members().iter().map(|m| m.name().as_str()).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(both.members().map(|m| m.name().as_str()).collect::<Vec<_>>(), ["a", "c"]);
         assert_eq!(both.refused_claims()[0].reason, ClaimRefusal::KeyTaken { by: name("c") });
     }
 }
@@ -126,7 +126,7 @@ fn expiry_limits_redemption_but_not_the_claims_life() {
     let claim = roster.countersign(&world.claim(1, 2), &hub(1), expires).unwrap();
     let roster = roster.with_claims([claim.clone()]).unwrap();
     assert_eq!(roster.countersign(&world.claim(1, 2), &hub(1), expires.after(1_000_000)), Ok(claim));
-    assert_eq!(roster.members().len(), 2);
+    assert_eq!(roster.members().count(), 2);
     assert_eq!(roster.with_claims([world.countersigned(1, 2, expires.after(1))]), None);
 }
 
@@ -158,7 +158,7 @@ fn a_claim_counts_only_while_the_head_holds_its_invite() {
     world.source.cancel_invite(&name("b")).unwrap();
     let cancelled = world.sign(Some(&with_claim));
     assert!(cancelled.claims().is_empty());
-    assert_eq!(cancelled.members().len(), 1);
+    assert_eq!(cancelled.members().count(), 1);
     let refused = cancelled.countersign(&world.claim(1, 2), &hub(1), NOW).unwrap_err();
     assert_eq!(refused, CountersignError::UnknownInvite);
 }
@@ -196,8 +196,8 @@ fn pulling_folds_the_claim_and_retires_the_invite() {
     assert_eq!(world.source.fold(&claimed).unwrap(), []);
     let folded = world.sign(Some(&claimed));
     assert!(folded.claims().is_empty());
-    assert_eq!(folded.members()[1].keys, claimed.members()[1].keys);
-    assert_eq!(folded.members()[1].origin, KeyOrigin::Record);
+    assert_eq!(folded.members().nth(1).unwrap().keys, claimed.members().nth(1).unwrap().keys);
+    assert_eq!(folded.members().nth(1).unwrap().origin, KeyOrigin::Record);
     assert_eq!(folded.with_claims([world.countersigned(1, 3, NOW)]), None);
 }
 

@@ -1,6 +1,6 @@
 //! Encodes and signs by hand, whatever the crate thinks of it.
 
-use flatlan_roster::{Authority, Claim, Head, HubRecord, MemberRecord, NetworkRecord};
+use flatlan_roster::{Authority, Claim, Head, HubRecord, MemberRecord, NetworkRecord, Source};
 use flatlan_types::{AdminSecret, HubSecret, UnixTime};
 use minicbor::{Encode, Encoder};
 use sha2::{Digest, Sha256};
@@ -25,6 +25,12 @@ pub(crate) fn records(network: &NetworkRecord, hubs: &[HubRecord], members: &[Me
 pub(crate) fn digest(records: &[Vec<u8>]) -> [u8; 32] {
     let hashes: Vec<u8> = records.iter().flat_map(|record| Sha256::digest(record).to_vec()).collect();
     Sha256::digest(hashes).into()
+}
+
+/// The records of a network.toml.
+pub(crate) fn of_source(source: &Source) -> Vec<Vec<u8>> {
+    let members: Vec<MemberRecord> = source.records().members().cloned().collect();
+    records(source.network(), source.records().hubs(), &members)
 }
 
 /// A head over these records, serial 1.

@@ -92,9 +92,9 @@ fn the_golden_bytes_are_read() {
     assert_eq!(bundle.records(), source.records());
     assert_eq!(bundle.network().expiry, Expiry::RefuseNew);
     assert_eq!(bundle.hubs().iter().map(|hub| hub.weight).collect::<Vec<_>>(), [1, 7]);
-    let names: Vec<_> = bundle.members().iter().map(|member| member.name().to_string()).collect();
+    let names: Vec<_> = bundle.members().map(|member| member.name().to_string()).collect();
     assert_eq!(names, ["a", "b", "c", "phone"]);
-    assert_eq!(bundle.members()[1].keys, node(2).public());
+    assert_eq!(bundle.members().nth(1).unwrap().keys, node(2).public());
     let phone = bundle.by_name(&name("phone")).unwrap();
     let a = bundle.by_name(&name("a")).unwrap();
     assert_eq!(bundle.owner_table(Some(a)).owner(bundle.member(phone).unwrap().ips[0].ip()), Some(phone));

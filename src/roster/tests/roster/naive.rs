@@ -8,7 +8,9 @@ use std::{
 };
 
 use ed25519_dalek::{Signature, VerifyingKey};
-use flatlan_roster::{Head, HubRecord, Invite, MemberRecord, NetworkRecord, Stock, VerifiedRoster, stock_keys};
+use flatlan_roster::{
+    Head, HubRecord, Invite, MemberRecord, NetworkRecord, OwnerTable, Stock, VerifiedRoster, stock_keys,
+};
 use flatlan_types::{MemberId, Name, NodeKeys, Prefix, UnixTime, VirtualIp};
 use minicbor::{Decoder, data::Type};
 use proptest::prelude::*;
@@ -596,20 +598,22 @@ fn asked(id: &[u8]) -> Vec<IpAddr> {
 
 fn by_the_crate(world: &World, bytes: &[u8], ask: &[IpAddr]) -> Option<Verdict> {
     let roster: VerifiedRoster = world.verify(bytes).ok()?;
-    let table = roster.owner_table(None);
+    Some(verdict(&roster, &roster.owner_table(None), ask))
+}
+
+fn verdict(roster: &VerifiedRoster, table: &OwnerTable, ask: &[IpAddr]) -> Verdict {
     let name_of = |at| roster.member(at).unwrap().name().to_string();
     let keys = |keys: &NodeKeys| (keys.id.as_bytes().to_vec(), keys.session.as_bytes().to_vec());
-    Some(Verdict {
+    Verdict {
         members: roster
             .members()
-            .iter()
             .map(|m| {
                 let (id, session) = keys(&m.keys);
                 (m.name().to_string(), id, session)
             })
             .collect(),
         owners: ask.iter().map(|ip| table.owners(*ip).iter().map(|at| name_of(*at)).collect()).collect(),
-    })
+    }
 }
 
 proptest! {
@@ -637,6 +641,54 @@ proptest! {
         prop_assert!(flatlan_roster::Claim::decode(&bytes, &world.id()).is_err());
         prop_assert!(flatlan_roster::ForkProof::decode(&bytes, &world.id()).is_err());
         prop_assert!(flatlan_roster::Ratchet::decode(&bytes, &world.id()).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The naive verifier knows no older roster, and ours knows one of which some records are the same.
+    #[test]
+    fn a_roster_that_follows_another_is_the_same_as_one_read_from_nothing(
+        bundles in proptest::collection::vec(bundle(), 2..6),
+    ) {
+        let world = World::new();
+        let id = world.id();
+        let ask = asked(id.as_bytes());
+        let mut known: Option<(VerifiedRoster, OwnerTable)> = None;
+        for (bytes, flipped) in bundles {
+            let naive = verify(&bytes, id.as_bytes(), &ask).filter(|_| !flipped);
+            let before = known.as_ref().map(|(roster, _)| roster);
+            let followed = VerifiedRoster::verify(&bytes, &world.ratchet(), before);
+            prop_assert_eq!(followed.is_ok(), naive.is_some());
+            let Some((roster, naive)) = followed.ok().zip(naive) else { continue };
+            let fresh = world.verify(&bytes).unwrap();
+            prop_assert!(roster.members().eq(fresh.members()));
+            prop_assert_eq!(roster.refused_claims(), fresh.refused_claims());
+            prop_assert_eq!(roster.encode(), bytes);
+            let table = match &known {
+                Some((old, table)) => match roster.changed_since(old) {
+                    Some(changed) => {
+                        let mut table = table.clone();
+                        roster.update_owners(&mut table, old, &changed, None, Some);
+                        table
+                    }
+                    None => roster.owner_table(None),
+                },
+                None => roster.owner_table(None),
+            };
+            prop_assert_eq!(verdict(&roster, &table, &ask), naive);
+            for (at, member) in roster.members_with_places() {
+                prop_assert_eq!(roster.by_id(&member.keys.id), Some(at));
+                prop_assert_eq!(roster.by_session(&member.keys.session), Some(at));
+                prop_assert_eq!(roster.by_name(member.name()), Some(at));
+            }
+            let gone = known.iter().flat_map(|(old, _)| old.members()).filter(|member| fresh.by_id(&member.keys.id).is_none());
+            for member in gone {
+                prop_assert_eq!(roster.by_id(&member.keys.id), None);
+            }
+            known = Some((roster, table));
+        }
     }
 }
 

@@ -22,8 +22,7 @@ fn chain(world: &World, length: usize) -> Vec<VerifiedRoster> {
 
 /// A roster of this serial that follows nothing, signed by whoever has the admin key.
 fn with_serial(world: &World, serial: u64) -> Vec<u8> {
-    let records =
-        forge::records(world.source.network(), world.source.records().hubs(), world.source.records().members());
+    let records = forge::of_source(&world.source);
     let head = Head { serial, ..forge::head(world.authority(), &records) };
     forge::bundle(&forge::signed_head(world.authority(), &head, &world.admin), &[], &records, &[])
 }
@@ -121,8 +120,7 @@ fn a_serial_that_jumps_too_far_is_refused() {
     let first = world.verify(&with_serial(&world, 1)).unwrap();
     let mut ratchet = world.ratchet();
     ratchet.advance(&first).unwrap();
-    let records =
-        forge::records(world.source.network(), world.source.records().hubs(), world.source.records().members());
+    let records = forge::of_source(&world.source);
     let jump = |serial| {
         let previous = Some(first.signed_head().id());
         let head = Head { serial, previous, ..forge::head(world.authority(), &records) };

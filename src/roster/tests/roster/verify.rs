@@ -30,8 +30,8 @@ fn a_bundle_survives_the_way_to_the_node() {
     let (world, bytes) = full_bundle();
     let roster = world.verify(&bytes).unwrap();
     assert_eq!(roster.encode(), bytes);
-    assert_eq!(roster.members().iter().map(|m| m.name().as_str()).collect::<Vec<_>>(), ["a", "b"]);
-    assert_eq!(roster.members()[1].keys, node(2).public());
+    assert_eq!(roster.members().map(|m| m.name().as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(roster.members().nth(1).unwrap().keys, node(2).public());
     assert_eq!(roster.hub(&hub(1).public()).map(|hub| hub.name.clone()), Some(name("paris")));
     let head = VerifiedHead::decode(&roster.signed_head().encode(), &world.id()).unwrap();
     assert_eq!(head.id(), roster.signed_head().id());
@@ -73,8 +73,7 @@ fn a_later_format_asks_for_an_upgrade() {
 #[test]
 fn a_record_left_out_repeated_or_moved_is_refused() {
     let world = World::with_two();
-    let records =
-        forge::records(world.source.network(), world.source.records().hubs(), world.source.records().members());
+    let records = forge::of_source(&world.source);
     let head = forge::head(world.authority(), &records);
     let head = forge::signed_head(world.authority(), &head, &world.admin);
     assert!(world.verify(&forge::bundle(&head, &[], &records, &[])).is_ok());
@@ -97,8 +96,7 @@ fn a_record_left_out_repeated_or_moved_is_refused() {
 #[test]
 fn records_that_were_signed_out_of_order_are_refused() {
     let world = World::with_two();
-    let mut records =
-        forge::records(world.source.network(), world.source.records().hubs(), world.source.records().members());
+    let mut records = forge::of_source(&world.source);
     records.swap(2, 3);
     let bytes = forge::signed(world.authority(), &world.admin, &records, &[]);
     assert!(matches!(world.verify(&bytes), Err(VerifyError::Records(RecordsError::Order))));
@@ -111,8 +109,7 @@ fn records_that_were_signed_out_of_order_are_refused() {
 #[test]
 fn another_admins_signature_is_refused() {
     let world = World::with_two();
-    let records =
-        forge::records(world.source.network(), world.source.records().hubs(), world.source.records().members());
+    let records = forge::of_source(&world.source);
     let thief = AdminSecret::from_bytes(&[66; 32]);
     let bytes = forge::signed(world.authority(), &thief, &records, &[]);
     assert!(matches!(world.verify(&bytes), Err(VerifyError::Head(HeadError::BadSignature))));
@@ -136,8 +133,7 @@ fn a_history_that_was_cut_or_changed_is_refused() {
     let world = World::with_two();
     let first = world.sign(None);
     let second = world.sign(Some(&first));
-    let records =
-        forge::records(world.source.network(), world.source.records().hubs(), world.source.records().members());
+    let records = forge::of_source(&world.source);
     let head = second.signed_head().encode();
     let ancestor = minicbor::to_vec(first.head()).unwrap();
     assert!(world.verify(&forge::bundle(&head, std::slice::from_ref(&ancestor), &records, &[])).is_ok());
@@ -207,7 +203,7 @@ fn a_kind_that_may_be_skipped_is_skipped_and_another_refused() {
 fn what_no_admin_could_have_compiled_is_refused_when_verified_too() {
     let mut world = World::new();
     world.add(&with_key(&name("a"), 1));
-    let mut members = world.source.records().members().to_vec();
+    let mut members = world.source.records().members().cloned().collect::<Vec<_>>();
     let mut twin = members[0].clone();
     twin.name = name("b");
     members.push(twin);
@@ -223,15 +219,14 @@ fn what_no_admin_could_have_compiled_is_refused_when_verified_too() {
 fn claims_beside_the_roster_must_fit_and_be_in_order() {
     let mut world = World::with_two();
     world.invite("c", 2, Replace::No);
-    let records =
-        forge::records(world.source.network(), world.source.records().hubs(), world.source.records().members());
+    let records = forge::of_source(&world.source);
     let with = |claims: &[&CountersignedClaim]| {
         let claims: Vec<_> = claims.iter().map(|claim| claim.encode()).collect();
         world.verify(&forge::signed(world.authority(), &world.admin, &records, &claims))
     };
     let (b, c) = (world.countersigned(1, 2, NOW), world.countersigned(2, 3, NOW));
     let (first, second) = if b.invite() < c.invite() { (&b, &c) } else { (&c, &b) };
-    assert_eq!(with(&[first, second]).unwrap().members().len(), 3);
+    assert_eq!(with(&[first, second]).unwrap().members().count(), 3);
     for wrong in [&[second, first][..], &[first, first], &[&world.countersigned(9, 4, NOW)]] {
         assert!(matches!(with(wrong), Err(VerifyError::StrayClaim)));
     }

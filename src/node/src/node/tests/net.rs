@@ -587,7 +587,7 @@ impl Net {
                 }
                 Output::Persist { file, bytes, token } => {
                     if node.disk == Disk::Good {
-                        node.files.insert(file, bytes);
+                        node.files.insert(file, bytes.to_vec());
                     }
                     if let Some(token) = token.filter(|_| node.disk != Disk::Hangs) {
                         self.at(LATENCY, Happening::Written { node: n, life, token });
