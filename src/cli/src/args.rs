@@ -230,6 +230,9 @@ pub(crate) struct InviteArgs {
     /// A prefix of the LAN behind it
     #[arg(long = "route", value_name = "PREFIX")]
     pub(crate) routes: Vec<Prefix>,
+    /// Members of one HA group may carry the same prefixes, and share their flows
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) ha: Option<Name>,
     /// A group that it is of
     #[arg(long = "group", value_name = "G")]
     pub(crate) groups: Vec<Name>,
@@ -280,6 +283,9 @@ pub(crate) struct MemberAddArgs {
     /// A prefix of the LAN behind it
     #[arg(long = "route", value_name = "PREFIX")]
     pub(crate) routes: Vec<Prefix>,
+    /// Members of one HA group may carry the same prefixes, and share their flows
+    #[arg(long, value_name = "GROUP", conflicts_with = "stock")]
+    pub(crate) ha: Option<Name>,
     /// A group that it is of
     #[arg(long = "group", value_name = "G")]
     pub(crate) groups: Vec<Name>,

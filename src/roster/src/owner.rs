@@ -101,6 +101,11 @@ impl<T: Copy + Ord> OwnerTable<T> {
         }
     }
 
+    /// The owners of each prefix.
+    pub fn groups(&self) -> impl Iterator<Item = &[T]> {
+        self.owners.iter().map(|owners| &**owners)
+    }
+
     /// Whether `member` may send from `ip`.
     pub fn owns(&self, member: T, ip: IpAddr) -> bool {
         self.owners(ip).contains(&member)

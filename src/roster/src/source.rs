@@ -196,7 +196,7 @@ range = "{range}" # where members' IPv4 addresses come from
             return Err(wrong(Problem::StockInvite));
         }
         let own = &invite.member;
-        if !(own.ips.is_empty() && own.routes.is_empty() && own.groups.is_empty()) {
+        if !(own.ips.is_empty() && own.routes.is_empty() && own.groups.is_empty() && own.ha.is_none()) {
             return Err(wrong(Problem::KeepsItsOwn));
         }
         if invite.replace == Replace::No {
@@ -376,6 +376,7 @@ range = "{range}" # where members' IPv4 addresses come from
         }
         edit::set_list(&mut table, "routes", member.routes);
         edit::set_list(&mut table, "groups", member.groups);
+        edit::set_some(&mut table, "ha", member.ha);
         edit::set_some(&mut table, "endpoint", member.endpoint);
         Ok(table)
     }
@@ -417,6 +418,8 @@ pub struct NewMember<'a> {
     pub routes: &'a [Prefix],
     /// Groups that it is in.
     pub groups: &'a [Name],
+    /// The group of members that may carry the same prefixes for each other.
+    pub ha: Option<&'a Name>,
     /// Where it can be reached directly.
     pub endpoint: Option<&'a HostPort>,
     /// Its keys.
@@ -426,7 +429,7 @@ pub struct NewMember<'a> {
 impl<'a> NewMember<'a> {
     /// A member with nothing but a name.
     pub fn named(name: &'a Name) -> Self {
-        Self { name, ips: &[], routes: &[], groups: &[], endpoint: None, keys: NewKeys::Later }
+        Self { name, ips: &[], routes: &[], groups: &[], ha: None, endpoint: None, keys: NewKeys::Later }
     }
 }
 

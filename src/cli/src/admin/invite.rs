@@ -179,6 +179,7 @@ fn enter(
             ips: &ips,
             routes: &args.routes,
             groups: &args.groups,
+            ha: args.ha.as_ref(),
             keys: NewKeys::Later,
             ..NewMember::named(name)
         },

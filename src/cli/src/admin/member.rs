@@ -141,6 +141,7 @@ fn add(dir: &mut NetworkDir, args: &MemberAddArgs, keys: NewKeys<'_>) -> Result<
         ips: &ips,
         routes: &args.routes,
         groups: &args.groups,
+        ha: args.ha.as_ref(),
         endpoint: args.endpoint.as_ref(),
         keys,
     };
