@@ -83,6 +83,12 @@ pub enum Command {
         /// With whom.
         peer: PeerSlot,
     },
+    /// Packets may turn to this peer at any moment, for it shares a prefix with another one: for
+    /// [`crate::KEPT_WARM`] its paths and its session are kept ready, and it is found out if it dies.
+    KeepWarm {
+        /// Whom.
+        peer: PeerSlot,
+    },
     /// A peer was known under this epoch before this node started, and can be shown its own statement of it:
     /// what an earlier life of it said is not listened to.
     SetPeerEpoch {
@@ -182,6 +188,21 @@ pub enum Event {
     LegDown {
         /// Which hub.
         hub: HubSlot,
+    },
+    /// Nothing arrives at the peer, by no path, or no session with it comes up.
+    PeerSilent {
+        /// Who.
+        peer: PeerSlot,
+    },
+    /// It answers again, and has a session.
+    PeerAnswers {
+        /// Who.
+        peer: PeerSlot,
+    },
+    /// Packets go to an address that this peer owns together with others: told again as long as they do.
+    SharedUsed {
+        /// Who.
+        peer: PeerSlot,
     },
     /// A control message from a peer's node, authentic under k_pair.
     PeerMessage {

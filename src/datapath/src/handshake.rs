@@ -29,7 +29,10 @@ impl<S: Sessions> Worker<S> {
         }
         let key = LaneKey { peer: slot, lane };
         let established = self.sessions.is_established(key);
+        let lacking =
+            !established && !LaneId::all().any(|lane| self.sessions.is_established(LaneKey { peer: slot, lane }));
         let Some(peer) = self.peers.get_mut(slot) else { return };
+        peer.waiting = lacking.then(|| peer.waiting.unwrap_or(now));
         let state = peer.lane_mut(lane);
         state.wanted = !established;
         if established || state.next_try.is_some_and(|at| at > now) {
@@ -86,6 +89,7 @@ impl<S: Sessions> Worker<S> {
             }
             if state.tries >= MAX_TRIES && !busy {
                 *state = crate::peer::Lane { open: state.open, ..Default::default() };
+                peer.waiting = None;
                 continue;
             }
             state.next_try = None;
@@ -230,6 +234,7 @@ impl<S: Sessions> Worker<S> {
     /// A lane carries data from here on.
     pub(crate) fn on_established(&mut self, lane: LaneKey, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(lane.peer) else { return };
+        peer.waiting = None;
         let state = peer.lane_mut(lane.lane);
         state.wanted = false;
         state.tries = 0;
@@ -237,6 +242,7 @@ impl<S: Sessions> Worker<S> {
         self.event(Event::SessionUp { peer: lane.peer, lane: lane.lane });
         self.flush_queue(lane.peer, now, out);
         self.warm(lane.peer, now, out);
+        self.judge_silence(lane.peer, now);
     }
 
     /// A peer speaks under this epoch. `false`: it is below the greatest, drop what it says.

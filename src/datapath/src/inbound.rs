@@ -333,7 +333,7 @@ fn judge(
     if is_never_carried(view.destination) {
         return Err(DropReason::BadDestination);
     }
-    let toward = toward(snapshot, view.destination, from).ok_or(DropReason::NotForUs)?;
+    let toward = toward(snapshot, &view, from).ok_or(DropReason::NotForUs)?;
     if matches!(toward, Toward::Me) {
         *accepted = Some(this);
     }

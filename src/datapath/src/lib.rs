@@ -46,5 +46,5 @@ pub use flow_queue::{FlowQueue, Frame};
 pub use probe::MAX_MESSAGE;
 pub use share::Audience;
 pub use sink::{Handed, Sink, Transmit};
-pub use snapshot::{NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
-pub use worker::{LaneReport, LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};
+pub use snapshot::{Chosen, NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
+pub use worker::{KEPT_WARM, LaneReport, LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};

@@ -20,7 +20,7 @@ use flatlan_types::{LaneId, LaneKey, PeerSlot};
 use flatlan_wg::{SealError, Sessions};
 
 use crate::{
-    DropReason, Drops, Owner, Sink, Snapshot,
+    Chosen, DropReason, Drops, Event, Owner, Sink, Snapshot,
     batch::{Batch, Destination, HEADROOM, send_framed},
     peer::{Peer, Route},
     worker::Worker,
@@ -59,13 +59,27 @@ impl<S: Sessions> Worker<S> {
         let ends = (view.source, view.destination);
         let slot = match self.sent.filter(|sent| sent.ends == ends) {
             Some(sent) => sent.to,
-            None => {
-                let to = receiver(&self.snapshot, &view)?;
-                self.sent = Some(Sent { ends, to });
-                to
-            }
+            None => match receiver(&self.snapshot, &view)? {
+                Receiver::Sole(to) => {
+                    self.sent = Some(Sent { ends, to });
+                    to
+                }
+                Receiver::OneOf(to) => {
+                    self.tell_shared(to, now);
+                    to
+                }
+            },
         };
         self.send_to(slot, header_and_packet, &view, now, out)
+    }
+
+    /// Tells the control machine that packets go to one of several owners.
+    fn tell_shared(&mut self, slot: PeerSlot, now: Instant) {
+        let told = self.shared_told.get(&slot);
+        if told.is_none_or(|told| now.saturating_duration_since(*told) >= SHARED_AGAIN) {
+            self.shared_told.insert(slot, now);
+            self.event(Event::SharedUsed { peer: slot });
+        }
     }
 
     /// Seals a packet for a peer, or lets it wait for a session.
@@ -302,20 +316,29 @@ pub(crate) struct Sent {
     to: PeerSlot,
 }
 
+/// To whom a packet from the TUN goes.
+enum Receiver {
+    /// To the only owner of its destination.
+    Sole(PeerSlot),
+    /// To one of several.
+    OneOf(PeerSlot),
+}
+
 /// To whom a packet from the TUN goes, where it may.
-fn receiver(snapshot: &Snapshot, view: &IpView) -> Result<PeerSlot, DropReason> {
+fn receiver(snapshot: &Snapshot, view: &IpView) -> Result<Receiver, DropReason> {
     if is_never_carried(view.destination) {
         return Err(DropReason::BadDestination);
     }
-    let slot = match snapshot.owner(view.destination) {
-        Some(Owner::Peer(slot)) => slot,
-        Some(Owner::Me) => return Err(DropReason::BadDestination),
+    let to = match snapshot.owner(view.destination, || flow_hash(view)) {
+        Some(Chosen::Sole(Owner::Peer(slot))) => Receiver::Sole(slot),
+        Some(Chosen::OneOf(Owner::Peer(slot))) => Receiver::OneOf(slot),
+        Some(Chosen::Sole(Owner::Me) | Chosen::OneOf(Owner::Me)) => return Err(DropReason::BadDestination),
         None => return Err(DropReason::NoMember),
     };
-    if snapshot.owner(view.source) != Some(Owner::Me) || is_never_carried(view.source) {
+    if !snapshot.owns(Owner::Me, view.source) || is_never_carried(view.source) {
         return Err(DropReason::SourceNotOwned);
     }
-    Ok(slot)
+    Ok(to)
 }
 
 /// Seals packets of one lane into the batch.
@@ -440,6 +463,8 @@ fn peer_lane(peer: PeerSlot, lane: LaneId) -> LaneKey {
     LaneKey { peer, lane }
 }
 
+/// It is told again that a peer is used which shares a prefix.
+const SHARED_AGAIN: Duration = Duration::from_secs(5);
 /// The least MTU of IPv6.
 const V6_LEAST: usize = 1280;
 const SYN: u8 = 2;

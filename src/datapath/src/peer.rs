@@ -23,6 +23,10 @@ pub(crate) struct Peer {
     pub(crate) need_told: Option<Instant>,
     pub(crate) stale_told: Option<Instant>,
     pub(crate) hello_told: Option<Instant>,
+    /// A session is wanted since then, and there is none.
+    pub(crate) waiting: Option<Instant>,
+    /// It does not answer, since then.
+    pub(crate) silent: Option<Instant>,
     /// Its control messages that wait for the control machine.
     pub(crate) messages: u32,
     /// When its timer is set to.
@@ -106,6 +110,8 @@ impl Peer {
             need_told: None,
             stale_told: None,
             hello_told: None,
+            waiting: None,
+            silent: None,
             messages: 0,
             armed: None,
             tx_bytes: 0,
@@ -131,7 +137,15 @@ impl Peer {
     pub(crate) fn timeout(&self) -> Option<Instant> {
         let paths = self.node_link().and_then(|link| link.paths.poll_timeout());
         let lanes = self.lanes.iter().filter(|lane| lane.wanted).filter_map(|lane| lane.next_try).min();
-        [paths, lanes, self.queue.deadline()].into_iter().flatten().min()
+        [paths, lanes, self.queue.deadline(), self.silent_at()].into_iter().flatten().min()
+    }
+
+    /// When it counts as silent unless it answers before.
+    pub(crate) fn silent_at(&self) -> Option<Instant> {
+        let link = self.node_link().filter(|_| self.silent.is_none())?;
+        let unanswered = link.paths.silent_since().map(|since| since + SILENT_AFTER);
+        let waiting = self.waiting.map(|since| since + WAITED_LONG);
+        [unanswered, waiting].into_iter().flatten().min()
     }
 
     pub(crate) fn lane_mut(&mut self, lane: LaneId) -> &mut Lane {
@@ -246,6 +260,10 @@ fn packet_room(datagram: usize) -> usize {
 
 /// A pair that carried data within this time keeps both its lanes ready.
 const BUSY: Duration = Duration::from_secs(10);
+/// A peer that answers by no path for so long is silent: a way through another hub is found in less.
+const SILENT_AFTER: Duration = Duration::from_millis(300);
+/// The same for one with which no session comes up: that takes some round trips over hubs.
+const WAITED_LONG: Duration = Duration::from_millis(600);
 const MAX_QUEUE_PACKETS: usize = 32;
 const MAX_QUEUE_BYTES: usize = 128 * 1024;
 /// A TCP SYN is sent again after a second (RFC 6298): what is older has a successor.

@@ -200,11 +200,13 @@ impl<S: Sessions> Worker<S> {
                     // at rest, not closed: a recorded initiation must not be new again
                     self.sessions.rest_peer(slot);
                     if let Some(peer) = self.peers.get_mut(slot) {
+                        peer.waiting = None;
                         peer.lanes = peer.lanes.map(|lane| Lane { open: lane.open, ..Default::default() });
                     }
                 }
             }
         }
+        self.judge_silence(slot, now);
         self.arm(slot, now);
     }
 

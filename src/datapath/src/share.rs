@@ -53,6 +53,7 @@ impl Command {
             | Self::SetDirect { peer, .. }
             | Self::SendMessage { peer, .. }
             | Self::Connect { peer }
+            | Self::KeepWarm { peer }
             | Self::SetPeerEpoch { peer, .. } => Audience::One(snapshot.worker(*peer, workers)),
         }
     }
@@ -71,6 +72,9 @@ impl Event {
             | Self::SessionUp { .. }
             | Self::PathChanged { .. }
             | Self::LaneChanged { .. }
+            | Self::PeerSilent { .. }
+            | Self::PeerAnswers { .. }
+            | Self::SharedUsed { .. }
             | Self::PeerMessage { .. }
             | Self::PeerEpoch { .. }
             | Self::StaleEpoch { .. }

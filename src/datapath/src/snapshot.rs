@@ -4,8 +4,12 @@
 //!
 //! Revocation is a level, not a message: a worker compares the generation at each batch and drops the
 //! sessions of whoever is no member any more.
+//!
+//! Where members of an HA group own an address together, each flow goes to one of them that is not away: the one with
+//! the greatest hash of flow and member (rendezvous hashing, Thaler and Ravishankar 1998). So the flows of one that
+//! goes away are shared out to the others, nobody else's move, and its own come back with it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use flatlan_roster::{
     OwnerTable,
@@ -22,6 +26,14 @@ pub struct Snapshot {
     pub generation: u64,
     /// Whether sessions may be begun with peers that have none.
     pub new_sessions: NewSessions,
+    /// Peers to which no flow goes that another owner can take.
+    pub away: BTreeSet<PeerSlot>,
+    table: Arc<Table>,
+}
+
+/// What changes with the roster only.
+#[derive(Debug, Default, Clone)]
+struct Table {
     peers: SharedVec<Option<Listed>>,
     hints: SharedMap<SenderHint, Few<PeerSlot>>,
     owners: OwnerTable<Owner>,
@@ -45,9 +57,10 @@ impl Snapshot {
         owners: OwnerTable<Owner>,
         own: Vec<VirtualIp>,
     ) -> Self {
-        let mut snapshot = Self { generation, owners, own, ..Self::default() };
         let peers: Vec<_> = peers.into_iter().collect();
-        snapshot.hints = SharedMap::with_capacity(peers.len());
+        let hints = SharedMap::with_capacity(peers.len());
+        let table = Table { peers: SharedVec::default(), hints, owners, own };
+        let mut snapshot = Self { generation, table: Arc::new(table), ..Self::default() };
         for (slot, info) in peers {
             snapshot.set_peer(network, slot, Some(info));
         }
@@ -58,32 +71,31 @@ impl Snapshot {
     pub fn set_peer(&mut self, network: &NetworkId, slot: PeerSlot, info: Option<PeerInfo>) {
         let at = slot.0 as usize;
         let node = |info: &PeerInfo| info.keys.member().map(|id| SenderHint::of(network, &id));
-        if let Some(hint) = self.peer(slot).and_then(node) {
-            let others: Vec<PeerSlot> = self.hinted(hint).iter().copied().filter(|other| *other != slot).collect();
+        let before = self.peer(slot).and_then(node);
+        let after = info.as_ref().and_then(node);
+        let table = Arc::make_mut(&mut self.table);
+        if let Some(hint) = before {
+            let all = table.hints.get(&hint).map_or(&[][..], Few::as_slice);
+            let others: Vec<PeerSlot> = all.iter().copied().filter(|other| *other != slot).collect();
             if others.is_empty() {
-                self.hints.remove(&hint);
+                table.hints.remove(&hint);
             } else {
-                self.hints.insert(hint, Few::from(&*others));
+                table.hints.insert(hint, Few::from(&*others));
             }
         }
-        let Some(info) = info else { return self.peers.set(at, None) };
-        let hint = node(&info);
-        if let Some(hint) = hint {
-            let all: Vec<PeerSlot> = self.hinted(hint).iter().copied().chain([slot]).collect();
-            self.hints.insert(hint, Few::from(&*all));
+        if let Some(hint) = after {
+            let all = table.hints.get(&hint).map_or(&[][..], Few::as_slice);
+            let all: Vec<PeerSlot> = all.iter().copied().chain([slot]).collect();
+            table.hints.insert(hint, Few::from(&*all));
         }
-        self.peers.set(at, Some(Listed { info, hint: hint.unwrap_or(SenderHint(0)) }));
+        table.peers.set(at, info.map(|info| Listed { info, hint: after.unwrap_or(SenderHint(0)) }));
     }
 
     /// Replaces what says whose which address is, and this node's own.
     pub fn set_owners(&mut self, owners: OwnerTable<Owner>, own: Vec<VirtualIp>) {
-        self.owners = owners;
-        self.own = own;
-    }
-
-    /// What says whose which address is.
-    pub fn owners(&self) -> &OwnerTable<Owner> {
-        &self.owners
+        let table = Arc::make_mut(&mut self.table);
+        table.owners = owners;
+        table.own = own;
     }
 
     /// The peer at a slot, while it is a member.
@@ -93,7 +105,7 @@ impl Snapshot {
 
     /// Every peer with its slot.
     pub fn peers(&self) -> impl Iterator<Item = (PeerSlot, &PeerInfo)> {
-        (0u32..).zip(self.peers.iter()).filter_map(|(n, peer)| Some((PeerSlot(n), &peer.as_ref()?.info)))
+        (0u32..).zip(self.table.peers.iter()).filter_map(|(n, peer)| Some((PeerSlot(n), &peer.as_ref()?.info)))
     }
 
     /// The worker to which all of a peer belongs; stock peers, and who is no member, to the first.
@@ -104,30 +116,71 @@ impl Snapshot {
 
     /// The peers which a hint may name: one, but for collisions.
     pub fn hinted(&self, hint: SenderHint) -> &[PeerSlot] {
-        self.hints.get(&hint).map_or(&[], Few::as_slice)
+        self.table.hints.get(&hint).map_or(&[], Few::as_slice)
+    }
+
+    /// Whether the members are the same as in another one, with all that they own.
+    pub fn same_members(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.table, &other.table)
     }
 
     /// To whom a packet for this address goes (longest prefix): to nobody else where this node is one of
-    /// the owners, else to the preferred of them.
-    pub fn owner(&self, ip: IpAddr) -> Option<Owner> {
-        let owners = self.owners.owners(ip);
-        if owners.contains(&Owner::Me) { Some(Owner::Me) } else { owners.first().copied() }
+    /// the owners, else to that one of them who has its flow, whose hash `flow` tells.
+    #[inline]
+    pub fn owner(&self, ip: IpAddr, flow: impl FnOnce() -> u32) -> Option<Chosen> {
+        match self.table.owners.owners(ip) {
+            [] => None,
+            [only] => Some(Chosen::Sole(*only)),
+            several if several.contains(&Owner::Me) => Some(Chosen::Sole(Owner::Me)),
+            several => self.choose(several, flow()).map(Chosen::OneOf),
+        }
+    }
+
+    /// The peers that own addresses together with this one; without it.
+    pub fn sharing(&self, slot: PeerSlot) -> BTreeSet<PeerSlot> {
+        let groups = self.table.owners.shared().filter(|owners| owners.contains(&Owner::Peer(slot)));
+        let others = groups.flatten().filter_map(|owner| match owner {
+            Owner::Peer(peer) if *peer != slot => Some(*peer),
+            Owner::Peer(_) | Owner::Me => None,
+        });
+        others.collect()
     }
 
     /// Whether a packet from this address may come from there: from any member of the HA group that
     /// carries it.
     pub fn owns(&self, owner: Owner, ip: IpAddr) -> bool {
-        self.owners.owns(owner, ip)
+        self.table.owners.owns(owner, ip)
+    }
+
+    /// The owner that has a flow: of those that are not away, where there are such.
+    fn choose(&self, owners: &[Owner], flow: u32) -> Option<Owner> {
+        let live = |owner: &&Owner| match owner {
+            Owner::Peer(slot) => !self.away.contains(slot),
+            Owner::Me => true,
+        };
+        let rank = |owner: &&Owner| match owner {
+            Owner::Peer(slot) => (self.rank(*slot, flow), *slot),
+            Owner::Me => (0, PeerSlot(0)),
+        };
+        owners.iter().filter(live).max_by_key(rank).or_else(|| owners.iter().max_by_key(rank)).copied()
+    }
+
+    /// How much a flow is a peer's: the same with every sender, and after every restart.
+    fn rank(&self, slot: PeerSlot, flow: u32) -> u64 {
+        let id = self.peer(slot).and_then(|peer| peer.keys.member());
+        let salt =
+            id.and_then(|id| id.as_bytes().first_chunk().copied()).map_or_else(|| slot.0.into(), u64::from_le_bytes);
+        crate::worker::mix(salt ^ u64::from(flow))
     }
 
     /// This node's own virtual IP of the same family as `ip`.
     pub fn own_ip(&self, ip: IpAddr) -> Option<VirtualIp> {
-        self.own.iter().copied().find(|own| own.ip().is_ipv4() == ip.is_ipv4())
+        self.table.own.iter().copied().find(|own| own.ip().is_ipv4() == ip.is_ipv4())
     }
 
     #[inline]
     fn listed(&self, slot: PeerSlot) -> Option<&Listed> {
-        self.peers.get(slot.0 as usize)?.as_ref()
+        self.table.peers.get(slot.0 as usize)?.as_ref()
     }
 }
 
@@ -180,6 +233,24 @@ pub enum NewSessions {
     Refused,
 }
 
+/// To whom a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Chosen {
+    /// To the only one that may have it.
+    Sole(Owner),
+    /// To this one of several, for this flow and for now.
+    OneOf(Owner),
+}
+
+impl Chosen {
+    /// Who it is.
+    pub fn owner(self) -> Owner {
+        match self {
+            Self::Sole(owner) | Self::OneOf(owner) => owner,
+        }
+    }
+}
+
 /// Whose an address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
@@ -201,9 +272,39 @@ mod tests {
         let owners = OwnerTable::new(prefixes.map(|(prefix, owner)| (prefix.parse().unwrap(), owner)));
         let snapshot = Snapshot::new(1, &NetworkId::from_bytes([7; 32]), [], owners, Vec::new());
         let (shared, ours) = ([10, 1, 0, 9].into(), [10, 2, 0, 9].into());
-        assert_eq!((snapshot.owner(shared), snapshot.owner(ours)), (Some(peer(1)), Some(Owner::Me)));
+        assert!(matches!(snapshot.owner(shared, || 7), Some(Chosen::OneOf(one)) if one == peer(1) || one == peer(2)));
+        assert_eq!(snapshot.owner(ours, || 7), Some(Chosen::Sole(Owner::Me)));
+        assert_eq!(snapshot.sharing(PeerSlot(1)), BTreeSet::from([PeerSlot(2)]));
         assert!(snapshot.owns(peer(1), shared) && snapshot.owns(peer(2), shared));
         assert!(snapshot.owns(peer(1), ours) && snapshot.owns(Owner::Me, ours));
         assert!(!snapshot.owns(peer(3), shared) && !snapshot.owns(Owner::Me, shared) && !snapshot.owns(peer(2), ours));
+    }
+
+    #[test]
+    fn flows_are_shared_out_evenly_and_only_those_of_an_owner_that_goes_away_move() {
+        const FLOWS: u32 = 3000;
+        let peer = |n| Owner::Peer(PeerSlot(n));
+        let prefix = "10.1.0.0/16".parse().unwrap();
+        let owners = OwnerTable::new([(prefix, peer(1)), (prefix, peer(2)), (prefix, peer(3))]);
+        let snapshot = Snapshot::new(1, &NetworkId::from_bytes([7; 32]), [], owners, Vec::new());
+        let choice = |snapshot: &Snapshot, flow: u32| {
+            snapshot.owner([10, 1, 0, 9].into(), || flow.wrapping_mul(0x9e37_79b9)).unwrap().owner()
+        };
+        let all: Vec<Owner> = (0..FLOWS).map(|flow| choice(&snapshot, flow)).collect();
+        for n in 1..=3 {
+            let part = all.iter().filter(|owner| **owner == peer(n)).count();
+            assert!((900..1100).contains(&part), "{n}: {part}");
+        }
+        let away = |slots: &[u32]| Snapshot { away: slots.iter().map(|n| PeerSlot(*n)).collect(), ..snapshot.clone() };
+        let without = away(&[2]);
+        assert!(without.same_members(&snapshot));
+        let now: Vec<Owner> = (0..FLOWS).map(|flow| choice(&without, flow)).collect();
+        assert!(all.iter().zip(&now).all(|(was, is)| if *was == peer(2) { *is != peer(2) } else { is == was }));
+        for n in [1, 3] {
+            let part = now.iter().filter(|owner| **owner == peer(n)).count();
+            assert!((1400..1600).contains(&part), "{n}: {part}");
+        }
+        let nobody = away(&[1, 2, 3]);
+        assert!((0..FLOWS).all(|flow| choice(&nobody, flow) == all[flow as usize]), "somebody may have come back");
     }
 }

@@ -6,9 +6,9 @@
 //! forwards packets does not matter. The hop limit counts this node as the router that it is (RFC 1812
 //! section 5.3.1). Nothing else is ever forwarded: a member cannot reach another one through this node.
 
-use std::{net::IpAddr, time::Instant};
+use std::time::Instant;
 
-use flatlan_packet::{IpVersion, IpView, VNET_LEN};
+use flatlan_packet::{IpVersion, IpView, VNET_LEN, flow_hash};
 use flatlan_types::PeerSlot;
 use flatlan_wg::Sessions;
 
@@ -29,9 +29,9 @@ pub(crate) struct Transit {
 }
 
 /// Where a packet from a peer may go; `None`: nowhere.
-pub(crate) fn toward(snapshot: &Snapshot, destination: IpAddr, from: PeerSlot) -> Option<Toward> {
+pub(crate) fn toward(snapshot: &Snapshot, view: &IpView, from: PeerSlot) -> Option<Toward> {
     let is_stock = |slot| snapshot.peer(slot).is_some_and(|peer| peer.keys.member().is_none());
-    match snapshot.owner(destination)? {
+    match snapshot.owner(view.destination, || flow_hash(view))?.owner() {
         Owner::Me => Some(Toward::Me),
         Owner::Peer(to) if to != from && (is_stock(from) || is_stock(to)) => Some(Toward::Peer(to)),
         Owner::Peer(_) => None,

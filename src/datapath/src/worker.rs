@@ -78,6 +78,8 @@ pub struct Worker<S> {
     pub(crate) evidence: Option<Evidence>,
     pub(crate) accepted: Option<Accepted>,
     pub(crate) sent: Option<Sent>,
+    /// Of which peers that share prefixes it was told that they are used, and when.
+    pub(crate) shared_told: BTreeMap<PeerSlot, Instant>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) stats: WorkerStats,
     /// Peers whose paths were given something to do by a command.
@@ -187,6 +189,7 @@ impl<S: Sessions> Worker<S> {
             evidence: None,
             accepted: None,
             sent: None,
+            shared_told: BTreeMap::new(),
             events: VecDeque::new(),
             stats: WorkerStats::default(),
             touched: Vec::new(),
@@ -218,6 +221,10 @@ impl<S: Sessions> Worker<S> {
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         (self.accepted, self.sent) = (None, None);
+        if before.same_members(&self.snapshot) {
+            return;
+        }
+        self.shared_told.clear();
         for slot in self.peers.slots() {
             let same = match (before.peer(slot), self.snapshot.peer(slot)) {
                 (Some(was), Some(is)) => was.keys == is.keys && was.psk == is.psk,
@@ -287,6 +294,13 @@ impl<S: Sessions> Worker<S> {
             Command::Connect { peer } => {
                 if self.ensure_peer(peer, now).is_some() {
                     self.want_session(peer, LaneId::PRIMARY, now, out);
+                }
+            }
+            Command::KeepWarm { peer } => {
+                if let Some(link) = self.ensure_peer(peer, now).and_then(Peer::node_link_mut) {
+                    link.paths.keep_warm(now + KEPT_WARM, now);
+                    self.want_session(peer, self.primary_lane(peer), now, out);
+                    self.touched.push(peer);
                 }
             }
             Command::SetPeerEpoch { peer, epoch } => {
@@ -415,6 +429,24 @@ impl<S: Sessions> Worker<S> {
         self.peers.get_mut(slot)
     }
 
+    /// Tells when a peer falls silent, and when it answers again.
+    pub(crate) fn judge_silence(&mut self, slot: PeerSlot, now: Instant) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if let Some(since) = peer.silent {
+            let heard = peer.node_link().is_some_and(|link| link.paths.delivered() > Some(since));
+            if heard
+                && peer.waiting.is_none()
+                && LaneId::all().any(|lane| self.sessions.is_established(peer.lane_key(lane)))
+            {
+                peer.silent = None;
+                self.event(Event::PeerAnswers { peer: slot });
+            }
+        } else if peer.silent_at().is_some_and(|at| at <= now) {
+            peer.silent = Some(now);
+            self.event(Event::PeerSilent { peer: slot });
+        }
+    }
+
     /// Makes sure that the engine has state for a lane.
     pub(crate) fn open_lane(&mut self, slot: PeerSlot, lane: LaneId, now: Instant) {
         let (Some(info), Some(peer)) = (self.snapshot.peer(slot), self.peers.get_mut(slot)) else { return };
@@ -452,6 +484,7 @@ impl<S: Sessions> Worker<S> {
                 | Event::NeedPath { .. }
                 | Event::HubSilent { .. }
                 | Event::StaleEpoch { .. }
+                | Event::SharedUsed { .. }
                 | Event::DirectUp { .. }
                 | Event::HubUsed { .. }
         );
@@ -634,7 +667,7 @@ impl Peers {
 }
 
 /// The finaliser of SplitMix64: for what must differ between two lives, not for keys.
-fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -647,6 +680,8 @@ pub(crate) const WIREGUARD_DATA: u8 = 4;
 pub(crate) const MAX_PACKET: usize = 65_535 + 64;
 /// Where identifications of fragments begin.
 const FRAGMENTS: u64 = 0x6672_6167;
+/// How long a peer is kept ready after [`Command::KeepWarm`].
+pub const KEPT_WARM: Duration = Duration::from_secs(15);
 /// A peer's timers are looked at no more often than this.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Events that wait for the control machine at the most.

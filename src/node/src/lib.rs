@@ -43,6 +43,7 @@ mod reach;
 mod relays;
 mod rng;
 mod roster;
+mod share;
 mod status;
 mod talk;
 

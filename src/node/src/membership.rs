@@ -84,6 +84,7 @@ impl Node {
             }
         };
         snapshot.new_sessions = self.new_sessions();
+        snapshot.away = self.away(&snapshot);
         self.publish(snapshot);
         tracing::debug!(roster = held.summary.serial, "roster applied");
         let hubs: Vec<ListedHub> = roster
@@ -151,7 +152,7 @@ impl Node {
         self.freshness = fresh;
     }
 
-    fn publish(&mut self, snapshot: Snapshot) {
+    pub(crate) fn publish(&mut self, snapshot: Snapshot) {
         self.snapshot = Arc::new(snapshot);
         self.out.push(Output::Snapshot(Arc::clone(&self.snapshot)));
     }

@@ -1,7 +1,7 @@
 //! The machine: its state, its inputs and outputs, its timers, and the boot epoch.
 //!
 //! The other halves of `impl Node` are about one thing each: `membership` makes a roster's consequences,
-//! `reach` makes ways to peers, `talk` speaks with peers and hubs about rosters and candidates.
+//! `reach` makes ways to peers, `share` says which of several owners of a prefix are to be used, `talk` speaks with peers and hubs about rosters and candidates.
 
 use std::{
     collections::BTreeMap,
@@ -249,6 +249,9 @@ impl Node {
                     self.remember_soon(now);
                 }
             }
+            Event::PeerSilent { peer } => self.peer_silent(peer),
+            Event::PeerAnswers { peer } => self.peer_answers(peer),
+            Event::SharedUsed { peer } => self.shared_used(peer),
             Event::StaleEpoch { peer } => self.tell_stale(peer, now),
             Event::DirectUp { peer, endpoint } => {
                 if self.peers.get_mut(peer).is_some_and(|peer| peer.answered_at(endpoint)) {
@@ -390,6 +393,7 @@ impl Node {
         let mut alarms = self.alarms.clone();
         let refused = roster.into_iter().flat_map(|roster| roster.refused_claims());
         alarms.extend(refused.map(|claim| Alarm::Claim(Box::new(claim.clone()))));
+        alarms.extend(self.away_alarms());
         if !matches!(self.freshness, Freshness::Fresh) {
             alarms.push(Alarm::Roster(self.freshness));
         }

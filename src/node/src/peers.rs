@@ -50,6 +50,8 @@ pub(crate) struct Peer {
     pub(crate) session: bool,
     /// A session was up when it was last of interest, perhaps in a life before this one.
     pub(crate) open: bool,
+    /// It does not answer, as the workers found.
+    pub(crate) silent: bool,
     /// Somebody last wanted it at this time.
     pub(crate) interest: Option<Instant>,
     /// Candidates that were sent and not answered: when to send again, and how often it was done.
@@ -197,6 +199,7 @@ impl Peer {
             statement: None,
             session: false,
             open: false,
+            silent: false,
             interest: None,
             offer: None,
             sent: None,

@@ -152,6 +152,12 @@ pub enum Alarm {
         /// Of both.
         serial: u64,
     },
+    /// A gateway that shares prefixes with others does not answer.
+    #[error("gateway {gateway} does not answer: its flows go to the others of its prefixes")]
+    Silent {
+        /// Which.
+        gateway: Name,
+    },
     /// The roster's age.
     #[error("{0}")]
     Roster(flatlan_roster::Freshness),

@@ -515,6 +515,7 @@ impl TestNode {
             | Command::SetDirect { .. }
             | Command::SendMessage { .. }
             | Command::Connect { .. }
+            | Command::KeepWarm { .. }
             | Command::SetHubLeg { .. }
             | Command::TouchHub { .. }
             | Command::SetEpoch { .. }

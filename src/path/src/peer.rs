@@ -67,6 +67,11 @@ pub struct PeerPaths {
     timeout: Option<Instant>,
     /// The largest datagram that every path carries to which flows may go.
     mtu: usize,
+    /// Whatever the traffic, the peer counts as active at least so long.
+    warm_until: Option<Instant>,
+    /// The latest time at which something sent, by any path, is known to have arrived.
+    delivered: Option<Instant>,
+    silent_since: Option<Instant>,
 }
 
 impl PeerPaths {
@@ -103,6 +108,9 @@ impl PeerPaths {
             events: VecDeque::new(),
             timeout: Some(now),
             mtu: config.max_datagram,
+            warm_until: None,
+            delivered: None,
+            silent_since: None,
         }
     }
 
@@ -191,6 +199,18 @@ impl PeerPaths {
         for path in self.paths.values_mut() {
             path.renew(now);
             path.size.restart();
+        }
+        self.settle(now);
+    }
+
+    /// Traffic may turn to this peer at any moment: until then its paths are asked as if there had been some not long
+    /// ago, and the first miss is settled at once.
+    pub fn keep_warm(&mut self, until: Instant, now: Instant) {
+        let was = self.activity(now);
+        self.warm_until = self.warm_until.max(Some(until));
+        match was {
+            schedule::Activity::Hot | schedule::Activity::Warm => {}
+            schedule::Activity::Idle | schedule::Activity::Gone => self.kick(now),
         }
         self.settle(now);
     }
@@ -308,6 +328,17 @@ impl PeerPaths {
         })
     }
 
+    /// Since when nothing is known to arrive at the peer by any path although it was asked again and again: the first
+    /// question without an answer. `None`: it answers, or that is not known yet.
+    pub fn silent_since(&self) -> Option<Instant> {
+        self.silent_since
+    }
+
+    /// The latest time at which something was sent of which it is known that it arrived.
+    pub fn delivered(&self) -> Option<Instant> {
+        self.delivered
+    }
+
     /// The largest datagram (without label) that each path carries by which flows go, and its standby.
     pub fn mtu(&self) -> usize {
         self.mtu
@@ -400,6 +431,10 @@ impl PeerPaths {
         let used = lanes.flat_map(|lane| [lane.path, lane.standby]).flatten();
         let sizes = used.filter_map(|id| self.paths.get(&id)).map(|path| path.size.current());
         self.mtu = sizes.min().unwrap_or(self.config.max_datagram);
+        self.delivered = self.paths.values().filter_map(Path::alive).max().max(self.delivered);
+        let primary = self.carried(self.primary).filter(|path| path.missed() >= place::MISSES);
+        let since = primary.and_then(Path::missed_since);
+        self.silent_since = since.filter(|since| self.delivered < Some(*since));
     }
 
     /// Turns what changed into events.

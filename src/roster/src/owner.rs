@@ -6,7 +6,7 @@
 //!
 //! Of a table that differs from another in a few addresses, the rest is shared with it.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use flatlan_types::Prefix;
 
@@ -34,6 +34,8 @@ impl MemberIndex {
 #[derive(Clone, Debug)]
 pub struct OwnerTable<T = MemberIndex> {
     hosts: SharedMap<IpAddr, Few<T>>,
+    /// Those of them that have several owners.
+    shared_hosts: BTreeMap<IpAddr, Few<T>>,
     wide: Arc<Wide<T>>,
 }
 
@@ -48,7 +50,7 @@ struct Wide<T> {
 impl<T> Default for OwnerTable<T> {
     fn default() -> Self {
         let wide = Wide { v4: Intervals::default(), v6: Intervals::default(), owners: Vec::new() };
-        Self { hosts: SharedMap::default(), wide: Arc::new(wide) }
+        Self { hosts: SharedMap::default(), shared_hosts: BTreeMap::new(), wide: Arc::new(wide) }
     }
 }
 
@@ -57,7 +59,11 @@ impl<T: Copy + Ord> OwnerTable<T> {
     /// preferred.
     pub fn new(prefixes: impl IntoIterator<Item = (Prefix, T)>) -> Self {
         let (hosts, wide): (Vec<_>, Vec<_>) = prefixes.into_iter().partition(|(prefix, _)| prefix.is_host());
-        let mut table = Self { hosts: SharedMap::with_capacity(hosts.len()), wide: Arc::new(Wide::new(wide)) };
+        let mut table = Self {
+            hosts: SharedMap::with_capacity(hosts.len()),
+            shared_hosts: BTreeMap::new(),
+            wide: Arc::new(Wide::new(wide)),
+        };
         table.set_hosts(hosts);
         table
     }
@@ -73,6 +79,10 @@ impl<T: Copy + Ord> OwnerTable<T> {
                 [_] => Few::One([*first]),
                 several => Few::Several(several.iter().map(|(_, owner)| *owner).collect()),
             };
+            self.remove_host(prefix.ip());
+            if group.len() > 1 {
+                self.shared_hosts.insert(prefix.ip(), owners.clone());
+            }
             self.hosts.insert(prefix.ip(), owners);
         }
     }
@@ -80,6 +90,7 @@ impl<T: Copy + Ord> OwnerTable<T> {
     /// Takes a single address from its owners: it belongs to whoever has a prefix around it.
     pub fn remove_host(&mut self, ip: IpAddr) {
         self.hosts.remove(&ip);
+        self.shared_hosts.remove(&ip);
     }
 
     /// Replaces all prefixes that hold more than one address.
@@ -101,9 +112,10 @@ impl<T: Copy + Ord> OwnerTable<T> {
         }
     }
 
-    /// The owners of each prefix.
-    pub fn groups(&self) -> impl Iterator<Item = &[T]> {
-        self.owners.iter().map(|owners| &**owners)
+    /// The owners of each prefix that has several.
+    pub fn shared(&self) -> impl Iterator<Item = &[T]> {
+        let wide = self.wide.owners.iter().map(|owners| &**owners).filter(|owners| owners.len() > 1);
+        wide.chain(self.shared_hosts.values().map(Few::as_slice))
     }
 
     /// Whether `member` may send from `ip`.

@@ -7,6 +7,7 @@
 
 mod bytes;
 mod failover;
+mod gateways;
 mod judge;
 mod net;
 mod packet;

@@ -60,6 +60,8 @@ pub(crate) struct Node<S> {
     pub worker: Worker<S>,
     /// The others.
     pub others: Vec<Worker<S>>,
+    /// What its workers were given.
+    pub snapshot: Arc<Snapshot>,
     pub at: Endpoint,
     pub events: Vec<Event>,
     /// Packets written to the TUN, with when.
@@ -222,6 +224,7 @@ impl<T: Tunnel> Net<Engine<T>> {
             let worker = Self::worker(n, 1, Share::default());
             net.nodes.push(Node {
                 worker,
+                snapshot: Arc::default(),
                 others: vec![],
                 at,
                 events: vec![],
@@ -295,6 +298,7 @@ impl<S: Sessions> Net<S> {
     pub(crate) fn set_members(&mut self, generation: u64, members: &[usize], stock: &[usize]) {
         for n in 0..self.nodes.len() {
             let snapshot = snapshot(generation, n, members, stock);
+            self.nodes[n].snapshot = snapshot.clone();
             for worker in self.nodes[n].workers() {
                 worker.set_snapshot(snapshot.clone(), self.now);
             }
@@ -691,4 +695,4 @@ pub(crate) fn without(n: usize) -> Vec<usize> {
 const DELAY: Duration = Duration::from_millis(2);
 
 /// The LAN behind all nodes but node 0.
-const SHARED: &str = "10.200.0.0/16";
+pub(crate) const SHARED: &str = "10.200.0.0/16";

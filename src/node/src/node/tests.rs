@@ -2,12 +2,15 @@
 
 mod net;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use flatlan_datapath::{Event, NewSessions, Owner};
+use flatlan_datapath::{Chosen, Event, NewSessions, Owner};
 use flatlan_relay::{Control, Presence, PresenceOrder};
 use flatlan_roster::{CountersignedClaim, Expiry};
-use flatlan_types::{BootEpoch, Endpoint, UnixTime};
+use flatlan_types::{BootEpoch, Endpoint, PeerSlot, UnixTime};
 
 use self::net::{Disk, LATENCY, Net, UNIX, address, claim, hub_secret, member, seed};
 use crate::{
@@ -577,8 +580,46 @@ fn all_members_of_an_ha_group_own_what_they_carry() {
         })
     };
     assert_eq!([1, 2, 3].map(owners), [[false, true, true]; 3]);
-    assert_eq!(net.nodes[&1].snapshot.owner(shared), Some(Owner::Peer(net.slot(1, 2))));
-    assert_eq!(net.nodes[&3].snapshot.owner(shared), Some(Owner::Me));
+    let chosen = |n: u8| net.nodes[&n].snapshot.owner(shared, || 7);
+    let both = [2, 3].map(|n| Some(Chosen::OneOf(Owner::Peer(net.slot(1, n)))));
+    assert!(both.contains(&chosen(1)));
+    assert_eq!(chosen(3), Some(Chosen::Sole(Owner::Me)));
+}
+
+#[test]
+fn a_gateway_that_falls_silent_is_passed_over_until_it_answers_and_the_others_are_kept_ready() {
+    let mut net = ready(&[1], &[1, 2, 3, 4]);
+    net.admin.carriers = vec![2, 3];
+    let newer = net.admin.sign(&[1], &[1, 2, 3, 4], net.hubs[&1].roster.as_ref());
+    net.publish(1, &newer);
+    net.until(SOON, |net| net.serial(1) == 2);
+    let [a, b, sole] = [2, 3, 4].map(|n| net.slot(1, n));
+    let owners = |net: &Net| -> BTreeSet<Option<Chosen>> {
+        (0..100).map(|flow| net.nodes[&1].snapshot.owner("10.200.0.9".parse().unwrap(), || flow * 7919)).collect()
+    };
+    let of = |slots: &[PeerSlot]| slots.iter().map(|slot| Some(Chosen::OneOf(Owner::Peer(*slot)))).collect();
+    assert_eq!(owners(&net), of(&[a, b]));
+
+    net.event(1, Event::SharedUsed { peer: a });
+    assert_eq!(BTreeSet::from_iter(net.nodes[&1].kept_warm.iter().copied()), BTreeSet::from([a, b]));
+
+    let generation = net.nodes[&1].snapshot.generation;
+    net.event(1, Event::PeerSilent { peer: sole });
+    assert_eq!(net.nodes[&1].snapshot.generation, generation, "nobody can take its place");
+    net.event(1, Event::PeerSilent { peer: a });
+    assert_eq!(owners(&net), of(&[b]));
+    assert!(net.nodes[&1].snapshot.generation > generation);
+    let alarms = net.nodes[&1].node.status().alarms;
+    assert!(matches!(alarms.as_slice(), [Alarm::Silent { .. }]), "{alarms:?}");
+
+    // a new roster does not make it answer
+    let newer = net.admin.sign(&[1], &[1, 2, 3, 4], net.hubs[&1].roster.as_ref());
+    net.publish(1, &newer);
+    net.until(SOON, |net| net.serial(1) == 3);
+    assert_eq!(owners(&net), of(&[b]));
+    net.event(1, Event::PeerAnswers { peer: a });
+    assert_eq!(owners(&net), of(&[a, b]));
+    assert_eq!(net.nodes[&1].node.status().alarms, []);
 }
 
 #[test]
@@ -880,7 +921,7 @@ fn of_very_many_paths_some_are_asked_for_at_a_time_and_all_in_the_end() {
     net.run(ms(1));
     assert_eq!(asked(&net).len(), 128);
     net.run(ms(100));
-    assert_eq!(asked(&net).into_iter().collect::<std::collections::BTreeSet<_>>().len(), 219);
+    assert_eq!(asked(&net).into_iter().collect::<BTreeSet<_>>().len(), 219);
 }
 
 #[test]

@@ -22,7 +22,7 @@ impl PeerPaths {
     /// Deadlines that passed. The first one missed on the primary's path starts a burst there and on
     /// whatever could take over: suspicion is settled at once.
     pub(super) fn expire(&mut self, now: Instant) {
-        let hot = self.activity(now) == Activity::Hot;
+        let urgent = self.activity(now) == Activity::Hot || self.is_kept_warm(now);
         let mut alarm = Vec::new();
         let mut missed = Vec::new();
         for path in self.paths.values_mut() {
@@ -34,7 +34,7 @@ impl PeerPaths {
         for id in missed {
             let role = self.role(id);
             let Some(path) = self.paths.get_mut(&id) else { continue };
-            if role == Role::Primary && hot && path.missed() == 1 {
+            if role == Role::Primary && urgent && path.missed() == 1 {
                 (path.burst, path.due) = (BURST, Some(now));
                 alarm.push(id);
             } else if role != Role::Other && path.missed() < place::MISSES {
@@ -83,7 +83,8 @@ impl PeerPaths {
         for id in due {
             self.probe(id, now);
         }
-        let idle = (self.told_idle != Some(self.last_traffic)).then(|| self.last_traffic + self.config.gone);
+        let idle = (self.told_idle != Some(self.last_traffic))
+            .then(|| (self.last_traffic + self.config.gone).max(self.warm_until.unwrap_or(self.last_traffic)));
         let probes = self.paths.values().flat_map(|path| [path.due, path.deadline()]);
         self.timeout = probes.chain([idle]).flatten().min();
     }
@@ -93,13 +94,17 @@ impl PeerPaths {
         let silent = now.saturating_duration_since(self.last_traffic);
         if silent < self.config.hot {
             Activity::Hot
-        } else if silent < self.config.idle {
+        } else if silent < self.config.idle || self.is_kept_warm(now) {
             Activity::Warm
         } else if silent < self.config.gone {
             Activity::Idle
         } else {
             Activity::Gone
         }
+    }
+
+    fn is_kept_warm(&self, now: Instant) -> bool {
+        self.warm_until.is_some_and(|until| now < until)
     }
 
     fn probe(&mut self, id: PathId, now: Instant) {

@@ -181,6 +181,8 @@ pub(super) struct TestNode {
     pub(super) given: BTreeMap<Label, (HubSlot, PeerSlot)>,
     pub(super) direct: BTreeMap<PeerSlot, Vec<Endpoint>>,
     pub(super) connects: Vec<PeerSlot>,
+    /// Peers that it wants kept ready.
+    pub(super) kept_warm: Vec<PeerSlot>,
     pub(super) known: Vec<(PeerSlot, BootEpoch)>,
     pub(super) dials: Vec<Instant>,
     pub(super) data: BTreeSet<StreamId>,
@@ -281,6 +283,7 @@ impl Net {
                 given: BTreeMap::new(),
                 direct: BTreeMap::new(),
                 connects: Vec::new(),
+                kept_warm: Vec::new(),
                 known: Vec::new(),
                 dials: Vec::new(),
                 data: BTreeSet::new(),
@@ -634,6 +637,7 @@ impl Net {
             }
             Command::SendMessage { peer, bytes, path } => self.deliver(n, peer, &bytes, path),
             Command::Connect { peer } => node.connects.push(peer),
+            Command::KeepWarm { peer } => node.kept_warm.push(peer),
             Command::SetPeerEpoch { peer, epoch } => node.known.push((peer, epoch)),
             Command::SetEpoch { epoch } => node.epoch = epoch,
             Command::SetHubLeg { .. } | Command::TouchHub { .. } | Command::NetworkChanged => {}
