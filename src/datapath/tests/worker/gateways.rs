@@ -58,6 +58,7 @@ fn control(net: &mut PlainNet) {
     let mut events = std::mem::take(&mut net.nodes[0].events);
     let mut away = net.nodes[0].snapshot.away.clone();
     for event in &events {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is not about gateways")]
         match event {
             Event::PeerSilent { peer } => {
                 away.insert(*peer);
