@@ -44,8 +44,14 @@ use flatlan_relay::{
 use flatlan_types::{Endpoint, Label, NetworkId, PairKey, Share, WorkerId, Workers};
 
 pub use self::quota::{Quota, Quotas};
-pub(crate) use self::table::Table;
-use self::{leg::HubLeg, quota::Shared};
+use self::{
+    leg::{HubLeg, Load},
+    quota::Shared,
+};
+pub(crate) use self::{
+    leg::{QUICK_BURST, QUICK_LATE},
+    table::Table,
+};
 
 /// The data plane of one hub, or of one of its workers.
 #[derive(Debug)]
@@ -147,6 +153,8 @@ impl Forwarder {
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl ForwardSink) {
         for at in 0..self.legs.len() {
             let Some(leg) = self.legs.get_mut(at) else { break };
+            let carrying = self.attachments.get(leg.attachment().0).is_some_and(|state| state.carries(now));
+            leg.set_load(if carrying { Load::Carrying } else { Load::Idle });
             let step = leg.handle_timeout(now);
             let attachment = leg.attachment();
             if step.down {
@@ -173,6 +181,9 @@ impl Forwarder {
                     bind_counter: 0,
                     endpoint: None,
                     heard: now,
+                    carried: None,
+                    frames: 0,
+                    counted: now,
                     stream: None,
                     downlink: None,
                     bucket: self.config.quotas.attachment(attachment.0, quota, now),
@@ -240,6 +251,11 @@ impl Forwarder {
                 let used = self.coarse(now);
                 if let Some(entry) = self.labels.get_mut(label.0) {
                     entry.used = used;
+                }
+            }
+            ForwardCommand::TouchHub { attachment } => {
+                if let Some(state) = self.attachments.get_mut(attachment.0) {
+                    state.carried = Some(now);
                 }
             }
         }
@@ -328,6 +344,8 @@ impl Forwarder {
         if matches!(source, Source::Udp(_)) {
             upstream.heard = now;
         }
+        let binds = self.config.share.worker == WorkerId::FIRST;
+        let came = upstream.carry(packets, now, binds).then_some(entry.upstream);
         if !upstream.bucket.take(packets, bytes, now) {
             return Err(ForwardDrop::Quota);
         }
@@ -340,8 +358,9 @@ impl Forwarder {
         if tell || self.config.share.of.of_label(header.label) == self.config.share.worker {
             entry.used = used;
         }
-        let downstream = self.attachments.get(entry.downstream.0).ok_or(ForwardDrop::NoLeg)?;
+        let downstream = self.attachments.get_mut(entry.downstream.0).ok_or(ForwardDrop::NoLeg)?;
         let way = downstream.way().ok_or(ForwardDrop::NoLeg)?;
+        let goes = downstream.carry(packets, now, binds).then_some(entry.downstream);
         tenant.carried.packets += packets;
         tenant.carried.bytes += bytes;
         self.stats.forwarded.packets += packets;
@@ -363,6 +382,9 @@ impl Forwarder {
         }
         if tell {
             self.tell(ForwardEvent::LabelUsed { label: used_label });
+        }
+        for attachment in [came, goes].into_iter().flatten() {
+            self.tell(ForwardEvent::HubUsed { attachment });
         }
         Ok(())
     }
@@ -723,6 +745,11 @@ pub enum ForwardCommand {
         /// The label.
         label: Label,
     },
+    /// Another worker forwards a neighbouring hub's frames: for the one that binds.
+    TouchHub {
+        /// The neighbour.
+        attachment: AttachmentId,
+    },
     /// What a network may send in all.
     SetNetworkQuota {
         /// Which.
@@ -762,7 +789,12 @@ pub enum ForwardEvent {
         /// The label.
         label: Label,
     },
-    /// A neighbouring hub gave a sign of life on UDP: several times a second.
+    /// A worker that does not bind forwards a neighbouring hub's frames.
+    HubUsed {
+        /// The neighbour.
+        attachment: AttachmentId,
+    },
+    /// A neighbouring hub gave a sign of life on UDP: several times a second, and many times as often where data goes.
     HubHeard {
         /// The neighbour.
         attachment: AttachmentId,
@@ -803,6 +835,7 @@ impl ForwardEvent {
     pub fn echo(&self) -> Option<ForwardCommand> {
         match *self {
             Self::EndpointSet { attachment, endpoint } => Some(ForwardCommand::SetEndpoint { attachment, endpoint }),
+            Self::HubUsed { attachment } => Some(ForwardCommand::TouchHub { attachment }),
             Self::LabelUsed { label } => Some(ForwardCommand::TouchLabel { label }),
             Self::BindAstray { .. }
             | Self::Bound { .. }
@@ -982,6 +1015,11 @@ struct Attachment {
     endpoint: Option<Endpoint>,
     /// Last sign of life from the endpoint.
     heard: Instant,
+    /// A hub's: when many of its frames last crossed this one. Where another worker binds: when that was last told.
+    carried: Option<Instant>,
+    /// Frames that did since `counted`.
+    frames: u64,
+    counted: Instant,
     stream: Option<StreamId>,
     downlink: Option<Leg>,
     bucket: Arc<Shared>,
@@ -990,6 +1028,30 @@ struct Attachment {
 }
 
 impl Attachment {
+    /// Notes that frames come from it or go to it; whether the worker that binds is to be told.
+    fn carry(&mut self, frames: u64, now: Instant, binds: bool) -> bool {
+        if self.kind != AttachmentKind::Hub {
+            return false;
+        }
+        if now.saturating_duration_since(self.counted) >= COUNTING {
+            (self.counted, self.frames) = (now, 0);
+        }
+        self.frames += frames;
+        if self.frames < MANY {
+            return false;
+        }
+        let tell = !binds && self.carried.is_none_or(|told| now.saturating_duration_since(told) >= CARRYING / 4);
+        if binds || tell {
+            self.carried = Some(now);
+        }
+        tell
+    }
+
+    /// Whether data goes to it or comes from it.
+    fn carries(&self, now: Instant) -> bool {
+        self.carried.is_some_and(|carried| now.saturating_duration_since(carried) < CARRYING)
+    }
+
     /// The leg that frames take. A leg that was asked for is taken or none is: the node knows why.
     fn way(&self) -> Option<Way> {
         let (udp, stream) = (self.endpoint.map(Way::Udp), self.stream.map(Way::Stream));
@@ -1074,6 +1136,11 @@ const SWEEP: Duration = Duration::from_millis(250);
 const SWEEPS: usize = 8;
 const NODE_STALE: Duration = Duration::from_secs(60);
 const HUB_STALE: Duration = Duration::from_secs(1);
+/// What idle nodes say to each other is less than so many frames in such a time.
+const MANY: u64 = 10;
+const COUNTING: Duration = Duration::from_millis(500);
+/// So long after the last of many frames a neighbouring hub is still asked as often as where data goes.
+const CARRYING: Duration = Duration::from_secs(2);
 const CHALLENGE_PERIOD: Duration = Duration::from_secs(10);
 /// One report of an unknown label to an attachment in this time.
 /// How often the worker that a label names hears that another forwards its frames: well within [`IDLE`].

@@ -209,7 +209,10 @@ impl Hub {
     pub fn handle_forward(&mut self, event: ForwardEvent, now: Instant) {
         match event {
             // between workers
-            ForwardEvent::BindAstray { .. } | ForwardEvent::EndpointSet { .. } | ForwardEvent::LabelUsed { .. } => {}
+            ForwardEvent::BindAstray { .. }
+            | ForwardEvent::EndpointSet { .. }
+            | ForwardEvent::HubUsed { .. }
+            | ForwardEvent::LabelUsed { .. } => {}
             ForwardEvent::HubHeard { attachment } => self.heard_neighbour(attachment, now),
             ForwardEvent::LabelIdle { label } => self.drop_label(label, PathReason::Idle, now),
             ForwardEvent::LabelUnknown { attachment, label } => {
@@ -255,7 +258,8 @@ impl Hub {
         }
         // what is set between two turns is due in more than an idle turn, or draws the next turn forward
         let due = [self.neighbours_due(), self.requests_due()].into_iter().flatten().min();
-        self.next_tick = due.map_or(now + IDLE_TICK, |due| due.clamp(now + TICK, now + IDLE_TICK));
+        let next = due.map_or(now + IDLE_TICK, |due| due.clamp(now + TICK, now + IDLE_TICK));
+        self.next_tick = self.doubts_due().map_or(next, |doubt| next.min(doubt.max(now + DOUBT_TICK)));
     }
 
     /// The wall clock was set.
@@ -685,6 +689,8 @@ enum Draining {
 
 /// The least time between two turns: what is due together is done together.
 const TICK: Duration = Duration::from_millis(50);
+/// The same where a neighbour that carries data says nothing.
+const DOUBT_TICK: Duration = Duration::from_millis(10);
 /// The most.
 const IDLE_TICK: Duration = Duration::from_millis(500);
 const DIGEST: Duration = Duration::from_secs(5);

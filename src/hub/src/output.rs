@@ -96,6 +96,11 @@ pub enum HubEvent {
         /// Which.
         hub: HubKey,
     },
+    /// A neighbouring hub that carries data says nothing: what leads over it is moved, where there is another way.
+    NeighbourLate {
+        /// Which.
+        hub: HubKey,
+    },
     /// A neighbouring hub is reachable.
     NeighbourUp {
         /// Which.

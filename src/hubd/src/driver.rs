@@ -569,6 +569,7 @@ fn log(event: &HubEvent) {
         HubEvent::Forked { network } => {
             tracing::error!(%network, "two rosters that exclude each other were published: is the admin key stolen?");
         }
+        HubEvent::NeighbourLate { hub } => tracing::debug!(%hub, "neighbouring hub is late"),
         HubEvent::NeighbourDown { hub } => tracing::warn!(%hub, "neighbouring hub is not reachable"),
         HubEvent::NeighbourUp { hub } => tracing::info!(%hub, "neighbouring hub is reachable"),
         HubEvent::NodeAttached { network, member, endpoint } => {

@@ -64,6 +64,31 @@ fn when_the_only_common_hub_dies_traffic_crosses_five_hubs_in_a_line() {
     assert_eq!((net.hub_in_use("A", "B").as_deref(), net.hub_in_use("B", "A").as_deref()), (Some("l1"), Some("l5")));
 }
 
+/// ```text
+///      +--------+--------+
+///      |        |        |
+///  A --l1 - l2 - l3 - l4 - l5-- B      l2 and l4 reach each other too
+/// ```
+#[test]
+fn when_the_middle_one_of_five_hubs_falls_silent_traffic_is_around_it_before_it_counts_as_dead() {
+    let line = ["l1", "l2", "l3", "l4", "l5"];
+    let net = line.iter().fold(sim(1).delay(MS * 5), |net, hub| net.hub(hub));
+    let mut net = net.node("A", Nat::Symmetric).node("B", Nat::Symmetric);
+    for (n, hub) in line.iter().enumerate() {
+        for other in line.iter().skip(n + 3) {
+            net = net.apart(hub, other);
+        }
+        for (node, end) in [("A", "l1"), ("B", "l5")] {
+            net = if *hub == end { net } else { net.apart(node, hub) };
+        }
+    }
+    let mut net = net.begin();
+    talk(&mut net, "A", "B", MS * 10);
+    net.run(S * 10);
+    let gap = longest_gap(&mut net, |net| net.inject(Fault::Freeze(net.party("l3"), S * 20)));
+    assert!(MS * 100 < gap && gap < MS * 350, "{gap:?}");
+}
+
 #[test]
 fn a_frozen_hub_is_left_within_half_a_second() {
     let mut net = relayed(3);

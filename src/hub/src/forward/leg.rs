@@ -7,6 +7,10 @@
 //!   with back-off)            once an answer is late)
 //! ```
 //!
+//! Where more data goes to that hub or comes from it than idle nodes make, it is asked many times as often, so that both hubs learn within moments
+//! that the other is silent. When the data ends the questions thin out little by little: the other hub judges our silence
+//! by how often we spoke.
+//!
 //! Suspicion is settled fast: what comes of the burst is also what keeps the other hub from believing that this one is
 //! dead, where a single datagram was lost. On a slow link it is not asked faster than answers can come. A challenge is answered at once. Which endpoints may be tried is decided by who made the leg; an
 //! address that never answers gets one small datagram per back-off.
@@ -43,9 +47,19 @@ pub(crate) struct HubLeg {
     rtt: Duration,
     /// When the last `BIND` was sent that was due.
     asked: Instant,
+    load: Load,
+    /// Between two `BIND`s whose answers are in time.
+    interval: Duration,
     pause: Duration,
     next: Instant,
     start: Instant,
+}
+
+/// Whether many of a hub's frames cross this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    Carrying,
+    Idle,
 }
 
 /// What a timeout asks for.
@@ -83,6 +97,8 @@ impl HubLeg {
             silent_since: now,
             rtt: Duration::ZERO,
             asked: now,
+            load: Load::Idle,
+            interval: INTERVAL,
             pause: INTERVAL,
             next: now,
             start: now,
@@ -97,6 +113,11 @@ impl HubLeg {
     pub(crate) fn leave(&mut self, places: &[Endpoint]) {
         self.endpoints.retain(|endpoint| !places.contains(endpoint));
         self.up = self.up.filter(|up| !places.contains(up));
+    }
+
+    /// How often it is asked from the next time on.
+    pub(crate) fn set_load(&mut self, load: Load) {
+        self.load = load;
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {
@@ -118,11 +139,16 @@ impl HubLeg {
             // The first few tries are quick; then twice as slow each time.
             self.pause = if self.unanswered < QUICK { INTERVAL } else { (self.pause * 2).min(SLOWEST) };
         }
+        self.interval = match self.load {
+            Load::Carrying => QUICK_INTERVAL,
+            Load::Idle => (self.interval + self.interval / 4).min(INTERVAL),
+        };
+        let (late, burst) = if self.interval < INTERVAL { (QUICK_LATE, QUICK_BURST) } else { (LATE, BURST) };
         // Where it answers, an answer in time puts this off.
         let again = match (self.up, self.unanswered) {
             (None, _) => self.pause,
-            (Some(_), 0) => self.rtt + self.rtt / 2 + LATE,
-            (Some(_), _) => BURST.max(self.rtt / 8),
+            (Some(_), 0) => self.rtt + self.rtt / 2 + late,
+            (Some(_), _) => burst.max(self.rtt / 8),
         };
         if self.unanswered == 0 {
             self.silent_since = now;
@@ -150,7 +176,7 @@ impl HubLeg {
                 self.up = Some(from);
                 self.unanswered = 0;
                 self.pause = INTERVAL;
-                self.next = (self.asked + INTERVAL).max(now);
+                self.next = (self.asked + self.interval).max(now);
                 let rtt = Duration::from_micros(self.clock(now).saturating_sub(bound.time));
                 self.rtt = rtt;
                 Some(Answer::Bound { attachment: self.attachment, rtt, change })
@@ -172,6 +198,10 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// So much later than usual an answer is late, and how soon it is asked for again then.
 const LATE: Duration = Duration::from_millis(60);
 const BURST: Duration = Duration::from_millis(40);
+/// The same where data goes.
+const QUICK_INTERVAL: Duration = Duration::from_millis(25);
+pub(crate) const QUICK_LATE: Duration = Duration::from_millis(10);
+pub(crate) const QUICK_BURST: Duration = Duration::from_millis(10);
 /// What is silent for less than this, and two round trips, is not down: one lost datagram costs a round trip.
 const SILENCE: Duration = Duration::from_millis(400);
 /// So many unanswered in a row: down. Chance reaches this at 10 % loss each way once in years.
@@ -219,6 +249,27 @@ mod tests {
             assert_eq!(leg.poll_timeout(), due);
             ask(&mut leg, due);
             answer(&mut leg, due + MS * 30);
+        }
+    }
+
+    #[test]
+    fn where_data_goes_answers_are_asked_for_many_times_as_often_and_more_rarely_by_and_by_once_it_ends() {
+        let start = Instant::now();
+        let mut leg = up(start);
+        leg.set_load(Load::Carrying);
+        let due = leg.poll_timeout();
+        ask(&mut leg, due);
+        answer(&mut leg, due + MS);
+        assert_eq!(leg.poll_timeout(), due + QUICK_INTERVAL);
+        leg.set_load(Load::Idle);
+        let mut gap = QUICK_INTERVAL;
+        while gap < INTERVAL {
+            let due = leg.poll_timeout();
+            ask(&mut leg, due);
+            answer(&mut leg, due + MS);
+            let next = leg.poll_timeout() - due;
+            assert!(gap < next && next <= gap * 5 / 4, "{gap:?}, then {next:?}");
+            gap = next;
         }
     }
 

@@ -140,6 +140,28 @@ fn only_the_worker_that_a_label_names_frees_it_and_not_while_another_forwards_it
 }
 
 #[test]
+fn the_first_worker_hears_where_many_frames_of_a_hub_cross_another_and_not_of_what_idle_nodes_say() {
+    let mut pair = Pair::new();
+    let (a, hub) = (pair.bound_node(1, "192.0.2.1:1000"), AttachmentId(Label::new(4, 4).0));
+    for net in [&mut pair.0, &mut pair.1] {
+        net.add(hub, AttachmentKind::Hub, Quota::default());
+        net.apply(ForwardCommand::SetStream { attachment: hub, stream: Some(StreamId(1)) });
+    }
+    pair.label(Label::new(1, 1), a, hub);
+    let used = |told: &[(usize, ForwardEvent)]| told.contains(&(1, ForwardEvent::HubUsed { attachment: hub }));
+    let carries = |net: &Net| net.forwarder.attachments.get(hub.0).is_some_and(|state| state.carries(net.now));
+    for _ in 0..30 {
+        pair.1.udp("192.0.2.1:1000", frame(1, 1, b"x"), 0, TrafficClass(0));
+        assert!(!used(&pair.pass(1)) && !carries(&pair.0));
+    }
+    let many = (0..MANY).flat_map(|_| frame(1, 1, b"x")).collect::<Vec<_>>();
+    pair.1.udp("192.0.2.1:1000", many, 9, TrafficClass(0));
+    assert!(used(&pair.talk()) && carries(&pair.0));
+    pair.pass(CARRYING.as_secs());
+    assert!(!carries(&pair.0));
+}
+
+#[test]
 fn a_frame_from_anyone_but_the_labels_upstream_is_dropped() {
     let mut net = Net::new();
     let (a, b) = (net.bound_node(1, "192.0.2.1:1000"), net.bound_node(2, "192.0.2.2:2000"));

@@ -2,12 +2,18 @@
 //!
 //! ```text
 //!  control stream attached ──hello both ways──▶ up ──no sign of life──▶ down (stream kept a while)
-//!                                                ▲                          │
-//!                                                └──────── heard again ─────┘
+//!                                               │ ▲ ▲                       │ ▲
+//!                        no sign for a moment,  │ │ └────── heard again ────┘ │
+//!                        where data goes        ▼ │ heard again               │
+//!                                              late ──no sign of life─────────┘
 //! ```
 //!
 //! Signs of life are messages on the control stream and `BIND`s on UDP: one late TCP segment takes no adjacency down.
-//! Where UDP works, a `BIND` without an answer is followed by many, so that silence means something sooner. Two hubs that dial each other keep the stream that the smaller key dialled.
+//! Where UDP works, a `BIND` without an answer is followed by many, so that silence means something sooner. Where data goes
+//! too `BIND`s are so frequent that a tenth of a second or two says something: the neighbour is *late*, and what leads over
+//! it is moved, where there is another way, as if it were stopping. Nothing is lost if that was wrong, and who was taken
+//! for late without cause gets twice the time from then on. Two hubs that dial each other keep the stream that the smaller
+//! key dialled.
 //! Up or down, and round trips that changed much, make a new link state, which floods to the hubs that
 //! share a network with its origin. Digests find what a lost message left different.
 //!
@@ -26,7 +32,7 @@ use flatlan_types::{Endpoint, HostPort, HubKey, NetworkId, Signature};
 
 use super::{Dialling, Draining, Hub, NeighbourStatus, Owner, State, attach::Refusal, path::Cause, presence::Gone};
 use crate::{
-    forward::{AttachmentId, ForwardCommand, StreamId},
+    forward::{AttachmentId, ForwardCommand, QUICK_BURST, QUICK_LATE, StreamId},
     linkstate::News,
     output::{DetachReason, DialId, HubEvent, Output},
 };
@@ -43,6 +49,11 @@ pub(super) struct Neighbour {
     heard: Instant,
     /// Without a sign of life it is down from then on.
     silent: Instant,
+    /// The same for late, where it speaks often enough.
+    late: Option<Instant>,
+    pace: Pace,
+    /// How often it was late and was heard after all.
+    alarms: u32,
     leg: LegState,
     /// Its last hello, and when it came.
     theirs: Option<(u64, Instant)>,
@@ -55,7 +66,12 @@ pub(super) struct Neighbour {
 
 impl Neighbour {
     pub(super) fn is_up(&self) -> bool {
-        self.adjacency == Adjacency::Up
+        self.adjacency != Adjacency::Down
+    }
+
+    /// Whether ways are better off without it.
+    pub(super) fn is_late(&self) -> bool {
+        self.adjacency == Adjacency::Late
     }
 
     pub(super) fn rtt_us(&self) -> u32 {
@@ -73,6 +89,8 @@ impl Neighbour {
             LegState::Up => SILENCE + self.rtt.unwrap_or_default() * 2,
         };
         (self.heard, self.silent) = (now, now + patience);
+        let doubt = self.pace.doubt(self.rtt.unwrap_or_default());
+        self.late = doubt.map(|doubt| now + doubt * (1 << self.alarms.min(MAX_ALARMS)));
     }
 
     fn alive(&self, now: Instant) -> bool {
@@ -83,7 +101,35 @@ impl Neighbour {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Adjacency {
     Down,
+    /// Up, but silent for longer than it should be.
+    Late,
     Up,
+}
+
+/// How often a neighbour speaks on UDP.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    last: Option<Instant>,
+    /// The longest pause of late. Forgotten more slowly than the burst after one lost datagram lasts.
+    pause: Option<Duration>,
+}
+
+impl Pace {
+    fn hear(&mut self, now: Instant) {
+        if let Some(last) = self.last.replace(now) {
+            let pause = now.saturating_duration_since(last);
+            self.pause = Some(self.pause.map_or(pause, |longest| pause.max(longest * 15 / 16)));
+        }
+    }
+
+    /// After how much silence it is late: when the answer to one `BIND`, to the one after it and to those of the burst
+    /// that follows should all have come. At 10 % of loss each way chance does that once in days. `None` where it speaks
+    /// too rarely.
+    fn doubt(&self, rtt: Duration) -> Option<Duration> {
+        let pause = self.pause.filter(|pause| *pause <= FREQUENT)?;
+        let burst = QUICK_BURST.max(rtt / 8) * BURST_LENGTH;
+        Some((pause.max(rtt) + rtt * 3 / 2 + QUICK_LATE + burst).max(LEAST_DOUBT))
+    }
 }
 
 /// Whether data to a neighbour goes over UDP.
@@ -326,6 +372,7 @@ impl Hub {
         };
         if let Some(neighbour) = self.neighbours.get_mut(&hub) {
             neighbour.leg = leg;
+            neighbour.pace = Pace::default();
             if leg == LegState::Up {
                 neighbour.hear(now);
             }
@@ -337,6 +384,7 @@ impl Hub {
         if let Some(Owner::Hub(hub)) = self.attachments.get(attachment.0).map(|attachment| attachment.owner)
             && let Some(neighbour) = self.neighbours.get_mut(&hub)
         {
+            neighbour.pace.hear(now);
             neighbour.hear(now);
         }
     }
@@ -350,6 +398,10 @@ impl Hub {
             if late > ASLEEP && neighbour.is_up() && !neighbour.alive(now) {
                 neighbour.silent = now + HELLO;
             }
+            let doubtful = neighbour.adjacency == Adjacency::Up && neighbour.late.is_some_and(|late| late <= now);
+            if late > DOUBTED_TURN && doubtful {
+                neighbour.late = Some(now + LEAST_DOUBT);
+            }
             if neighbour.next_hello <= now {
                 self.send_hello(hub, now);
             }
@@ -361,11 +413,17 @@ impl Hub {
     /// When a neighbour or a dial next needs a turn.
     pub(super) fn neighbours_due(&self) -> Option<Instant> {
         let neighbours = self.neighbours.values().flat_map(|neighbour| {
-            let silent = (neighbour.adjacency == Adjacency::Up).then_some(neighbour.silent);
+            let silent = neighbour.is_up().then_some(neighbour.silent);
             [Some(neighbour.next_hello), silent].into_iter().flatten()
         });
         let dials = self.diallers.iter().filter_map(|(hub, dialler)| dialler.attempt(self.wanted_dial(hub)?).next);
         neighbours.chain(dials).min()
+    }
+
+    /// When a neighbour next is late, if it says nothing until then.
+    pub(super) fn doubts_due(&self) -> Option<Instant> {
+        let up = self.neighbours.values().filter(|neighbour| neighbour.adjacency == Adjacency::Up);
+        up.filter_map(|neighbour| neighbour.late).min()
     }
 
     pub(super) fn send_digests(&mut self) {
@@ -577,6 +635,9 @@ impl Hub {
             since: before.map_or(now, |(_, since)| since),
             heard: now,
             silent: now + HELLO * MISSES,
+            late: None,
+            pace: Pace::default(),
+            alarms: 0,
             leg: LegState::Down,
             theirs: None,
             rtt: None,
@@ -618,6 +679,7 @@ impl Hub {
         let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
         let attachment = neighbour.attachment;
         let good = neighbour.alive(now) && neighbour.rtt.is_some();
+        let late = neighbour.late.is_some_and(|late| late <= now);
         match (neighbour.adjacency, good) {
             (Adjacency::Down, true) => {
                 neighbour.adjacency = Adjacency::Up;
@@ -627,13 +689,22 @@ impl Hub {
                 self.send_lsa_digest(hub);
                 self.send_presence_digests(hub);
             }
-            (Adjacency::Up, false) => {
+            (Adjacency::Up, true) if late => {
+                neighbour.adjacency = Adjacency::Late;
+                self.event(HubEvent::NeighbourLate { hub });
+                self.leave_neighbour(attachment, Cause::Leaving, now);
+            }
+            (Adjacency::Late, true) if !late => {
+                neighbour.adjacency = Adjacency::Up;
+                neighbour.alarms += 1;
+            }
+            (Adjacency::Late | Adjacency::Up, false) => {
                 neighbour.adjacency = Adjacency::Down;
                 self.event(HubEvent::NeighbourDown { hub });
                 self.originate();
                 self.leave_neighbour(attachment, Cause::Broken, now);
             }
-            (Adjacency::Down, false) | (Adjacency::Up, true) => {}
+            (Adjacency::Down, false) | (Adjacency::Late | Adjacency::Up, true) => {}
         }
     }
 
@@ -785,6 +856,16 @@ const MISSES: u32 = 4;
 const SILENCE: Duration = Duration::from_millis(500);
 /// A turn that comes so much too late says nothing of a neighbour.
 const ASLEEP: Duration = Duration::from_millis(50);
+/// The same for whether it is late.
+const DOUBTED_TURN: Duration = Duration::from_millis(20);
+/// No silence is shorter than this: computers hesitate, too.
+const LEAST_DOUBT: Duration = Duration::from_millis(150);
+/// Who speaks more rarely than this is not late before it is down.
+const FREQUENT: Duration = Duration::from_millis(100);
+/// `BIND`s of a burst that are waited for.
+const BURST_LENGTH: u32 = 7;
+/// How often the time of one that was not late after all is doubled.
+const MAX_ALARMS: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Neighbours that a roster lists; those that are configured do not count.

@@ -475,7 +475,9 @@ impl Hub {
             return Err(PathReason::NotAttached);
         }
         let crossed: BTreeSet<_> = open.via.iter().copied().collect();
-        let wary = open.avoid.iter().copied().filter(|hub| *hub != self.key).chain(crossed.iter().copied()).collect();
+        let late = self.neighbours.iter().filter(|(_, neighbour)| neighbour.is_late()).map(|(hub, _)| *hub);
+        let avoided = open.avoid.iter().copied().filter(|hub| *hub != self.key);
+        let wary = avoided.chain(late).chain(crossed.iter().copied()).collect();
         for around in [&wary, &crossed] {
             let table = if around.is_empty() {
                 holders.iter().filter_map(|hub| Some((*hub, self.route(open.network, *hub)?))).collect()

@@ -358,6 +358,68 @@ fn a_hub_that_dies_silently_on_the_way_is_gone_around_within_700_ms_under_the_sa
 }
 
 #[test]
+fn a_hub_that_dies_silently_under_traffic_is_gone_around_within_300_ms() {
+    for phase in 0..8 {
+        let (mut world, admin) = two_ways();
+        let a = world.join(0, 0, admin.id);
+        world.join(1, 2, admin.id);
+        world.run(DELAY * 5);
+        let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+        let dead = if via[1] == hub_key(1) { 1 } else { 3 };
+        world.stream(0, 0, label, Duration::from_millis(1000 + 7 * phase));
+        world.hubs[0].events.clear();
+        for other in [0, 2] {
+            world.cut(Who::Hub(dead), Who::Hub(other));
+        }
+        assert!(!world.passes(0, 0, label, 1), "it did not carry the traffic");
+        world.stream(0, 0, label, Duration::from_millis(300));
+        assert!(world.passes(0, 0, label, 1), "phase {phase}, via {via:?}");
+        // Its death is found out later.
+        assert_eq!(world.hubs[0].events, [HubEvent::NeighbourLate { hub: hub_key(dead) }], "phase {phase}");
+        assert!(!world.heard(a).iter().any(|message| matches!(message, Control::PathLost { .. })));
+    }
+}
+
+#[test]
+fn ten_percent_of_loss_makes_no_hub_late() {
+    let (mut world, admin) = two_ways();
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    world.hubs.iter_mut().for_each(|site| site.events.clear());
+    world.lost = 10;
+    world.stream(0, 0, label, Duration::from_secs(30));
+    let late = |event: &HubEvent| matches!(event, HubEvent::NeighbourLate { .. } | HubEvent::NeighbourDown { .. });
+    assert!(world.hubs.iter().all(|site| !site.events.iter().any(late)));
+}
+
+#[test]
+fn a_hub_that_was_late_without_cause_gets_twice_the_time() {
+    let (mut world, admin) = two_ways();
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    let mut late = Vec::new();
+    for _ in 0..3 {
+        world.stream(0, 0, label, Duration::from_secs(1));
+        world.hubs[0].events.clear();
+        for dumb in [1, 3] {
+            world.cut(Who::Hub(0), Who::Hub(dumb));
+        }
+        world.stream(0, 0, label, Duration::from_millis(180));
+        world.heal();
+        world.cut(Who::Hub(0), Who::Hub(2));
+        world.cut(Who::Hub(1), Who::Hub(3));
+        world.stream(0, 0, label, Duration::from_millis(100));
+        assert!(world.passes(0, 0, label, 1));
+        late.push(world.hubs[0].events.len());
+    }
+    assert_eq!(late, [1, 0, 0]);
+}
+
+#[test]
 fn a_way_that_crosses_a_hub_to_avoid_leaves_it_as_soon_as_the_receiver_is_elsewhere_too() {
     let (mut world, admin) = hubs(3, 2);
     let a = world.join(0, 0, admin.id);

@@ -187,6 +187,9 @@ pub struct World {
     pub cut: BTreeSet<(Who, Who)>,
     /// Pairs between which no datagram passes.
     pub udp_cut: BTreeSet<(Who, Who)>,
+    /// Of a hundred datagrams so many are lost, by chance.
+    pub lost: u64,
+    chance: u64,
     allow: Allow,
     /// Of hubs that start from here on.
     pub limits: Limits,
@@ -211,6 +214,8 @@ impl World {
             nodes: Vec::new(),
             cut: BTreeSet::new(),
             udp_cut: BTreeSet::new(),
+            lost: 0,
+            chance: 1,
             allow,
             limits,
             wires: BTreeMap::new(),
@@ -534,6 +539,21 @@ impl World {
         self.later(Event::Packed { to, message });
     }
 
+    /// By a generator of Knuth's (MMIX).
+    fn is_lost(&mut self) -> bool {
+        self.chance = self.chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.chance >> 33) % 100 < self.lost
+    }
+
+    /// A frame with this label each 10 ms.
+    pub fn stream(&mut self, node: usize, hub: usize, label: Label, span: Duration) {
+        let end = self.now + span;
+        while self.now < end {
+            self.send(node, hub, label, b"one of many");
+            self.run(Duration::from_millis(10).min(end - self.now));
+        }
+    }
+
     /// Whether a frame with this label arrives at a node, from `from`.
     pub fn passes(&mut self, node: usize, hub: usize, label: Label, to: usize) -> bool {
         let payload = format!("payload {}", self.next).into_bytes();
@@ -667,7 +687,7 @@ impl World {
             Event::Udp { from, to, mut bytes, class } => {
                 let (a, b) = (self.at(from), self.at(to));
                 let (Some(a), Some(b)) = (a, b) else { return };
-                if self.is_cut(Some(a), b) || self.udp_cut.contains(&(a, b)) {
+                if self.is_cut(Some(a), b) || self.udp_cut.contains(&(a, b)) || self.is_lost() {
                     return;
                 }
                 match b {
