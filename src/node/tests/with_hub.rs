@@ -487,6 +487,7 @@ impl TestHub {
             | ForwardCommand::SetDownlink { .. }
             | ForwardCommand::SetLeg { .. }
             | ForwardCommand::SetEndpoint { .. }
+            | ForwardCommand::TouchHub { .. }
             | ForwardCommand::TouchLabel { .. }
             | ForwardCommand::SetNetworkQuota { .. } => {}
         }
