@@ -14,10 +14,7 @@
 
 mod support;
 
-use std::net::IpAddr;
-use std::time::Instant;
-
-use flatlan_lab::{Lab, Namespace, Nat, Outcome, Transfer};
+use flatlan_lab::{Lab, Namespace, Nat, Transfer};
 use serde_json::Value;
 use support::{MIB, PATIENCE, is_direct, is_relay, lab, ping, wait_path};
 
@@ -29,33 +26,6 @@ fn a_transfer_goes_on_over_a_direct_path_that_shrinks_in_silence() {
 #[test]
 fn a_transfer_goes_on_over_a_hub_whose_way_shrinks_in_silence() {
     goes_on(Nat::Symmetric, |path| is_relay(path, "udp"));
-}
-
-#[test]
-fn a_host_is_told_what_is_too_long_and_its_kernel_believes_it() {
-    let lab = pair(Nat::Cone);
-    lab.mtu_hole("b", 1280).unwrap();
-    let talk = ping(&lab, "a", "b");
-    wait_path(&lab, "a", "b", "a path that carries less", |path| path["mtu"].as_u64().is_some_and(|mtu| mtu <= 1280));
-    let (near, far) = (host(&lab, "a"), lab.site("b").unwrap().hosts()[0].addresses());
-    for to in far {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            // more than the path carries, less than the TUN: it is the node that answers, not the gateway's kernel
-            let told = refused(near, to, 1380);
-            let least = if to.is_ipv4() { 1100 } else { 1280 };
-            if let Some(told) = told {
-                assert!((least..1380).contains(&told), "{told}");
-                assert_eq!(believed(near, to), Some(told));
-                // as long as that it arrives
-                if echo(near, to, told).success().is_ok() {
-                    break;
-                }
-            }
-            assert!(Instant::now() < deadline, "the last that was told: {told:?}");
-        }
-    }
-    drop(talk);
 }
 
 fn goes_on(nat: Nat, expected: impl Fn(&Value) -> bool) {
@@ -81,28 +51,6 @@ fn goes_on(nat: Nat, expected: impl Fn(&Value) -> bool) {
         assert!(report.equal && report.broken.is_none(), "{report:?}");
     }
     drop(talk);
-}
-
-/// Pings once with an IP packet of so many bytes that must not be fragmented, and returns the size that an error named.
-fn refused(from: &Namespace, to: IpAddr, bytes: usize) -> Option<usize> {
-    let said = echo(from, to, bytes);
-    let told = [said.stdout, said.stderr].concat().replace("mtu = ", "mtu=");
-    let (_, told) = told.split_once("mtu=")?;
-    told.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-fn echo(from: &Namespace, to: IpAddr, bytes: usize) -> Outcome {
-    let headers = if to.is_ipv4() { 28 } else { 48 };
-    let mut command = Namespace::command("ping");
-    command.args(["-c", "1", "-W", "5", "-M", "do", "-s", &(bytes - headers).to_string(), &to.to_string()]);
-    from.output(command).unwrap()
-}
-
-/// The MTU that a machine's kernel has learned of the way to an address.
-fn believed(machine: &Namespace, to: IpAddr) -> Option<usize> {
-    let said = machine.exec("ip", ["route", "get", &to.to_string()]).unwrap();
-    let mut words = said.split_whitespace().skip_while(|word| *word != "mtu");
-    words.nth(1)?.parse().ok()
 }
 
 fn host<'a>(lab: &'a Lab, site: &str) -> &'a Namespace {
