@@ -29,8 +29,7 @@ impl<S: Sessions> Worker<S> {
         }
         let key = LaneKey { peer: slot, lane };
         let established = self.sessions.is_established(key);
-        let lacking =
-            !established && !LaneId::all().any(|lane| self.sessions.is_established(LaneKey { peer: slot, lane }));
+        let lacking = !self.has_way(slot);
         let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.waiting = lacking.then(|| peer.waiting.unwrap_or(now));
         let state = peer.lane_mut(lane);

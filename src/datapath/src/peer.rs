@@ -23,7 +23,7 @@ pub(crate) struct Peer {
     pub(crate) need_told: Option<Instant>,
     pub(crate) stale_told: Option<Instant>,
     pub(crate) hello_told: Option<Instant>,
-    /// A session is wanted since then, and there is none.
+    /// A session or a path is wanted since then, and there is none.
     pub(crate) waiting: Option<Instant>,
     /// It does not answer, since then.
     pub(crate) silent: Option<Instant>,
@@ -144,7 +144,9 @@ impl Peer {
     pub(crate) fn silent_at(&self) -> Option<Instant> {
         let link = self.node_link().filter(|_| self.silent.is_none())?;
         let unanswered = link.paths.silent_since().map(|since| since + SILENT_AFTER);
-        let waiting = self.waiting.map(|since| since + WAITED_LONG);
+        // one that answered before has lost its ways all at once: hubs say so when a node is gone
+        let patience = if link.paths.delivered().is_some() { SILENT_AFTER } else { WAITED_LONG };
+        let waiting = self.waiting.map(|since| since + patience);
         [unanswered, waiting].into_iter().flatten().min()
     }
 

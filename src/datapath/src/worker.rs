@@ -435,16 +435,25 @@ impl<S: Sessions> Worker<S> {
         if let Some(since) = peer.silent {
             let heard = peer.node_link().is_some_and(|link| link.paths.delivered() > Some(since));
             if heard
-                && peer.waiting.is_none()
-                && LaneId::all().any(|lane| self.sessions.is_established(peer.lane_key(lane)))
+                && self.has_way(slot)
+                && let Some(peer) = self.peers.get_mut(slot)
             {
-                peer.silent = None;
+                (peer.silent, peer.waiting) = (None, None);
                 self.event(Event::PeerAnswers { peer: slot });
             }
         } else if peer.silent_at().is_some_and(|at| at <= now) {
             peer.silent = Some(now);
             self.event(Event::PeerSilent { peer: slot });
         }
+    }
+
+    /// Whether a packet for the peer could leave now: a lane has a session and a path.
+    pub(crate) fn has_way(&self, slot: PeerSlot) -> bool {
+        let Some(peer) = self.peers.get(slot) else { return false };
+        let ready = |lane: LaneId| {
+            self.sessions.is_established(peer.lane_key(lane)) && peer.lane_route(lane, &self.hubs).is_some()
+        };
+        LaneId::all().any(ready)
     }
 
     /// Makes sure that the engine has state for a lane.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use flatlan_datapath::{Command, Event};
-use flatlan_types::PeerSlot;
+use flatlan_types::{HubSlot, PeerSlot};
 
 use crate::{
     net::{PlainNet, ip, slot},
@@ -129,6 +129,29 @@ fn the_flows_of_a_gateway_that_dies_go_on_at_the_others_within_half_a_second_and
         assert_eq!(last_of(&after), before);
         assert!(longest_gap(&after) < Duration::from_millis(100));
     }
+}
+
+#[test]
+fn the_flows_of_a_gateway_to_which_every_way_is_taken_back_go_on_at_the_others() {
+    let mut net = PlainNet::new(4);
+    net.direct = false;
+    let hub = net.add_hub();
+    (1..4).for_each(|n| net.relay(0, n, hub));
+    talk(&mut net, FLOWS, Duration::from_secs(1));
+    let before = last_of(&talk(&mut net, FLOWS, Duration::from_secs(2)));
+    // a node that is killed closes its streams: its hubs say at once that it is gone
+    net.nodes[2].mute = true;
+    net.command(0, Command::SetLabel { peer: slot(2), hub: HubSlot(hub as u8), label: None });
+    let during = talk(&mut net, FLOWS, Duration::from_secs(2));
+    let now = last_of(&during);
+    assert!(now.len() == usize::from(FLOWS) && now.values().all(|n| *n != 2));
+    assert!(before.iter().all(|(flow, n)| *n == 2 || now[flow] == *n), "flows of the others stay");
+    let gap = longest_gap(&during);
+    assert!(gap < Duration::from_millis(500), "{gap:?}");
+    net.nodes[2].mute = false;
+    net.relay(0, 2, hub);
+    talk(&mut net, FLOWS, Duration::from_secs(10));
+    assert_eq!(last_of(&talk(&mut net, FLOWS, Duration::from_secs(1))), before);
 }
 
 #[test]
