@@ -14,7 +14,20 @@
 //!
 //! Hosts run nothing of ours, and nobody tells them anything.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+//!
+//! Of two gateways on b's LAN, an HA group, each has an uplink and a router of its own:
+//!
+//! ```text
+//!             inet
+//!           /   |   \
+//!      a-nat b-nat  b2-nat
+//!        |      |  \    \
+//!       [a]    [b]  \   [b2]
+//!        |      |    \   |
+//!       a-1     +-----+--+---- b-1
+//! ```
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 mod support;
 
@@ -22,7 +35,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flatlan_lab::{Lab, Namespace, Nat, Probe, SiteSpec};
-use support::{PATIENCE, gateway, lab};
+use serde_json::Value;
+use support::{PATIENCE, gateway, lab, wait_status};
 
 #[test]
 fn a_node_with_routes_forwards_while_it_runs_and_not_a_moment_longer() {
@@ -84,6 +98,92 @@ fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
         let answers = gateway(&lab, site).exec("ip", ["neighbour", "show", "proxy"]).unwrap();
         assert_eq!(answers, "", "{site} answers for nobody any more");
     }
+}
+
+#[test]
+fn flows_to_a_site_of_two_gateways_use_both_and_outlive_either() {
+    let lab = pair();
+    let (client, server) = (&lab.site("a").unwrap().hosts()[0], &lab.site("b").unwrap().hosts()[0]);
+    let (ip, own) = (server.addresses()[0], client.addresses()[0]);
+    drop(answered(client.namespace(), ip));
+    let flow = || {
+        let echo = Probe::tcp_echo(client.namespace(), server.namespace(), ip, Duration::from_millis(10)).unwrap();
+        assert_eq!(echo.peer().unwrap().ip(), own, "nothing is rewritten on the way");
+        echo
+    };
+    let flows: Vec<Probe> = (0..FLOWS).map(|_| flow()).collect();
+    let carried = |gateway: &str| {
+        wait_status(&lab, "a", "peers", |status| {
+            let peer = status["peers"].as_array()?.iter().find(|peer| peer["name"] == gateway)?;
+            peer["tx_bytes"].as_u64()
+        })
+    };
+    // the host answers by the second gateway, whoever brought the question
+    let wait_moving = |what: &str| {
+        for flow in &flows {
+            flow.wait_answers(20, PATIENCE).unwrap();
+            assert_eq!(flow.report().broken(), None, "{what}");
+        }
+    };
+    wait_moving("at first");
+    assert!(["b", "b2"].iter().all(|gateway| carried(gateway) > 0), "each flow goes by one of them");
+
+    for fault in [Fault::Killed, Fault::Cut] {
+        match fault {
+            Fault::Killed => drop(lab.kill("b").unwrap()),
+            Fault::Cut => lab.cut("b").map(drop).unwrap(),
+        }
+        let alarm = |status: &Value| status["alarms"].to_string().contains("gateway b does not answer").then_some(());
+        wait_status(&lab, "a", "an alarm", alarm);
+        let before = carried("b");
+        wait_moving("without b");
+        assert_eq!(carried("b"), before, "nothing goes to one that does not answer");
+        match fault {
+            Fault::Killed => drop(lab.restart("b").unwrap()),
+            Fault::Cut => lab.heal("b").map(drop).unwrap(),
+        }
+        wait_status(&lab, "a", "no alarm", |status| (status["alarms"].as_array()?.is_empty()).then_some(()));
+        wait_moving("with b again");
+        assert!(carried("b") > before, "its flows are its own again");
+    }
+    for flow in flows {
+        let report = flow.stop();
+        assert_eq!(report.broken(), None);
+        println!("longest gap of a flow: {:?}", report.longest_gap().length);
+    }
+}
+
+/// What becomes of a gateway.
+#[derive(Clone, Copy)]
+enum Fault {
+    Killed,
+    Cut,
+}
+
+/// Flows at once: all by one gateway of two is as likely as heads in so many throws.
+const FLOWS: usize = 24;
+
+/// Site b has two gateways of an HA group, `b` and `b2`. Its host sends what is for the other site by b2.
+fn pair() -> Lab {
+    let lab = lab().hub("h1").hub("h2").site_with(SiteSpec::new("a").nat(Nat::Symmetric).hosts(1));
+    let lab = lab.site_with(SiteSpec::new("b").nat(Nat::Symmetric).hosts(1));
+    let lab = lab.site_with(SiteSpec::new("b2").nat(Nat::Symmetric).beside("b")).build().unwrap();
+    lab.network_create().unwrap();
+    lab.start_hubs().unwrap();
+    lab.publish().unwrap();
+    lab.join("a").unwrap();
+    for gateway in ["b", "b2"] {
+        let token = lab.invite_with(gateway, ["--ha", "west"]).unwrap();
+        lab.join_with(gateway, &token).unwrap().success().unwrap();
+    }
+    for gateway in ["a", "b", "b2"] {
+        lab.up(gateway).unwrap();
+    }
+    let far = lab.site("a").unwrap().prefixes()[0].to_string();
+    let by = lab.site("b2").unwrap().lan_addresses()[0].to_string();
+    let host = lab.site("b").unwrap().hosts()[0].namespace();
+    host.exec("ip", ["route", "replace", &far, "via", &by]).unwrap();
+    lab
 }
 
 /// Pings an address from a machine until it answers.

@@ -23,7 +23,8 @@ use crate::process::Process;
 use crate::proxy::Proxy;
 use crate::run_dir::RunDir;
 use crate::topology::{
-    Cable, FIRST_HOST, GATEWAY, HubSpec, Lan, ROUTER, SiteSpec, UPLINK_LANS, Underlay, default_route, unique_local,
+    Cable, FIRST_HOST, GATEWAY, GATEWAY_BESIDE, HubSpec, Lan, ROUTER, SiteSpec, UPLINK_LANS, Underlay, default_route,
+    unique_local,
 };
 use crate::{permission, reaper};
 
@@ -270,6 +271,8 @@ pub struct Site {
     pub(crate) routers: Vec<Namespace>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) lan: Lan,
+    /// The LAN on which its gateway is one of several, and its number there.
+    pub(crate) beside: Option<(Lan, u8)>,
     pub(crate) nat: Nat,
     pub(crate) ways_out: Vec<Vec<IpAddr>>,
     pub(crate) proxy: Option<Proxy>,
@@ -309,16 +312,23 @@ impl Site {
         self.nat
     }
 
-    /// Its LAN's private prefixes, IPv4 and IPv6.
+    /// The private prefixes of the LAN behind its gateway, IPv4 and IPv6.
     #[must_use]
     pub fn prefixes(&self) -> [IpNetwork; 2] {
-        self.lan.prefixes()
+        self.beside.map_or(self.lan, |(lan, _)| lan).prefixes()
     }
 
-    /// The gateway's private addresses on the LAN, IPv4 and IPv6.
+    /// The gateway's private addresses on that LAN, IPv4 and IPv6.
     #[must_use]
     pub fn lan_addresses(&self) -> [IpAddr; 2] {
-        self.lan.private(GATEWAY)
+        let (lan, number) = self.beside.unwrap_or((self.lan, GATEWAY));
+        lan.private(number)
+    }
+
+    /// Whether there is a LAN behind its gateway.
+    #[must_use]
+    pub fn has_lan(&self) -> bool {
+        self.beside.is_some() || !self.hosts.is_empty()
     }
 
     /// The IPv4 address that its invite asks for.
@@ -515,7 +525,17 @@ impl LabBuilder {
         for (number, spec) in (1_u8..).zip(self.sites) {
             let underlay = spec.underlay.unwrap_or(self.underlay);
             let plan = SitePlan { number, underlay, spec: &spec, virtual_ip: nth(self.range, number) };
-            let (site, ends) = build_site(&run, &hosts_file, &core, &plan, || cable(underlay))?;
+            let (mut site, ends) = build_site(&run, &hosts_file, &core, &plan, || cable(underlay))?;
+            if let Some(other) = &spec.beside {
+                let other: &Site = sites.get(other).ok_or_else(|| LabError::UnknownName(other.clone()))?;
+                let there = |site: &&Site| site.prefixes() == other.prefixes();
+                let before = sites.values().filter(there).count().saturating_sub(1);
+                let number = GATEWAY_BESIDE.saturating_add(u8::try_from(before).unwrap_or(u8::MAX));
+                if let Some(router) = other.routers.first() {
+                    plug_in(router, &format!("gw{number}"), &site.gateway, "lan0", other.lan, number)?;
+                }
+                site.beside = Some((other.lan, number));
+            }
             wires.sites.extend(ends.iter().cloned());
             wires.parties.insert(spec.name.clone(), ends);
             sites.insert(spec.name, site);
@@ -649,6 +669,7 @@ fn build_site(
         routers,
         hosts,
         lan,
+        beside: None,
         nat: spec.uplinks.first().copied().unwrap_or(Nat::None),
         ways_out,
         proxy,

@@ -191,7 +191,7 @@ impl Lab {
     ) -> Result<String, LabError> {
         let site = self.site(site)?;
         let mut words = vec!["invite".to_owned(), site.name.clone(), "--ip".to_owned(), site.virtual_ip.to_string()];
-        if !site.hosts.is_empty() {
+        if site.has_lan() {
             words.extend(site.prefixes().iter().flat_map(|prefix| ["--route".to_owned(), prefix.to_string()]));
         }
         words.extend(args.into_iter().map(|word| word.as_ref().to_owned()));

@@ -10,6 +10,9 @@
 //!     gateway a  a-1   a-2             gateway .2 (runs flatlan), hosts from .11 (run nothing)
 //! ```
 //!
+//! A site beside another one (`SiteSpec::beside`) has an uplink of its own, and its gateway one more port, `lan0`, on the
+//! other's LAN: a second gateway, from .3.
+//!
 //! A second uplink is a second router `a-nat2` on a cable of its own to the gateway, with a higher metric. Hosts reach
 //! the overlay and the other sites' prefixes through their gateway, the rest through the router.
 
@@ -82,6 +85,7 @@ pub struct SiteSpec {
     pub(crate) hosts: u8,
     pub(crate) underlay: Option<Underlay>,
     pub(crate) proxy: Option<ProxySpec>,
+    pub(crate) beside: Option<String>,
 }
 
 /// An HTTP CONNECT proxy on a site's router.
@@ -95,7 +99,7 @@ impl SiteSpec {
     /// A site behind a cone NAT, without hosts.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), uplinks: vec![Nat::Cone], hosts: 0, underlay: None, proxy: None }
+        Self { name: name.to_owned(), uplinks: vec![Nat::Cone], hosts: 0, underlay: None, proxy: None, beside: None }
     }
 
     /// The kind of its router.
@@ -116,6 +120,13 @@ impl SiteSpec {
     #[must_use]
     pub fn hosts(mut self, count: u8) -> Self {
         self.hosts = count;
+        self
+    }
+
+    /// Its gateway stands on the LAN of that site too, which is added before it, and carries its prefixes.
+    #[must_use]
+    pub fn beside(mut self, site: &str) -> Self {
+        self.beside = Some(site.to_owned());
         self
     }
 
@@ -225,6 +236,8 @@ impl Lan {
 pub(crate) const ROUTER: u8 = 1;
 /// The gateway's host number on a LAN.
 pub(crate) const GATEWAY: u8 = 2;
+/// The host number of the first gateway beside that one.
+pub(crate) const GATEWAY_BESIDE: u8 = 3;
 /// The first LAN host's number.
 pub(crate) const FIRST_HOST: u8 = 11;
 /// Second uplinks have LAN numbers from here, so that they clash with no site's.
