@@ -13,7 +13,6 @@
 //! ```
 //!
 //! Hosts run nothing of ours, and nobody tells them anything.
-
 //!
 //! Of two gateways on b's LAN, an HA group, each has an uplink and a router of its own:
 //!
