@@ -22,6 +22,7 @@
 
 mod exit;
 mod offload;
+mod processor;
 mod workers;
 
 pub mod clock;

@@ -11,11 +11,14 @@
 //! what it reads is super-packets and runs, and back when that is over. It is judged anew every few milliseconds.
 //! From the network counts only what was carried on: whoever sends what is dropped moves nobody.
 //!
-//! It stays an ordinary thread: the others get their share, however much there is to move.
+//! It stays an ordinary thread: the others get their share, however much there is to move. And it keeps its processor
+//! while it moves bulk, where there are several.
 
 use std::time::{Duration, Instant};
 
 use rustix::process::{getpriority_process, setpriority_process};
+
+use crate::processor::Processor;
 
 /// The place of the thread that made it.
 #[derive(Debug)]
@@ -27,6 +30,7 @@ pub struct Priority {
     large: u32,
     small: u32,
     window_ends: Instant,
+    processor: Processor,
 }
 
 impl Priority {
@@ -34,7 +38,7 @@ impl Priority {
     pub fn new(now: Instant) -> Self {
         // on Linux this is the thread's own, not the process's
         let from = getpriority_process(None).ok();
-        Self { from, ahead: false, large: 0, small: 0, window_ends: now + WINDOW }
+        Self { from, ahead: false, large: 0, small: 0, window_ends: now + WINDOW, processor: Processor::new() }
     }
 
     /// One piece was read from the network: it counts as what was carried on of it, if anything was.
@@ -59,10 +63,16 @@ impl Priority {
         let bulk = self.large >= BULK && self.large >= self.small / 3;
         (self.large, self.small) = (0, 0);
         self.window_ends = now + WINDOW;
+        if bulk {
+            self.processor.judge(now);
+        } else {
+            self.processor.release();
+        }
         if bulk != self.ahead
             && let Some(from) = self.from
         {
-            match setpriority_process(None, if bulk { from - AHEAD } else { from }) {
+            let ahead = if self.processor.one_of_several() { AHEAD } else { AHEAD_ALONE };
+            match setpriority_process(None, if bulk { from - ahead } else { from }) {
                 Ok(()) => self.ahead = bulk,
                 Err(_) => self.from = None,
             }
@@ -72,8 +82,10 @@ impl Priority {
 
 /// How often the thread may move.
 const WINDOW: Duration = Duration::from_millis(10);
-/// How far: nine times the share of one that stayed behind.
-const AHEAD: i32 = 10;
+/// How far: 28 times the share of one that stayed behind, which may run on another processor.
+const AHEAD: i32 = 15;
+/// The same on a machine of one processor: nine times.
+const AHEAD_ALONE: i32 = 10;
 /// From here on a piece is large: a dozen packets.
 const LARGE: usize = 16 << 10;
 /// So many large pieces in a window are bulk: from 0.4 Gbit/s on.
@@ -81,7 +93,7 @@ const BULK: u32 = 20;
 
 #[cfg(test)]
 mod tests {
-    use rustix::thread::{CapabilitySet, capabilities};
+    use rustix::thread::{CapabilitySet, capabilities, sched_getaffinity};
 
     use super::*;
     use crate::clock;
@@ -105,7 +117,9 @@ mod tests {
     fn bulk_moves_a_thread_ahead_alone_and_small_packets_move_it_back() {
         let before = getpriority_process(None).unwrap();
         let permitted = capabilities(None).unwrap().effective.contains(CapabilitySet::SYS_NICE);
-        let ahead = if permitted { (before - AHEAD).max(-20) } else { before };
+        let several = sched_getaffinity(None).unwrap().count() > 1;
+        let ahead = before - if several { AHEAD } else { AHEAD_ALONE };
+        let ahead = if permitted { ahead.max(-20) } else { before };
         let window = (0, 0);
         let cases: [(&[(u32, usize)], i32); 6] = [
             (&[(100, 60_000), (90, 100)], before),
