@@ -134,6 +134,7 @@ fn flows_to_a_site_of_two_gateways_use_both_and_outlive_either() {
         }
         let alarm = |status: &Value| status["alarms"].to_string().contains("gateway b does not answer").then_some(());
         wait_status(&lab, "a", "an alarm", alarm);
+        wait_moving("while they move");
         let before = carried("b");
         wait_moving("without b");
         assert_eq!(carried("b"), before, "nothing goes to one that does not answer");
