@@ -25,6 +25,11 @@ impl<S: Sessions> Worker<S> {
     /// Somebody wants a session on this lane: initiate, or ask for what is missing.
     pub(crate) fn want_session(&mut self, slot: PeerSlot, lane: LaneId, now: Instant, out: &mut impl Sink) {
         if self.refuses_session(slot) {
+            // as good as silent: where others own the same addresses, they are to be used
+            if let Some(peer) = self.peers.get_mut(slot) {
+                peer.waiting = peer.waiting.or(Some(now));
+                self.arm(slot, now);
+            }
             return;
         }
         let key = LaneKey { peer: slot, lane };
@@ -40,28 +45,40 @@ impl<S: Sessions> Worker<S> {
         // a peer whose epoch is not known is being probed; its answer brings the epoch
         let known = peer.node_link().is_none_or(|link| link.epoch != BootEpoch::default());
         let route = peer.lane_route(lane, &self.hubs).filter(|_| known);
-        let mut sent = None;
-        if let Some(route) = route {
-            self.open_lane(slot, lane, now);
-            let mut message = [0; HANDSHAKE_MAX];
-            sent = self.sessions.initiate(key, now, &mut message);
-            if let Some(message) = sent.and_then(|len| message.get(..len)) {
-                self.send_handshake(key, message, route, out);
-            }
-        }
+        let sent = route.is_some_and(|route| self.initiate(key, route, now, out));
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let state = peer.lane_mut(lane);
         // only the last two initiations can be answered: the pause grows with what was sent
-        let pause = match sent {
-            Some(_) => RETRY.saturating_mul(1 << state.tries.min(MAX_RETRY_DOUBLINGS)),
-            None => RETRY,
-        };
-        state.tries += u32::from(sent.is_some());
+        let pause = if sent { RETRY.saturating_mul(1 << state.tries.min(MAX_RETRY_DOUBLINGS)) } else { RETRY };
+        state.tries += u32::from(sent);
         state.next_try = Some(now + pause);
         if (route.is_none() || state.tries > TRIES_BEFORE_HELP) && lane == self.primary_lane(slot) {
             self.need_path(slot, now);
         }
         self.arm(slot, now);
+    }
+
+    /// A session that is only kept ready carries no data, by which WireGuard would renew it: it is made anew before it
+    /// ends.
+    pub(crate) fn renew_session(&mut self, key: LaneKey, now: Instant, out: &mut impl Sink) {
+        let old = self.sessions.last_handshake(key, now).is_some_and(|age| age >= RENEW_AFTER);
+        if !old || !self.sessions.is_established(key) || self.refuses_session(key.peer) {
+            return;
+        }
+        if let Some(route) = self.peers.get(key.peer).and_then(|peer| peer.lane_route(key.lane, &self.hubs)) {
+            self.initiate(key, route, now, out);
+        }
+    }
+
+    /// Sends an initiation; `false` where the engine has none now.
+    fn initiate(&mut self, key: LaneKey, route: Route, now: Instant, out: &mut impl Sink) -> bool {
+        self.open_lane(key.peer, key.lane, now);
+        let mut message = [0; HANDSHAKE_MAX];
+        let sent = self.sessions.initiate(key, now, &mut message);
+        if let Some(message) = sent.and_then(|len| message.get(..len)) {
+            self.send_handshake(key, message, route, out);
+        }
+        sent.is_some()
     }
 
     /// While there is traffic every lane that has a path has a session too: what moves to another lane
@@ -326,6 +343,9 @@ const MAX_RETRY_DOUBLINGS: u32 = 4;
 const TRIES_BEFORE_HELP: u32 = 2;
 /// Initiations without an answer after which nobody is asked any more, unless somebody waits.
 const MAX_TRIES: u32 = 24;
+/// Age of a session from which one that is kept ready is made anew: WireGuard ends it at 180 s, and one with data is
+/// renewed at 120 s.
+const RENEW_AFTER: Duration = Duration::from_secs(140);
 /// The control machine is told of the same need no more often than this.
 const NEED_AGAIN: Duration = Duration::from_millis(500);
 /// A pair that carried data within this time wants its sessions back after a restart.

@@ -74,7 +74,7 @@ impl<S: Sessions> Worker<S> {
     }
 
     /// Tells the control machine that packets go to one of several owners.
-    fn tell_shared(&mut self, slot: PeerSlot, now: Instant) {
+    pub(crate) fn tell_shared(&mut self, slot: PeerSlot, now: Instant) {
         let told = self.shared_told.get(&slot);
         if told.is_none_or(|told| now.saturating_duration_since(*told) >= SHARED_AGAIN) {
             self.shared_told.insert(slot, now);

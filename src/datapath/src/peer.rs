@@ -144,10 +144,22 @@ impl Peer {
     pub(crate) fn silent_at(&self) -> Option<Instant> {
         let link = self.node_link().filter(|_| self.silent.is_none())?;
         let unanswered = link.paths.silent_since().map(|since| since + SILENT_AFTER);
-        // one that answered before has lost its ways all at once: hubs say so when a node is gone
-        let patience = if link.paths.delivered().is_some() { SILENT_AFTER } else { WAITED_LONG };
-        let waiting = self.waiting.map(|since| since + patience);
+        let waiting = self.waiting.map(|since| since + self.patience(link));
         [unanswered, waiting].into_iter().flatten().min()
+    }
+
+    /// How long a session or a path may take: round trips, and what is lost of them is sent again.
+    fn patience(&self, link: &NodeLink) -> Duration {
+        let fixed = if LaneId::all().any(|lane| link.paths.active(lane).is_some()) {
+            // somebody is there
+            HANDSHAKE_LONG
+        } else if link.paths.delivered().is_some() {
+            // it has lost its ways all at once: hubs say so when a node is gone
+            SILENT_AFTER
+        } else {
+            WAITED_LONG
+        };
+        fixed + (link.paths.slowest() * 4).min(WAITED_LONG)
     }
 
     pub(crate) fn lane_mut(&mut self, lane: LaneId) -> &mut Lane {
@@ -264,8 +276,10 @@ fn packet_room(datagram: usize) -> usize {
 const BUSY: Duration = Duration::from_secs(10);
 /// A peer that answers by no path for so long is silent: a way through another hub is found in less.
 const SILENT_AFTER: Duration = Duration::from_millis(300);
-/// The same for one with which no session comes up: that takes some round trips over hubs.
+/// The same for one to which no way is found: that takes some round trips over hubs.
 const WAITED_LONG: Duration = Duration::from_millis(600);
+/// The same for one that answers probes, and with which no session comes up: three tries.
+const HANDSHAKE_LONG: Duration = Duration::from_millis(1200);
 const MAX_QUEUE_PACKETS: usize = 32;
 const MAX_QUEUE_BYTES: usize = 128 * 1024;
 /// A TCP SYN is sent again after a second (RFC 6298): what is older has a successor.

@@ -200,7 +200,8 @@ impl<S: Sessions> Worker<S> {
                     // at rest, not closed: a recorded initiation must not be new again
                     self.sessions.rest_peer(slot);
                     if let Some(peer) = self.peers.get_mut(slot) {
-                        peer.waiting = None;
+                        // nobody asks it any more: whether it would answer is not known
+                        (peer.waiting, peer.silent) = (None, None);
                         peer.lanes = peer.lanes.map(|lane| Lane { open: lane.open, ..Default::default() });
                     }
                 }

@@ -12,7 +12,7 @@ use flatlan_packet::{IpVersion, IpView, VNET_LEN, flow_hash};
 use flatlan_types::PeerSlot;
 use flatlan_wg::Sessions;
 
-use crate::{DropReason, Owner, Sink, Snapshot, worker::Worker};
+use crate::{Chosen, DropReason, Owner, Sink, Snapshot, worker::Worker};
 
 /// Whose an arrived packet is.
 pub(crate) enum Toward {
@@ -59,6 +59,9 @@ impl<S: Sessions> Worker<S> {
     ) -> Result<(), DropReason> {
         let packet = transit.framed.get(VNET_LEN..).unwrap_or_default();
         let view = IpView::parse(packet).map_err(|_| DropReason::Malformed)?;
+        if let Some(Chosen::OneOf(_)) = self.snapshot.owner(view.destination, || flow_hash(&view)) {
+            self.tell_shared(transit.to, now);
+        }
         self.send_to(transit.to, &mut transit.framed, &view, now, out)
     }
 }

@@ -299,7 +299,9 @@ impl<S: Sessions> Worker<S> {
             Command::KeepWarm { peer } => {
                 if let Some(link) = self.ensure_peer(peer, now).and_then(Peer::node_link_mut) {
                     link.paths.keep_warm(now + KEPT_WARM, now);
-                    self.want_session(peer, self.primary_lane(peer), now, out);
+                    let lane = self.primary_lane(peer);
+                    self.want_session(peer, lane, now, out);
+                    self.renew_session(LaneKey { peer, lane }, now, out);
                     self.touched.push(peer);
                 }
             }
@@ -431,6 +433,12 @@ impl<S: Sessions> Worker<S> {
 
     /// Tells when a peer falls silent, and when it answers again.
     pub(crate) fn judge_silence(&mut self, slot: PeerSlot, now: Instant) {
+        if self.peers.get(slot).is_some_and(|peer| peer.waiting.is_some())
+            && self.has_way(slot)
+            && let Some(peer) = self.peers.get_mut(slot)
+        {
+            peer.waiting = None;
+        }
         let Some(peer) = self.peers.get_mut(slot) else { return };
         if let Some(since) = peer.silent {
             let heard = peer.node_link().is_some_and(|link| link.paths.delivered() > Some(since));

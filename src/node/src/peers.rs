@@ -148,6 +148,8 @@ impl Peers {
             peer.offer = None;
             peer.session = false;
             peer.open = false;
+            // the workers have forgotten it too
+            peer.silent = false;
             peer.summarized = None;
             peer.direct_lanes = 0;
             peer.hubs.clear();

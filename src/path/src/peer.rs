@@ -55,6 +55,8 @@ pub struct PeerPaths {
     draining: BTreeSet<HubSlot>,
     stretch: u32,
     last_traffic: Instant,
+    /// The latest probe of the peer's, which may keep us warm, or the latest way to it that is new.
+    asked: Option<Instant>,
     /// The last `Idle` was told after this traffic.
     told_idle: Option<Instant>,
     last_arrival: Option<(PathKind, Instant)>,
@@ -100,6 +102,7 @@ impl PeerPaths {
             draining: BTreeSet::new(),
             stretch: 1,
             last_traffic: now,
+            asked: None,
             told_idle: None,
             last_arrival: None,
             silent: BTreeMap::new(),
@@ -151,6 +154,9 @@ impl PeerPaths {
         gone.into_iter().for_each(|id| self.remove(id));
         self.draining.retain(|hub| relays.iter().any(|relay| relay.hub == *hub));
         self.silent.retain(|hub, _| relays.iter().any(|relay| relay.hub == *hub));
+        if relays.iter().any(|relay| self.paths.values().all(|path| path.kind != relay.kind())) {
+            self.wake(now);
+        }
         for relay in relays.iter().take(MAX_RELAYS) {
             let draining = self.draining.contains(&relay.hub);
             if let Some(path) = self.insert(relay.kind(), now) {
@@ -208,6 +214,7 @@ impl PeerPaths {
     pub fn keep_warm(&mut self, until: Instant, now: Instant) {
         let was = self.activity(now);
         self.warm_until = self.warm_until.max(Some(until));
+        self.told_idle = None;
         match was {
             schedule::Activity::Hot | schedule::Activity::Warm => {}
             schedule::Activity::Idle | schedule::Activity::Gone => self.kick(now),
@@ -250,6 +257,7 @@ impl PeerPaths {
         if self.inbox.hear(probe.path, probe.seq, probe.instance, ingress, now) == Restarted::Yes {
             self.peer_restarted(now);
         }
+        self.wake(now);
         self.arrive(ingress, now);
         self.settle(now);
         let Probe { path, seq, instance: _, about } = probe;
@@ -339,6 +347,11 @@ impl PeerPaths {
         self.delivered
     }
 
+    /// The longest round trip of all that may be used, as far as it is known or supposed.
+    pub fn slowest(&self) -> Duration {
+        self.paths.values().map(Path::cost).max().unwrap_or_default()
+    }
+
     /// The largest datagram (without label) that each path carries by which flows go, and its standby.
     pub fn mtu(&self) -> usize {
         self.mtu
@@ -399,6 +412,11 @@ impl PeerPaths {
         self.kick(now);
     }
 
+    /// The peer, or who gives ways to it, expects it to be at hand: that it is at rest is told anew, somewhat later.
+    fn wake(&mut self, now: Instant) {
+        (self.asked, self.told_idle) = (Some(now), None);
+    }
+
     fn traffic(&mut self, now: Instant) {
         let was = self.activity(now);
         self.last_traffic = self.last_traffic.max(now);
@@ -452,7 +470,7 @@ impl PeerPaths {
             self.events.push_back(PathEvent::Primary { lane, was, reason });
             self.told_primary = self.primary;
         }
-        if self.activity(now) == schedule::Activity::Gone && self.told_idle != Some(self.last_traffic) {
+        if self.idle_at().is_some_and(|at| at <= now) {
             self.told_idle = Some(self.last_traffic);
             self.events.push_back(PathEvent::Idle);
         }

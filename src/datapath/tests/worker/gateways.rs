@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flatlan_datapath::{Command, Event};
+use flatlan_datapath::{Command, Event, NewSessions};
 use flatlan_types::{HubSlot, PeerSlot};
 
 use crate::{
@@ -166,6 +166,46 @@ fn a_gateway_that_had_nothing_to_do_takes_over_at_once() {
     let last_before = idle[&0].last().unwrap().0;
     let gap = longest_gap(&during).max(during[&0][0].0 - last_before);
     assert!(gap < Duration::from_millis(500), "{gap:?}");
+}
+
+#[test]
+fn a_gateway_that_had_nothing_to_do_for_long_has_a_session_at_any_time() {
+    let mut net = gateways(1);
+    talk(&mut net, 1, Duration::from_secs(3));
+    // sessions end after 180 s, and would be renewed only by data
+    for time in 1..46 {
+        talk(&mut net, 1, Duration::from_secs(10));
+        let ages = net.nodes[0].worker.report(net.now).into_iter().map(|peer| peer.last_handshake);
+        let lives = |age: &Option<Duration>| age.is_some_and(|age| age < Duration::from_secs(180));
+        assert_eq!(ages.filter(lives).count(), 3, "after {time}0 s");
+    }
+    assert!(!net.has(0, |event| matches!(event, Event::PeerSilent { .. })));
+}
+
+#[test]
+fn a_gateway_with_which_no_session_may_begin_gets_no_flows() {
+    let mut net = gateways(1);
+    talk(&mut net, FLOWS, Duration::from_secs(3));
+    let sender = &mut net.nodes[0];
+    let mut refusing = (*sender.snapshot).clone();
+    (refusing.generation, refusing.new_sessions) = (refusing.generation + 1, NewSessions::Refused);
+    sender.snapshot = Arc::new(refusing);
+    sender.worker.set_snapshot(sender.snapshot.clone(), net.now);
+    net.restart(2);
+    net.introduce(0, 2);
+    talk(&mut net, FLOWS, Duration::from_secs(5));
+    let arrivals = last_of(&talk(&mut net, FLOWS, Duration::from_secs(1)));
+    assert!(arrivals.len() == usize::from(FLOWS) && arrivals.values().all(|n| *n != 2), "{arrivals:?}");
+}
+
+#[test]
+fn a_gateway_far_away_is_not_taken_for_dead_while_its_session_comes_up() {
+    let mut net = gateways(1);
+    net.delay = Duration::from_millis(350);
+    talk(&mut net, FLOWS, Duration::from_secs(5));
+    let silent = |event: &Event| matches!(event, Event::PeerSilent { .. });
+    assert!(!net.has(0, silent));
+    assert_eq!(talk(&mut net, FLOWS, Duration::from_secs(2)).len(), usize::from(FLOWS));
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub(crate) struct Net<S> {
     pub loss: u64,
     /// What the wires mark every datagram with, where its sender understands marks.
     pub congested: bool,
+    /// How long a datagram is on its way.
+    pub delay: Duration,
     /// Longest datagram that the direct wires carry.
     pub mtu: usize,
     /// Datagrams on their way, in the order of their arrival.
@@ -212,6 +214,7 @@ impl<T: Tunnel> Net<Engine<T>> {
             direct: true,
             loss: 0,
             congested: false,
+            delay: Duration::from_millis(2),
             mtu: 65_535,
             wires: BTreeMap::new(),
             tape: Vec::new(),
@@ -464,7 +467,7 @@ impl<S: Sessions> Net<S> {
             let arrival = self.wires.first_key_value().map(|((at, _), _)| *at);
             let timers = self.nodes.iter_mut().flat_map(|node| node.workers().map(|worker| worker.poll_timeout()));
             let timer = timers.flatten().min();
-            let next = [arrival, timer].into_iter().flatten().min().unwrap_or(end + DELAY);
+            let next = [arrival, timer].into_iter().flatten().min().unwrap_or(end + self.delay);
             if next > end {
                 self.now = end;
                 return until(self).then_some(limit);
@@ -567,7 +570,7 @@ impl<S: Sessions> Net<S> {
             }
             other @ (Arrival::Udp { .. } | Arrival::Stream { .. }) => other,
         };
-        self.wires.insert((self.now + DELAY, self.sequence), (place, arrival));
+        self.wires.insert((self.now + self.delay, self.sequence), (place, arrival));
     }
 
     fn deliver(&mut self, place: Place, arrival: Arrival) {
@@ -690,9 +693,6 @@ pub(crate) fn cheat_snapshot() -> Arc<Snapshot> {
 pub(crate) fn without(n: usize) -> Vec<usize> {
     BTreeSet::from([0, 1, 2]).into_iter().filter(|m| *m != n).collect()
 }
-
-/// One way over a wire.
-const DELAY: Duration = Duration::from_millis(2);
 
 /// The LAN behind all nodes but node 0.
 pub(crate) const SHARED: &str = "10.200.0.0/16";

@@ -353,7 +353,7 @@ fn an_idle_pair_drops_its_sessions_and_comes_back_with_the_first_packet() {
     let mut net = PlainNet::new(2);
     net.introduce(0, 1);
     net.chat(0, 1, Duration::from_millis(10), Duration::from_millis(300));
-    net.run_for(Duration::from_secs(200));
+    net.run_for(Duration::from_secs(220));
     assert!(net.has(0, |e| *e == Event::Idle { peer: slot(1) }));
     let sends = net.nodes[0].sends.len();
     net.run_for(Duration::from_secs(60));
@@ -397,7 +397,7 @@ fn a_recorded_initiation_is_a_replay_after_an_idle_time_too() {
     let sealed = |arrival: &Arrival| matches!(arrival, Arrival::Udp { contents, .. } if contents[0] == 0x11);
     let recorded: Vec<(usize, Arrival)> = net.tape.iter().filter(|(_, arrival)| sealed(arrival)).cloned().collect();
     assert!(recorded.len() >= 4, "two lanes, there and back");
-    net.run_for(Duration::from_secs(200));
+    net.run_for(Duration::from_secs(220));
     for n in [0, 1] {
         assert!(net.has(n, |e| matches!(e, Event::Idle { .. })));
         net.nodes[n].events.clear();

@@ -2,14 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flatlan_datapath::{Command, DropReason, Owner, PeerInfo, PeerKeys, Snapshot};
+use flatlan_datapath::{Command, DropReason, Event, Owner, PeerInfo, PeerKeys, Snapshot};
 use flatlan_roster::OwnerTable;
 use flatlan_types::{Endpoint, LaneId, LaneKey, PeerSlot, Prefix, VirtualIp};
 use flatlan_wg::{Engine, PeerSession, Plain, Sessions as _, Stock, sealed_len};
 
 use crate::{
     net::{Arrival, PlainNet, ip, network, secret, slot, snapshot},
-    packet::udp,
+    packet::{from_port, udp},
 };
 
 const LANE: LaneKey = LaneKey { peer: PeerSlot(0), lane: LaneId::PRIMARY };
@@ -146,6 +146,19 @@ fn through_the_member_between(mut net: PlainNet) -> PlainNet {
     assert!(net.nodes[0].tun.is_empty(), "the kernel of the member between has nothing to do with it");
     assert_eq!((net.all_drops(0), net.all_drops(2)), (vec![], vec![]));
     net
+}
+
+#[test]
+fn the_owners_of_a_prefix_are_kept_ready_for_the_flows_of_a_stock_peer_too() {
+    let mut net = PlainNet::new(4);
+    net.nodes[0].worker.set_snapshot(snapshot(2, 0, &[0, 1, 2, 3], &[1]), net.now);
+    let mut device = device(&net);
+    device.connect(&mut net);
+    for port in 1000..1020 {
+        device.send(&mut net, &from_port(udp(ip(1), [10, 200, 0, 9], 30), port));
+    }
+    assert!(net.has(0, |event| *event == Event::SharedUsed { peer: slot(2) }));
+    assert!(net.has(0, |event| *event == Event::SharedUsed { peer: slot(3) }));
 }
 
 /// The device's addresses lead to node 0.

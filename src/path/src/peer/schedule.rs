@@ -83,10 +83,8 @@ impl PeerPaths {
         for id in due {
             self.probe(id, now);
         }
-        let idle = (self.told_idle != Some(self.last_traffic))
-            .then(|| (self.last_traffic + self.config.gone).max(self.warm_until.unwrap_or(self.last_traffic)));
         let probes = self.paths.values().flat_map(|path| [path.due, path.deadline()]);
-        self.timeout = probes.chain([idle]).flatten().min();
+        self.timeout = probes.chain([self.idle_at()]).flatten().min();
     }
 
     /// How active the peer is.
@@ -101,6 +99,16 @@ impl PeerPaths {
         } else {
             Activity::Gone
         }
+    }
+
+    /// From when on the peer is at rest, unless that was told: after minutes without traffic, and when it does not probe
+    /// any more. Its probes are no traffic, and no reason to ask it anything: else two would keep each other awake.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        if self.told_idle == Some(self.last_traffic) {
+            return None;
+        }
+        let asked = self.asked.map(|asked| asked + ASKED);
+        [asked, self.warm_until].into_iter().flatten().chain([self.last_traffic + self.config.gone]).max()
     }
 
     fn is_kept_warm(&self, now: Instant) -> bool {
@@ -299,6 +307,8 @@ const SEARCH_MIN: Duration = Duration::from_millis(50);
 const SEARCH_MAX: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_JITTER: u64 = 10_000;
+/// How long a peer that asked is expected to ask again: longer than between two keepalives.
+const ASKED: Duration = Duration::from_secs(30);
 /// Between probes while large ones fail, and while none was answered yet.
 const SIZE_HIGH: Duration = Duration::from_millis(20);
 const SIZE_RAISED: Duration = Duration::from_millis(50);

@@ -561,6 +561,44 @@ fn an_idle_pair_sends_almost_nothing_and_then_nothing() {
     assert_eq!(net.end(A).paths.poll_timeout(), None);
 }
 
+/// A keeps B warm for so long, without a packet.
+fn keep_warm(net: &mut Net, time: Duration) {
+    let end = net.now + time;
+    while net.now < end {
+        let now = net.now;
+        net.end_mut(A).paths.keep_warm(now + secs(10), now);
+        net.run(secs(5));
+    }
+}
+
+#[test]
+fn whoever_is_kept_warm_is_at_rest_when_that_is_over_each_time_and_so_is_its_peer() {
+    let mut net = Net::seeded(35).hubs(&[ms(1), ms(2)]);
+    let rests = |net: &Net, side| net.events(side).iter().filter(|event| **event == PathEvent::Idle).count();
+    for time in 1..4 {
+        keep_warm(&mut net, secs(600));
+        assert_eq!((rests(&net, A), rests(&net, B)), (time - 1, time - 1), "both are at hand");
+        net.run(secs(240));
+        assert_eq!((rests(&net, A), rests(&net, B)), (time, time), "nobody wants anything");
+        let before = (net.probes(A), net.probes(B));
+        net.run(secs(3600));
+        assert_eq!((net.probes(A), net.probes(B)), before, "nobody keeps the other awake");
+    }
+}
+
+#[test]
+fn a_way_that_is_given_to_a_peer_at_rest_is_at_rest_soon() {
+    let mut net = Net::seeded(36).hubs(&[ms(1)]);
+    net.run(secs(240));
+    assert_eq!(net.events(A).last(), Some(&PathEvent::Idle));
+    net.settle_events();
+    let (relays, now) = (net.relays(), net.now);
+    net.end_mut(A).paths.set_relays(&[], now);
+    net.end_mut(A).paths.set_relays(&relays, now);
+    net.run(secs(60));
+    assert_eq!(net.events(A).iter().filter(|event| **event == PathEvent::Idle).count(), 1, "{:?}", net.events(A));
+}
+
 #[test]
 fn traffic_after_a_long_silence_finds_a_hub_that_died_meanwhile_within_half_a_second() {
     for phase in 0..8 {
