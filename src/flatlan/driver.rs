@@ -214,6 +214,8 @@ struct Driver {
     gateway: Gateway,
     /// When to try again what it could not.
     gateway_again: Option<Instant>,
+    /// When to look whether it still forwards, where it is to.
+    forwards_until: Option<Instant>,
     /// What the kernel refused, and when to try again.
     unset: Option<(Interface, Instant)>,
     netlink: Netlink,
@@ -309,6 +311,7 @@ impl Driver {
             over_lans: BTreeSet::new(),
             gateway: Gateway::default(),
             gateway_again: None,
+            forwards_until: None,
             unset: None,
             netlink,
             underlay,
@@ -344,7 +347,8 @@ impl Driver {
             self.drain().await?;
             let waiting = (!self.up).then_some(self.next_waiting);
             let again = self.unset.as_ref().map(|(_, at)| *at);
-            let deadline = [self.node.poll_timeout(), waiting, again, self.gateway_again].into_iter().flatten().min();
+            let gateway = [self.gateway_again, self.forwards_until];
+            let deadline = [self.node.poll_timeout(), waiting, again].into_iter().chain(gateway).flatten().min();
             // a flood of messages must not keep a timer waiting
             if deadline.is_some_and(|deadline| deadline <= clock::now()) {
                 self.handle_timeout().await?;
@@ -377,6 +381,12 @@ impl Driver {
         }
         if self.gateway_again.take_if(|at| *at <= now).is_some() {
             self.set_interface_again().await?;
+        }
+        if self.forwards_until.take_if(|at| *at <= now).is_some()
+            && let Some(interface) = &self.interface
+        {
+            self.gateway.forward(interface);
+            self.forwards_until = Some(now + FORWARDS);
         }
         if !self.up && self.next_waiting <= now {
             self.next_waiting = now + WAITING;
@@ -490,7 +500,10 @@ impl Driver {
             );
         }
         match self.configure(&interface).await {
-            Ok(()) => self.interface = Some(interface),
+            Ok(()) => {
+                self.forwards_until = (!interface.served.is_empty()).then(|| clock::now() + FORWARDS);
+                self.interface = Some(interface);
+            }
             Err(error) if first => return Err(NodeError::Route(error)),
             // what runs goes on running
             Err(error) => {
@@ -684,6 +697,8 @@ const GROUP: &str = "flatlan";
 const FIRST_WAITING: Duration = Duration::from_secs(2);
 /// When addresses and routes that the kernel refused are tried again.
 const SET_AGAIN: Duration = Duration::from_secs(5);
+/// How long it may go unnoticed that somebody switched forwarding off: the kernel tells nobody.
+const FORWARDS: Duration = Duration::from_secs(2);
 const WAITING: Duration = Duration::from_secs(10);
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(2);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use flatlan_node::Interface;
-use flatlan_os::route::{Connected, Forwarding, Link, Netlink, RouteError};
+use flatlan_os::route::{Connected, Forwarding, Found, Link, Netlink, RouteError};
 
 use self::on_lan::OnLan;
 
@@ -21,8 +21,8 @@ pub(crate) use on_lan::{moved_away, strictly};
 #[derive(Debug, Default)]
 pub(crate) struct Gateway {
     forwarding: Forwarding,
-    /// It was said that this machine does not forward.
-    said: bool,
+    /// Whether this machine forwards, as far as was said.
+    forwards: Forwards,
     plan: OnLan,
     /// Devices on which something of ours is, or may be of an earlier life.
     touched: BTreeSet<String>,
@@ -50,19 +50,31 @@ impl Gateway {
         self.put(OnLan::default(), netlink).await
     }
 
-    /// Whoever carries routes forwards.
-    fn forward(&mut self, interface: &Interface) {
-        match self.forwarding.set(!interface.served.is_empty()) {
-            Ok(()) => self.said = false,
-            Err(why) if !self.said => {
-                self.said = true;
-                tracing::warn!(
-                    reason = %why,
-                    "this machine does not forward, and its site is not reached: sysctl -w net.ipv4.ip_forward=1"
-                );
+    /// Whoever carries routes forwards, also after somebody switched it off: nothing tells when that happens.
+    pub(crate) fn forward(&mut self, interface: &Interface) {
+        let wanted = !interface.served.is_empty();
+        let was = self.forwards;
+        self.forwards = match self.forwarding.set(wanted) {
+            Ok(_) if !wanted => Forwards::NotAsked,
+            Ok(Found::Off) => {
+                if was == Forwards::Yes {
+                    tracing::warn!(
+                        "somebody switched forwarding off, without which the site is not reached: it is on again"
+                    );
+                }
+                Forwards::Yes
             }
-            Err(_) => {}
-        }
+            Ok(Found::AsWanted) => Forwards::Yes,
+            Err(why) => {
+                if was != Forwards::Refused {
+                    tracing::warn!(
+                        reason = %why,
+                        "this machine does not forward, and its site is not reached: sysctl -w net.ipv4.ip_forward=1"
+                    );
+                }
+                Forwards::Refused
+            }
+        };
     }
 
     async fn put(&mut self, plan: OnLan, netlink: &Netlink) -> Result<(), RouteError> {
@@ -102,6 +114,17 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// Whether this machine forwards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Forwards {
+    /// It carries no routes.
+    #[default]
+    NotAsked,
+    /// It must not be made to.
+    Refused,
+    Yes,
 }
 
 fn v4(ip: IpAddr) -> Option<Ipv4Addr> {

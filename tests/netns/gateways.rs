@@ -31,7 +31,7 @@
 mod support;
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flatlan_lab::{Lab, Namespace, Nat, Probe, SiteSpec};
 use serde_json::Value;
@@ -153,6 +153,25 @@ fn flows_to_a_site_of_two_gateways_use_both_and_outlive_either() {
     }
 }
 
+#[test]
+fn what_somebody_changes_on_a_gateway_is_set_again() {
+    let lab = lab().hub("h1").site("a", Nat::Symmetric).site("b", Nat::Symmetric).build().unwrap();
+    lab.bring_up().unwrap();
+    let (machine, node) = (gateway(&lab, "a"), lab.site("a").unwrap().process().unwrap());
+    for (family, prefix) in ["-4", "-6"].iter().zip(lab.site("b").unwrap().prefixes()) {
+        let prefix = prefix.to_string();
+        let shown = || machine.exec("ip", [family, "route", "show", &prefix]).unwrap();
+        wait_until("a route to b", || !shown().is_empty());
+        let before = shown();
+        machine.exec("ip", [family, "route", "delete", &prefix]).unwrap();
+        wait_until("that the route is back", || shown() == before);
+    }
+    let said = node.lines().len();
+    machine.sysctl("net/ipv4/ip_forward", "0").unwrap();
+    node.wait_line_after(said, "somebody switched forwarding off", PATIENCE).unwrap();
+    assert_eq!(machine.exec("cat", ["/proc/sys/net/ipv4/ip_forward"]).unwrap(), "1\n");
+}
+
 /// What becomes of a gateway.
 #[derive(Clone, Copy)]
 enum Fault {
@@ -184,6 +203,15 @@ fn pair() -> Lab {
     let host = lab.site("b").unwrap().hosts()[0].namespace();
     host.exec("ip", ["route", "replace", &far, "via", &by]).unwrap();
     lab
+}
+
+/// Waits until it holds.
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Pings an address from a machine until it answers.

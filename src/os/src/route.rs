@@ -32,7 +32,7 @@ use rtnetlink::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-pub use forward::Forwarding;
+pub use forward::{Forwarding, Found};
 
 use crate::{ExitClass, Why};
 

@@ -17,15 +17,27 @@ impl Forwarding {
     ///
     /// # Errors
     /// It does not, and must not be made to: the setting is root's, and a sandbox may hold it fixed.
-    pub fn set(&mut self, wanted: bool) -> Result<(), Why> {
+    pub fn set(&mut self, wanted: bool) -> Result<Found, Why> {
         if !wanted {
             *self = Self::default();
-        } else if fs::read_to_string(SETTING)?.trim() != "1" {
-            fs::write(SETTING, "1")?;
-            self.switched_on = true;
+            return Ok(Found::AsWanted);
         }
-        Ok(())
+        if fs::read_to_string(SETTING)?.trim() == "1" {
+            return Ok(Found::AsWanted);
+        }
+        fs::write(SETTING, "1")?;
+        self.switched_on = true;
+        Ok(Found::Off)
     }
+}
+
+/// How the setting was before it was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing had to be done.
+    AsWanted,
+    /// It was off.
+    Off,
 }
 
 impl Drop for Forwarding {
@@ -53,14 +65,14 @@ mod tests {
     fn forwarding_is_switched_on_and_off_again_and_left_alone_where_it_was_on() {
         in_empty_netns(|| {
             let (mut ours, mut later) = (Forwarding::default(), Forwarding::default());
-            ours.set(true).unwrap();
-            later.set(true).unwrap();
+            assert_eq!(ours.set(true).unwrap(), Found::Off);
+            assert_eq!(later.set(true).unwrap(), Found::AsWanted);
             assert!(forwards());
             drop(later);
             assert!(forwards(), "it was on already");
             fs::write(SETTING, "0").unwrap();
-            ours.set(true).unwrap();
-            assert!(forwards(), "somebody switched it off");
+            assert_eq!(ours.set(true).unwrap(), Found::Off, "somebody switched it off");
+            assert!(forwards());
             ours.set(false).unwrap();
             assert!(!forwards());
         });
