@@ -26,3 +26,4 @@ mod workers;
 
 pub use config::{NodeConfig, NodeFile, TransportChoice};
 pub use driver::{NodeError, NodeHandle, Notice, RunningNode};
+pub use flatlan_datapath::is_never_carried;

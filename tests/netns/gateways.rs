@@ -172,6 +172,73 @@ fn what_somebody_changes_on_a_gateway_is_set_again() {
     assert_eq!(machine.exec("cat", ["/proc/sys/net/ipv4/ip_forward"]).unwrap(), "1\n");
 }
 
+#[test]
+fn netcheck_names_what_keeps_a_gateway_from_its_site_and_its_remedies_help() {
+    let lab = pair();
+    let machine = gateway(&lab, "b");
+    let traps = || {
+        let found = asked(&lab, "b", &["netcheck"]);
+        assert_eq!(found["unknown"], serde_json::json!([]));
+        found["traps"].as_array().unwrap().clone()
+    };
+    let tun = lab.status("b").unwrap()["self"]["tun"].as_str().unwrap().to_owned();
+    let host = lab.site("b").unwrap().hosts()[0].addresses()[0].to_string();
+    let way = machine.exec("ip", ["route", "get", &host]).unwrap();
+    let lan = way.split_whitespace().skip_while(|word| *word != "dev").nth(1).unwrap();
+    assert_eq!(traps(), Vec::<Value>::new());
+    for (kind, fault) in [
+        ("reverse_path", format!("sysctl -w net/ipv4/conf/{tun}/rp_filter=1")),
+        ("forwarding", format!("sysctl -w net/ipv4/conf/{lan}/forwarding=0")),
+        ("arp", format!("sysctl -w net/ipv4/conf/{lan}/arp_ignore=8")),
+        (
+            "firewall",
+            "nft 'add table inet site; add chain inet site transit { type filter hook forward priority 0; policy drop; }'"
+                .to_owned(),
+        ),
+    ] {
+        machine.exec("sh", ["-c", &fault]).unwrap();
+        let found = traps();
+        assert_eq!(found.len(), 1, "{fault}: {found:#?}");
+        assert_eq!(found[0]["trap"], kind, "{fault}: {found:#?}");
+        machine.exec("sh", ["-c", found[0]["remedy"].as_str().unwrap()]).unwrap();
+        assert_eq!(traps(), Vec::<Value>::new(), "{fault}, then {}", found[0]["remedy"]);
+    }
+}
+
+#[test]
+fn explain_says_who_carries_an_address_and_by_which_path() {
+    let lab = pair();
+    let (client, server) = (&lab.site("a").unwrap().hosts()[0], &lab.site("b").unwrap().hosts()[0]);
+    let (from, to) = (client.addresses()[0].to_string(), server.addresses()[0].to_string());
+    let _talk = answered(client.namespace(), server.addresses()[0]);
+    let sent = asked(&lab, "a", &["explain", &from, &to, "tcp", "22"]);
+    assert_eq!(sent["verdict"], "sent");
+    assert_eq!(sent["destination"]["owners"], serde_json::json!(["b", "b2"]));
+    assert_eq!(sent["destination"]["prefixes"][0]["prefix"], lab.site("b").unwrap().prefixes()[0].to_string());
+    let used = sent["paths"].as_array().unwrap().iter().find(|of| !of["path"].is_null()).unwrap();
+    assert!(used["path"]["kind"] == "relay" && used["path"]["mtu"].is_u64(), "{sent:#}");
+    assert_eq!(sent["obstacles"], serde_json::json!([]), "{sent:#}");
+    let received = asked(&lab, "b", &["explain", &from, &to, "tcp", "22"]);
+    assert_eq!(received["verdict"], "received");
+    assert_eq!(received["source"]["owners"], serde_json::json!(["a"]));
+    let b2 = lab.site("b2").unwrap().virtual_ip().to_string();
+    for (words, verdict, drop) in [
+        (&[b2.as_str()][..], "sent", Value::Null),
+        (&["10.77.255.1"], "dropped", "no_member".into()),
+        (&["198.51.100.1", &to, "udp"], "dropped", "source_not_owned".into()),
+    ] {
+        let explained = asked(&lab, "a", &[&["explain"], words].concat());
+        assert_eq!((explained["verdict"].as_str(), &explained["drop"]), (Some(verdict), &drop), "{words:?}");
+    }
+}
+
+/// What a command says in JSON beside a site's node.
+fn asked(lab: &Lab, site: &str, words: &[&str]) -> Value {
+    let state = lab.site(site).unwrap().state().to_str().unwrap();
+    let words = words.iter().copied().chain(["--json", "--state", state]);
+    lab.flatlan(gateway(lab, site), words).unwrap().success().unwrap().json().unwrap()
+}
+
 /// What becomes of a gateway.
 #[derive(Clone, Copy)]
 enum Fault {

@@ -1,6 +1,6 @@
 //! The command line, typed once.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flatlan::TransportChoice;
@@ -60,11 +60,14 @@ pub(crate) enum Command {
     /// Connect stdin and stdout to a TCP port in the overlay
     #[command(after_help = "Example:\n  ssh -o ProxyCommand='flatlan nc %h %p' root@site-b")]
     Nc(NcArgs),
-    /// Say what the underlay allows: hubs, UDP, TCP 443, NAT, address clashes
-    #[command(hide = true, after_help = "Example:\n  flatlan netcheck")]
+    /// Say what this machine's network and settings allow: hubs, NAT, path MTU, traps of a gateway
+    #[command(after_help = "Example:\n  flatlan netcheck --json | jq -r '.traps[].remedy'")]
     Netcheck(NetcheckArgs),
-    /// Say which route and path a packet would meet
-    #[command(hide = true, after_help = "Example:\n  flatlan explain 10.77.0.1 10.77.0.2 tcp 22")]
+    /// Say which member, route and path a packet would meet, and what would drop it
+    #[command(
+        override_usage = "flatlan explain SRC DST PROTO [PORT]\n       flatlan explain DST   (from this node itself)",
+        after_help = "Examples:\n  flatlan explain 10.77.0.1 10.77.0.2 tcp 22\n  flatlan explain 192.168.2.11"
+    )]
     Explain(ExplainArgs),
     /// Check a config file or network.toml without touching the machine
     #[command(after_help = "Example:\n  flatlan check network.toml")]
@@ -226,7 +229,7 @@ pub(crate) struct InviteArgs {
     pub(crate) name: Option<Name>,
     /// Its virtual IPs; default: the next free one
     #[arg(long = "ip", value_name = "IP")]
-    pub(crate) ips: Vec<std::net::IpAddr>,
+    pub(crate) ips: Vec<IpAddr>,
     /// A prefix of the LAN behind it
     #[arg(long = "route", value_name = "PREFIX")]
     pub(crate) routes: Vec<Prefix>,
@@ -279,7 +282,7 @@ pub(crate) struct MemberAddArgs {
     pub(crate) key: String,
     /// Its virtual IPs; default: the next free one
     #[arg(long = "ip", value_name = "IP")]
-    pub(crate) ips: Vec<std::net::IpAddr>,
+    pub(crate) ips: Vec<IpAddr>,
     /// A prefix of the LAN behind it
     #[arg(long = "route", value_name = "PREFIX")]
     pub(crate) routes: Vec<Prefix>,
@@ -506,8 +509,9 @@ pub(crate) struct NcArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct NetcheckArgs {
-    #[command(flatten)]
-    pub(crate) proxy: ProxyArgs,
+    /// HTTP proxy by which hubs are dialled
+    #[arg(long, value_name = "URL", hide = true)]
+    pub(crate) proxy: Option<Proxy>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -517,12 +521,14 @@ pub(crate) struct NetcheckArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// Source address
-    pub(crate) src: std::net::IpAddr,
+    /// Source address; where it is the only one, the destination
+    #[arg(value_name = "SRC")]
+    pub(crate) first: IpAddr,
     /// Destination address
-    pub(crate) dst: std::net::IpAddr,
+    #[arg(value_name = "DST", requires = "proto")]
+    pub(crate) second: Option<IpAddr>,
     /// tcp, udp, icmp or a number
-    pub(crate) proto: String,
+    pub(crate) proto: Option<String>,
     /// Destination port
     pub(crate) port: Option<u16>,
     /// Print JSON

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    args::{ExplainArgs, NcArgs, NetcheckArgs, PingArgs, StateArgs, StatusArgs},
+    args::{NcArgs, PingArgs, StateArgs, StatusArgs},
     failure::Failure,
     node::runtime,
     output,
@@ -130,16 +130,6 @@ pub(crate) fn nc(args: NcArgs) -> Result<(), Failure> {
     })
 }
 
-/// `flatlan netcheck`.
-pub(crate) fn netcheck(_args: NetcheckArgs) -> Result<(), Failure> {
-    Err(Failure::not_in_this_version("netcheck"))
-}
-
-/// `flatlan explain`.
-pub(crate) fn explain(_args: ExplainArgs) -> Result<(), Failure> {
-    Err(Failure::not_in_this_version("explain"))
-}
-
 /// What systemd or an operator wants of a daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
@@ -170,7 +160,8 @@ where
     }
 }
 
-fn fetch_status(state: &Path) -> Result<Value, Failure> {
+/// What a running node says of itself.
+pub(crate) fn fetch_status(state: &Path) -> Result<Value, Failure> {
     runtime()?.block_on(call(state, Method::GET, "/v1/status"))
 }
 
@@ -244,7 +235,8 @@ fn path_of(ip: IpAddr, status: &Value) -> String {
     peers.into_iter().find(owns).and_then(|peer| peer.get("path")).map_or_else(|| "unknown".to_owned(), describe_path)
 }
 
-fn describe_path(path: &Value) -> String {
+/// A path of the status in words.
+pub(crate) fn describe_path(path: &Value) -> String {
     let text = |key: &str| path.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
     if path.is_null() {
         return "none".to_owned();
@@ -254,6 +246,16 @@ fn describe_path(path: &Value) -> String {
     }
     let via = path.get("via").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     format!("relay {} over {}", via.collect::<Vec<_>>().join(","), text("transport"))
+}
+
+/// The elements of a list, where there is one.
+pub(crate) fn array(value: Option<&Value>) -> impl Iterator<Item = &Value> {
+    value.and_then(Value::as_array).into_iter().flatten()
+}
+
+/// A text in an object; where there is none, a dash.
+pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or("-")
 }
 
 fn print_status(status: &Value) {

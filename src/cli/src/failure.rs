@@ -74,5 +74,6 @@ failures!(
     flatlan::join::JoinError,
     flatlan::state::StateError,
     flatlan_os::file::FileError,
+    flatlan_os::route::RouteError,
     flatlan_hubd::HubError,
 );

@@ -7,10 +7,12 @@
 mod admin;
 mod args;
 mod client;
+mod explain;
 mod failure;
 mod hub;
 mod lab;
 mod log;
+mod netcheck;
 mod node;
 mod output;
 mod usage;
@@ -45,8 +47,8 @@ fn main() -> ExitCode {
         Command::Leave(command) => node::leave(command),
         Command::Ping(command) => client::ping(command),
         Command::Nc(command) => client::nc(command),
-        Command::Netcheck(command) => client::netcheck(command),
-        Command::Explain(command) => client::explain(command),
+        Command::Netcheck(command) => netcheck::run(command),
+        Command::Explain(command) => explain::run(command),
         Command::Check(command) => admin::check(command),
         Command::Lab(command) => lab::run(command),
     };

@@ -43,6 +43,7 @@ mod worker;
 pub use command::{Command, Event, HubUdp};
 pub use drops::{DropReason, Drops};
 pub use flow_queue::{FlowQueue, Frame};
+pub use outbound::is_never_carried;
 pub use probe::MAX_MESSAGE;
 pub use share::Audience;
 pub use sink::{Handed, Sink, Transmit};

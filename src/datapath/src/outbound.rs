@@ -432,7 +432,7 @@ pub(crate) fn send_by(route: Route, datagram: &[u8], drops: &mut Drops, out: &mu
 
 /// Whether a packet from or to this address is never carried, whoever owns it: it means something on one
 /// machine or one link only.
-pub(crate) fn is_never_carried(ip: IpAddr) -> bool {
+pub fn is_never_carried(ip: IpAddr) -> bool {
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || v4.octets().first() == Some(&0),
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),

@@ -16,7 +16,7 @@ impl Netlink {
     }
 
     /// A pair of devices, `a` and `b`, both up, `a` with these addresses.
-    async fn veth(&self, addresses: &[&str]) -> Link {
+    pub(super) async fn veth_for_test(&self, addresses: &[&str]) -> Link {
         self.handle.link().add(LinkVeth::new("a", "b").build()).execute().await.unwrap();
         for name in ["a", "b"] {
             let link = self.link(name).await.unwrap();
@@ -73,7 +73,7 @@ fn tun() -> Tun {
 fn addresses_become_exactly_what_was_asked() {
     async_in_empty_netns(|| async {
         let netlink = Netlink::open().unwrap();
-        let link = netlink.veth(&["192.0.2.1/24", "2001:db8::1/64"]).await;
+        let link = netlink.veth_for_test(&["192.0.2.1/24", "2001:db8::1/64"]).await;
         netlink.set_addresses(link, &networks(&["192.0.2.9/24", "2001:db8::1/64"])).await.unwrap();
         let connected = netlink.connected(&[]).await.unwrap();
         let texts: Vec<_> = connected.iter().map(|c| format!("{} {}", c.device, c.prefix)).collect();
@@ -87,7 +87,7 @@ fn where_ipv6_is_off_a_device_has_its_ipv4_addresses_and_routes() {
     async_in_empty_netns(|| async {
         let netlink = Netlink::open().unwrap();
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-        let link = netlink.veth(&[]).await;
+        let link = netlink.veth_for_test(&[]).await;
         let wanted = networks(&["10.9.0.1/32", "fd09::1/128"]);
         assert_eq!(netlink.set_addresses(link, &wanted).await.unwrap(), Ipv6::Disabled);
         let routes = ["10.10.0.0/16", "fd0a::/16"].map(|p| (p.parse::<Prefix>().unwrap(), None));
@@ -103,7 +103,7 @@ fn where_ipv6_is_off_a_device_has_its_ipv4_addresses_and_routes() {
 fn gateway_routes_are_told_from_those_of_a_device() {
     async_in_empty_netns(|| async {
         let netlink = Netlink::open().unwrap();
-        let link = netlink.veth(&["192.0.2.1/24"]).await;
+        let link = netlink.veth_for_test(&["192.0.2.1/24"]).await;
         assert_eq!(netlink.gateway_routes().await.unwrap(), BTreeSet::new());
         let gateway = "192.0.2.254".parse().unwrap();
         let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
@@ -156,7 +156,7 @@ fn host_addresses_are_those_that_others_can_reach_the_default_route_first() {
     async_in_empty_netns(|| async {
         let _tun = tun();
         let netlink = Netlink::open().unwrap();
-        netlink.veth(&["192.0.2.1/24", "169.254.7.7/16"]).await;
+        netlink.veth_for_test(&["192.0.2.1/24", "169.254.7.7/16"]).await;
         let b = netlink.link("b").await.unwrap();
         netlink.set_addresses(b, &networks(&["198.51.100.1/24"])).await.unwrap();
         let ips = |hosts: Vec<HostAddress>| hosts.iter().map(|h| h.ip.to_string()).collect::<Vec<_>>();
@@ -180,7 +180,7 @@ fn host_addresses_are_those_that_others_can_reach_the_default_route_first() {
 fn changes_are_told_but_not_those_of_the_excepted_device() {
     async_in_empty_netns(|| async {
         let netlink = Netlink::open().unwrap();
-        let a = netlink.veth(&[]).await;
+        let a = netlink.veth_for_test(&[]).await;
         let b = netlink.link("b").await.unwrap();
         let mut changes = Changes::watch(&[a]).unwrap();
         // What the devices' coming up still brings.
@@ -224,7 +224,7 @@ fn a_missing_device_is_named() {
 fn what_is_answered_for_on_a_lan_becomes_exactly_what_was_asked() {
     async_in_empty_netns(|| async {
         let netlink = Netlink::open().unwrap();
-        let link = netlink.veth(&["192.0.2.1/24"]).await;
+        let link = netlink.veth_for_test(&["192.0.2.1/24"]).await;
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         let foreign = netlink.handle.neighbours().add(link.index, ip("192.0.2.77"));
         foreign.flags(rtnetlink::packet_route::neighbour::NeighbourFlags::Proxy).execute().await.unwrap();
@@ -244,7 +244,7 @@ fn what_is_answered_for_on_a_lan_becomes_exactly_what_was_asked() {
 fn an_address_is_announced_to_everybody_on_its_lan() {
     async_in_empty_netns(|| async {
         let netlink = Netlink::open().unwrap();
-        let link = netlink.veth(&["192.0.2.1/24"]).await;
+        let link = netlink.veth_for_test(&["192.0.2.1/24"]).await;
         let other = netlink.link("b").await.unwrap();
         netlink.set_addresses(other, &networks(&["192.0.2.2/24"])).await.unwrap();
         // a neighbour is only told anew of whom it has heard
