@@ -54,9 +54,15 @@ fn main() -> ExitCode {
     let (near, far, to) = (a.namespace(), b.namespace(), b.addresses()[0]);
     let session = Probe::tcp_echo(near, far, to, EACH).unwrap();
     session.wait_answers(20, PATIENCE).unwrap();
-    let path = lab.path("a", "b").unwrap().unwrap_or_default();
-    let hub = path.pointer("/via/0").and_then(|hub| hub.as_str()).unwrap_or("h1").to_owned();
+    let wires = lab.watch_traffic(Duration::from_millis(50)).unwrap();
+    let from = Instant::now();
+    session.wait_answers(100, PATIENCE).unwrap();
+    let crossed = wires.between(from, Instant::now());
+    let hub = lab.hubs().max_by_key(|hub| crossed.of(hub.name()).received_bytes).unwrap().name().to_owned();
+    let bytes = crossed.of(&hub).received_bytes;
     story.say(format!("A session of a-1 with b-1 goes over hub {hub}, which is killed (SIGKILL)."));
+    // a question has 52 bytes and more, whatever is around it
+    story.claim(format!("{bytes} bytes came to that hub while 100 questions were answered"), bytes > 5200);
     let killed = lab.kill(&hub).unwrap();
     while Instant::now() < killed + WATCHED && session.wait_answers(20, PATIENCE).is_ok() {}
     let report = session.stop();
