@@ -192,7 +192,7 @@ pub struct PeerInfo {
     /// Its keys.
     pub keys: PeerKeys,
     /// Its pre-shared key with this node, where there is one.
-    pub psk: Option<[u8; 32]>,
+    pub psk: Option<Box<[u8; 32]>>,
 }
 
 /// The keys of a peer: a node's two, or the one of a plain WireGuard device that this node terminates.

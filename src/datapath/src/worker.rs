@@ -475,7 +475,8 @@ impl<S: Sessions> Worker<S> {
             Link::Stock { .. } => Stock::Yes,
             Link::Node(_) => Stock::No,
         };
-        let session = PeerSession { key: info.keys.session(), psk: info.psk, stock, keepalive: None };
+        let session =
+            PeerSession { key: info.keys.session(), psk: info.psk.as_deref().copied(), stock, keepalive: None };
         self.sessions.open_lane(LaneKey { peer: slot, lane }, session, now);
     }
 

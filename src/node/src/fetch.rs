@@ -122,6 +122,8 @@ impl HubFetch {
             return Progress::Nothing;
         }
         self.version = Some(version);
+        // once, and no more than will be kept; memory that nothing is written to costs nothing
+        self.bytes.reserve_exact(total - self.bytes.len());
         self.bytes.extend_from_slice(bytes);
         self.heard = now;
         if self.bytes.len() == total {
@@ -188,6 +190,7 @@ impl PeerFetch {
             return Progress::Nothing;
         }
         self.total = Some(total);
+        self.bytes.reserve_exact(total - self.bytes.len());
         if part.offset as usize >= self.bytes.len() {
             self.ahead.insert(part.offset, bytes);
         }
@@ -323,6 +326,21 @@ mod tests {
         assert_eq!(bytes, [2; 12]);
         let mut fetch = HubFetch::new(now);
         assert!(matches!(fetch.handle_part(1, u32::MAX, 0, &[1], now), Progress::Nothing));
+    }
+
+    #[test]
+    fn a_roster_on_its_way_takes_the_memory_that_it_will_need_and_no_more() {
+        let now = Instant::now();
+        let mut fetch = HubFetch::new(now);
+        let (part, parts) = (vec![7; MAX_PART], 5);
+        let total = parts * MAX_PART + 1;
+        for n in 0..parts {
+            let progress = fetch.handle_part(1, total as u32, (n * MAX_PART) as u32, &part, now);
+            assert!(matches!(progress, Progress::More(_)));
+        }
+        let last = fetch.handle_part(1, total as u32, (parts * MAX_PART) as u32, &[7], now);
+        let Progress::Done(bytes) = last else { panic!("it is whole") };
+        assert_eq!((bytes.len(), bytes.capacity()), (total, total));
     }
 
     #[test]

@@ -131,8 +131,10 @@ impl Node {
     pub fn new(config: NodeConfig, persisted: Persisted, seed: u64, now: Instant, unix: UnixTime) -> Self {
         let NodeConfig { network, secret, epoch, bootstrap, transport, workers } = config;
         let me = Identity::new(secret, network, epoch);
-        let (keeper, wrong) = Keeper::load(network, persisted.roster.as_deref(), persisted.ratchet.as_deref());
-        let remembered = persisted.peers.as_deref().map(persist::decode_peers);
+        let Persisted { roster, ratchet, peers } = persisted;
+        let roster = roster.map(Arc::new);
+        let (keeper, wrong) = Keeper::load(network, roster.clone(), ratchet.as_deref());
+        let remembered = peers.as_deref().map(persist::decode_peers);
         let remembered = match remembered {
             Some(Ok(peers)) => peers,
             Some(Err(error)) => {
@@ -179,7 +181,7 @@ impl Node {
         if let Some(serial) = node.keeper.fork().map(|proof| proof.second().version().serial) {
             node.alarm(Alarm::Fork { serial });
         }
-        node.keep_useless(&wrong, &persisted);
+        node.keep_useless(&wrong, roster, ratchet);
         node.apply_roster(now, unix);
         node.reach_remembered(now);
         node.handle_timeout(now, unix);
@@ -452,7 +454,8 @@ impl Node {
                 HubEvent::Detached { hub } => self.on_detached(hub, now),
                 HubEvent::Message { hub, message } => self.on_hub_message(hub, message, now),
                 HubEvent::Read { bundle, stream } => {
-                    let offered = self.keeper.offer(&bundle, &mut self.out);
+                    let bundle = Arc::new(bundle);
+                    let offered = self.keeper.offer(Arc::clone(&bundle), &mut self.out);
                     let ours = match (&offered, self.keeper.current()) {
                         // they do not know us, and what we hold is as new: they lack our claim, or the roster
                         (Offered::Nothing, Some(held)) if *held.bytes != *bundle => {
@@ -599,10 +602,11 @@ impl Node {
     }
 
     /// Files that are of no use are set aside, before they are written anew.
-    fn keep_useless(&mut self, wrong: &[Useless], persisted: &Persisted) {
+    fn keep_useless(&mut self, wrong: &[Useless], roster: Option<Arc<Vec<u8>>>, ratchet: Option<Vec<u8>>) {
+        let ratchet = ratchet.map(Arc::new);
         for useless @ Useless { file, .. } in wrong {
             tracing::warn!(reason = %useless, "a file of the state directory is of no use: it is set aside");
-            let bytes = if *file == persist::RATCHET { &persisted.ratchet } else { &persisted.roster };
+            let bytes = if *file == persist::RATCHET { &ratchet } else { &roster };
             let bytes = bytes.clone().unwrap_or_default();
             let aside = persist::set_aside(file, &bytes);
             self.out.note(&aside, bytes);

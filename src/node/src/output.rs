@@ -64,7 +64,7 @@ pub enum Output {
         /// Its name, one of [`crate::persist`]'s.
         file: String,
         /// Its contents.
-        bytes: Arc<[u8]>,
+        bytes: Arc<Vec<u8>>,
         /// What waits for it.
         token: Option<PersistToken>,
     },
@@ -130,7 +130,7 @@ impl Outbox {
     }
 
     /// Asks for a file to be written; the token comes back with the result.
-    pub(crate) fn persist(&mut self, file: &str, bytes: impl Into<Arc<[u8]>>) -> PersistToken {
+    pub(crate) fn persist(&mut self, file: &str, bytes: impl Into<Arc<Vec<u8>>>) -> PersistToken {
         self.tokens += 1;
         let token = PersistToken(self.tokens);
         self.push(Output::Persist { file: file.to_owned(), bytes: bytes.into(), token: Some(token) });
@@ -138,7 +138,7 @@ impl Outbox {
     }
 
     /// Asks for a file to be written that nothing waits for.
-    pub(crate) fn note(&mut self, file: &str, bytes: impl Into<Arc<[u8]>>) {
+    pub(crate) fn note(&mut self, file: &str, bytes: impl Into<Arc<Vec<u8>>>) {
         self.push(Output::Persist { file: file.to_owned(), bytes: bytes.into(), token: None });
     }
 

@@ -5,11 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::{Deref, DerefMut},
     time::{Duration, Instant},
 };
 
 use flatlan_path::PathKind;
 use flatlan_relay::PresenceOrder;
+use flatlan_roster::shared::SharedMap;
 use flatlan_types::{BootEpoch, Endpoint, HostPort, HubKey, LaneId, MemberId, Name, PeerSlot};
 
 use crate::{candidates::MAX_CANDIDATES, persist::RememberedPeer};
@@ -18,13 +20,13 @@ use crate::{candidates::MAX_CANDIDATES, persist::RememberedPeer};
 #[derive(Default)]
 pub(crate) struct Peers {
     table: Vec<Peer>,
-    slots: BTreeMap<MemberId, PeerSlot>,
+    slots: SharedMap<MemberId, PeerSlot>,
     active: BTreeSet<PeerSlot>,
     /// What the file says of members that are in no roster seen yet.
     remembered: BTreeMap<MemberId, RememberedPeer>,
 }
 
-/// One member.
+/// One member: a row for each of a roster, of which there are many.
 pub(crate) struct Peer {
     pub(crate) id: MemberId,
     pub(crate) name: Name,
@@ -32,6 +34,12 @@ pub(crate) struct Peer {
     pub(crate) member: bool,
     /// A plain WireGuard device, or a node of ours.
     pub(crate) kind: PeerKind,
+    /// Of the few of whom anything is known.
+    contact: Option<Box<Contact>>,
+}
+
+/// What is known of a peer beside its name and key: nothing of most. A [`Peer`] stands for it.
+pub(crate) struct Contact {
     /// The roster's hint where it is.
     pub(crate) configured: Option<HostPort>,
     /// What that resolves to.
@@ -143,18 +151,18 @@ impl Peers {
 
     /// Nobody wants it any more.
     pub(crate) fn forget(&mut self, slot: PeerSlot) -> bool {
-        if let Some(peer) = self.get_mut(slot) {
-            peer.interest = None;
-            peer.offer = None;
-            peer.session = false;
-            peer.open = false;
+        if let Some(contact) = self.get_mut(slot).and_then(|peer| peer.contact.as_deref_mut()) {
+            contact.interest = None;
+            contact.offer = None;
+            contact.session = false;
+            contact.open = false;
             // the workers have forgotten it too
-            peer.silent = false;
-            peer.summarized = None;
-            peer.direct_lanes = 0;
-            peer.hubs.clear();
+            contact.silent = false;
+            contact.summarized = None;
+            contact.direct_lanes = 0;
+            contact.hubs.clear();
             // the workers may have dropped what they knew of it
-            peer.told.clear();
+            contact.told.clear();
         }
         self.active.remove(&slot)
     }
@@ -187,17 +195,38 @@ impl Peers {
 
 impl Peer {
     fn new(id: MemberId, name: Name, kind: PeerKind) -> Self {
+        Self { id, name, member: true, kind, contact: None }
+    }
+
+    /// Whether it is a node of ours, and a member.
+    pub(crate) fn is_node(&self) -> bool {
+        self.member && self.kind == PeerKind::Node
+    }
+}
+
+impl Deref for Peer {
+    type Target = Contact;
+
+    fn deref(&self) -> &Contact {
+        self.contact.as_deref().unwrap_or(&NO_CONTACT)
+    }
+}
+
+impl DerefMut for Peer {
+    fn deref_mut(&mut self) -> &mut Contact {
+        self.contact.get_or_insert_with(|| Box::new(Contact::new()))
+    }
+}
+
+impl Contact {
+    const fn new() -> Self {
         Self {
-            id,
-            name,
-            member: true,
-            kind,
             configured: None,
             configured_at: Vec::new(),
             good: Vec::new(),
             offered: Vec::new(),
             told: Vec::new(),
-            epoch: BootEpoch::default(),
+            epoch: BootEpoch(0),
             statement: None,
             session: false,
             open: false,
@@ -254,11 +283,6 @@ impl Peer {
         self.hubs.keys().copied()
     }
 
-    /// Whether it is a node of ours, and a member.
-    pub(crate) fn is_node(&self) -> bool {
-        self.member && self.kind == PeerKind::Node
-    }
-
     /// Its own statement of the epoch that it uses.
     pub(crate) fn current_statement(&self) -> Option<&[u8]> {
         self.statement.as_ref().filter(|(of, _)| *of == self.epoch).map(|(_, bytes)| bytes.as_slice())
@@ -302,6 +326,7 @@ impl Peer {
     }
 }
 
+static NO_CONTACT: Contact = Contact::new();
 /// Good endpoints that are remembered.
 const MAX_GOOD: usize = 3;
 /// Hubs to which one peer is attached, as far as that is remembered.

@@ -13,7 +13,7 @@ use crate::{
     Output, Transport,
     candidates::admissible,
     node::{Node, Rules},
-    peers::{Peer, PeerKind},
+    peers::PeerKind,
 };
 
 impl Node {
@@ -139,7 +139,7 @@ impl Node {
             self.take_interest(slot, now);
             self.resolve_configured(slot, now);
             self.tell_direct(slot);
-            if let Some(epoch) = self.peers.get(slot).and_then(Peer::stated_epoch) {
+            if let Some(epoch) = self.peers.get(slot).and_then(|peer| peer.stated_epoch()) {
                 self.out.worker(Command::SetPeerEpoch { peer: slot, epoch });
             }
             self.out.worker(Command::Connect { peer: slot });

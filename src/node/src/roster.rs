@@ -36,7 +36,7 @@ pub(crate) struct Keeper {
 #[derive(Clone)]
 pub(crate) struct Held {
     pub(crate) roster: Arc<VerifiedRoster>,
-    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) bytes: Arc<Vec<u8>>,
     pub(crate) summary: Summary,
 }
 
@@ -95,7 +95,11 @@ pub(crate) enum Persisted {
 impl Keeper {
     /// What the disk held, and which files are of no use. A ratchet alone still forbids going back; where it
     /// is lost, the roster takes its place: nothing older than that is accepted.
-    pub(crate) fn load(network: NetworkId, roster: Option<&[u8]>, ratchet: Option<&[u8]>) -> (Self, Vec<Useless>) {
+    pub(crate) fn load(
+        network: NetworkId,
+        roster: Option<Arc<Vec<u8>>>,
+        ratchet: Option<&[u8]>,
+    ) -> (Self, Vec<Useless>) {
         let mut wrong = Vec::new();
         let ratchet = match ratchet.map(|bytes| Ratchet::decode(bytes, &network)) {
             Some(Ok(ratchet)) => ratchet,
@@ -107,7 +111,7 @@ impl Keeper {
         };
         let mut keeper = Self { network, ratchet, current: None, pending: None };
         if let Some(bytes) = roster {
-            match VerifiedRoster::verify(bytes, &keeper.ratchet, None) {
+            match VerifiedRoster::verify_shared(bytes, &keeper.ratchet, None) {
                 Ok(roster) => match keeper.ratchet.advance(&roster) {
                     Ok(Step::Newer | Step::Same) => keeper.current = Some(Held::new(roster)),
                     Err(error) => wrong.push(Useless { file: persist::ROSTER, error: VerifyError::from(error).into() }),
@@ -141,9 +145,9 @@ impl Keeper {
     }
 
     /// A bundle from anybody.
-    pub(crate) fn offer(&mut self, bytes: &[u8], out: &mut Outbox) -> Offered {
+    pub(crate) fn offer(&mut self, bytes: Arc<Vec<u8>>, out: &mut Outbox) -> Offered {
         let newest = self.newest().map(|held| Arc::clone(&held.roster));
-        let roster = match VerifiedRoster::verify(bytes, &self.ratchet, newest.as_deref()) {
+        let roster = match VerifiedRoster::verify_shared(bytes, &self.ratchet, newest.as_deref()) {
             Ok(roster) => roster,
             Err(VerifyError::Ratchet(RatchetError::Fork(proof))) => return self.keep(proof, out),
             Err(VerifyError::Ratchet(RatchetError::Rollback { .. })) => return Offered::Nothing,
@@ -176,6 +180,10 @@ impl Keeper {
 
     /// A head from anybody, with what is said of its claims.
     pub(crate) fn judge(&mut self, head: &[u8], claims: &ClaimsSummary, out: &mut Outbox) -> News {
+        // most hubs tell of what is here: no signature is checked for that
+        if let Some(held) = self.newest().filter(|held| held.roster.signed_head().encode() == head) {
+            return if held.summary.claims_hash == claims.hash { News::Same } else { News::Claims };
+        }
         let head = match VerifiedHead::decode(head, &self.network) {
             Ok(head) => head,
             Err(error) => return refused(&error),

@@ -98,12 +98,12 @@ impl Node {
     /// A peer speaks under an epoch below its greatest: hand it the proof.
     pub(crate) fn tell_stale(&mut self, slot: PeerSlot, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.is_node()) else { return };
-        let Some((_, statement)) = &peer.statement else { return };
         if peer.stale_told.is_some_and(|told| now.duration_since(told) < STALE_SPACING) {
             return;
         }
+        let Some((_, statement)) = peer.statement.clone() else { return };
         peer.stale_told = Some(now);
-        let message = PeerMessage { stale: Some(statement.clone().into()), ..PeerMessage::new() };
+        let message = PeerMessage { stale: Some(statement.into()), ..PeerMessage::new() };
         self.say(slot, &message, None);
     }
 
@@ -284,7 +284,7 @@ impl Node {
         let Some(fetch) = self.hub_fetches.get_mut(&hub) else { return };
         match fetch.handle_part(version, total, offset, bytes, now) {
             Progress::Done(bytes) => {
-                let offered = self.keeper.offer(&bytes, &mut self.out);
+                let offered = self.keeper.offer(bytes.into(), &mut self.out);
                 self.end_hub_fetch(hub, &offered, now);
                 if matches!(offered, Offered::Nothing | Offered::Accepted) {
                     // what we hold beyond theirs is theirs for the asking
@@ -428,7 +428,7 @@ impl Node {
         match fetch.handle_part(part, now) {
             Progress::Done(bytes) => {
                 self.end_peer_fetch(slot);
-                let offered = self.keeper.offer(&bytes, &mut self.out);
+                let offered = self.keeper.offer(bytes.into(), &mut self.out);
                 if matches!(offered, Offered::Accepted) {
                     tracing::warn!(peer = slot.0, "a peer has a newer roster than the hubs tell of");
                     if let Some(peer) = self.peers.get_mut(slot) {

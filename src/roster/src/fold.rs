@@ -44,12 +44,6 @@ impl Member {
         &self.record.name
     }
 
-    /// Every prefix that it owns: its addresses, its routes, and what was moved to it.
-    pub fn prefixes(&self) -> impl Iterator<Item = Prefix> {
-        let hosts = self.ips.iter().map(|ip| Prefix::host(*ip));
-        hosts.chain(self.routes())
-    }
-
     /// The prefixes of its site that it carries, and those moved to it.
     pub fn routes(&self) -> impl Iterator<Item = Prefix> {
         self.record.routes.iter().chain(&self.record.moved).copied()
@@ -213,33 +207,67 @@ pub(crate) fn owned(
     members: impl Iterator<Item = MemberIndex>,
     me: Option<MemberIndex>,
 ) -> Vec<(Prefix, MemberIndex)> {
-    let member = |at: MemberIndex| folded.member(records, at);
-    let leads_to = |at: MemberIndex| {
-        let stock = member(at).and_then(|member| member.record.stock.as_ref());
-        let via = stock.and_then(|Stock { via }| records.place(via)).filter(|via| member(*via).is_some());
-        via.filter(|via| me != Some(*via)).unwrap_or(at)
-    };
-    let mut prefixes: Vec<(Prefix, MemberIndex)> = Vec::new();
-    for this in members {
-        let Some(owner) = member(this) else { continue };
-        prefixes.extend(owner.prefixes().map(|prefix| (prefix, leads_to(this))));
-        let Some(ha) = &owner.record.ha else { continue };
-        for prefix in owner.routes() {
-            let carries = |other: &MemberIndex| {
-                let routes = member(*other).into_iter().flat_map(Member::routes);
-                let mut wider = routes.filter(|r| r.contains(prefix.ip()) && r.length() < prefix.length());
-                *other != this && wider.next().is_some()
-            };
-            prefixes.extend(records.group(ha).filter(carries).map(|other| (prefix, leads_to(other))));
-        }
+    let mut owners = Owners { records, folded, me, prefixes: Vec::new() };
+    for at in members {
+        let Some(owner) = folded.member(records, at) else { continue };
+        let leads_to = owners.leads_to(at);
+        owners.prefixes.extend(owner.ips.iter().map(|ip| (Prefix::host(*ip), leads_to)));
+        owner.routes().for_each(|prefix| owners.add_route(prefix, at));
     }
-    let name = |at: MemberIndex| records.record(at).map(|record| &record.name);
-    prefixes.sort_by(|(a, of_a), (b, of_b)| {
-        let place = |prefix: &Prefix| (prefix.ip(), prefix.length());
-        place(a).cmp(&place(b)).then_with(|| name(*of_a).cmp(&name(*of_b)))
-    });
-    prefixes.dedup();
-    prefixes
+    owners.sorted()
+}
+
+/// The same of all members, but only what holds more than one address.
+pub(crate) fn owned_wide(records: &Records, folded: &Folded, me: Option<MemberIndex>) -> Vec<(Prefix, MemberIndex)> {
+    let mut owners = Owners { records, folded, me, prefixes: Vec::new() };
+    let carried = records.carried().filter(|(prefix, at)| !prefix.is_host() && folded.member(records, *at).is_some());
+    carried.for_each(|(prefix, at)| owners.add_route(prefix, at));
+    owners.sorted()
+}
+
+/// Prefixes with their owners, as they are found.
+struct Owners<'a> {
+    records: &'a Records,
+    folded: &'a Folded,
+    me: Option<MemberIndex>,
+    prefixes: Vec<(Prefix, MemberIndex)>,
+}
+
+impl Owners<'_> {
+    /// What a member carries.
+    fn add_route(&mut self, prefix: Prefix, at: MemberIndex) {
+        self.prefixes.push((prefix, self.leads_to(at)));
+        let Some(ha) = self.member(at).and_then(|owner| owner.record.ha.as_ref()) else { return };
+        let carries = |other: &MemberIndex| {
+            let routes = self.member(*other).into_iter().flat_map(Member::routes);
+            let mut wider = routes.filter(|r| r.contains(prefix.ip()) && r.length() < prefix.length());
+            *other != at && wider.next().is_some()
+        };
+        let others = self.records.group(ha).filter(carries);
+        let others: Vec<_> = others.map(|other| (prefix, self.leads_to(other))).collect();
+        self.prefixes.extend(others);
+    }
+
+    /// Who has a member's addresses.
+    fn leads_to(&self, at: MemberIndex) -> MemberIndex {
+        let stock = self.member(at).and_then(|member| member.record.stock.as_ref());
+        let via = stock.and_then(|Stock { via }| self.records.place(via)).filter(|via| self.member(*via).is_some());
+        via.filter(|via| self.me != Some(*via)).unwrap_or(at)
+    }
+
+    fn sorted(mut self) -> Vec<(Prefix, MemberIndex)> {
+        let name = |at: MemberIndex| self.records.record(at).map(|record| &record.name);
+        self.prefixes.sort_by(|(a, of_a), (b, of_b)| {
+            let place = |prefix: &Prefix| (prefix.ip(), prefix.length());
+            place(a).cmp(&place(b)).then_with(|| name(*of_a).cmp(&name(*of_b)))
+        });
+        self.prefixes.dedup();
+        self.prefixes
+    }
+
+    fn member(&self, at: MemberIndex) -> Option<&Member> {
+        self.folded.member(self.records, at)
+    }
 }
 
 /// These members, and all others of whom what they own, and who owns it with them, may depend on them.
@@ -258,7 +286,8 @@ pub(crate) fn kin(records: &Records, of: &BTreeSet<MemberIndex>) -> BTreeSet<Mem
 /// A member's addresses: the record's, and the one that belongs to its key unless the record has an
 /// IPv6 address.
 pub(crate) fn addresses(network: &NetworkId, record: &MemberRecord, keys: Option<&NodeKeys>) -> Vec<VirtualIp> {
-    let mut ips = record.ips.clone();
+    let mut ips = Vec::with_capacity(record.ips.len() + 1);
+    ips.extend_from_slice(&record.ips);
     if !ips.iter().any(|ip| ip.ip().is_ipv6()) {
         ips.extend(keys.map(|keys| VirtualIp::of_key(network, &keys.session)));
     }

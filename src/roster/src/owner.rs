@@ -44,7 +44,7 @@ pub struct OwnerTable<T = MemberIndex> {
 struct Wide<T> {
     v4: Intervals<u32>,
     v6: Intervals<u128>,
-    owners: Vec<Box<[T]>>,
+    owners: Vec<Few<T>>,
 }
 
 impl<T> Default for OwnerTable<T> {
@@ -74,16 +74,15 @@ impl<T: Copy + Ord> OwnerTable<T> {
         let mut sorted: Vec<(Prefix, T)> = hosts.into_iter().filter(|(prefix, _)| prefix.is_host()).collect();
         sorted.sort_by_key(|(prefix, _)| prefix.ip());
         for group in sorted.chunk_by(|(a, _), (b, _)| a == b) {
-            let Some((prefix, first)) = group.first() else { continue };
-            let owners = match group {
-                [_] => Few::One([*first]),
-                several => Few::Several(several.iter().map(|(_, owner)| *owner).collect()),
-            };
-            self.remove_host(prefix.ip());
-            if group.len() > 1 {
-                self.shared_hosts.insert(prefix.ip(), owners.clone());
+            let Some((prefix, _)) = group.first() else { continue };
+            let owners = owners_of(group);
+            let several = matches!(owners, Few::Several(_)).then(|| owners.clone());
+            let before = self.hosts.insert(prefix.ip(), owners);
+            if let Some(owners) = several {
+                self.shared_hosts.insert(prefix.ip(), owners);
+            } else if matches!(before, Some(Few::Several(_))) {
+                self.shared_hosts.remove(&prefix.ip());
             }
-            self.hosts.insert(prefix.ip(), owners);
         }
     }
 
@@ -114,7 +113,7 @@ impl<T: Copy + Ord> OwnerTable<T> {
 
     /// The owners of each prefix that has several.
     pub fn shared(&self) -> impl Iterator<Item = &[T]> {
-        let wide = self.wide.owners.iter().map(|owners| &**owners).filter(|owners| owners.len() > 1);
+        let wide = self.wide.owners.iter().map(Few::as_slice).filter(|owners| owners.len() > 1);
         wide.chain(self.shared_hosts.values().map(Few::as_slice))
     }
 
@@ -127,12 +126,12 @@ impl<T: Copy + Ord> OwnerTable<T> {
 impl<T: Copy + Ord> Wide<T> {
     fn new(mut sorted: Vec<(Prefix, T)>) -> Self {
         sorted.sort_by_key(|(prefix, _)| (prefix.ip(), prefix.length()));
-        let mut owners: Vec<Box<[T]>> = Vec::new();
+        let mut owners: Vec<Few<T>> = Vec::new();
         let (mut v4, mut v6) = (Flatten::new(), Flatten::new());
         for group in sorted.chunk_by(|(a, _), (b, _)| a == b) {
             let Some((prefix, _)) = group.first() else { continue };
             let set = u32::try_from(owners.len()).expect("a roster holds far fewer than 2^32 prefixes");
-            owners.push(group.iter().map(|(_, owner)| *owner).collect());
+            owners.push(owners_of(group));
             let length = u32::from(prefix.length());
             match prefix.ip() {
                 IpAddr::V4(ip) => v4.add(u32::from(ip), u32::MAX.checked_shr(length).unwrap_or(0), set),
@@ -147,7 +146,15 @@ impl<T: Copy + Ord> Wide<T> {
             IpAddr::V4(ip) => self.v4.find(u32::from(ip)),
             IpAddr::V6(ip) => self.v6.find(u128::from(ip)),
         };
-        set.and_then(|set| self.owners.get(set as usize)).map_or(&[], |owners| owners)
+        set.and_then(|set| self.owners.get(set as usize)).map_or(&[], Few::as_slice)
+    }
+}
+
+/// The owners of one prefix.
+fn owners_of<T: Copy>(group: &[(Prefix, T)]) -> Few<T> {
+    match group {
+        [(_, only)] => Few::One([*only]),
+        several => Few::Several(several.iter().map(|(_, owner)| *owner).collect()),
     }
 }
 

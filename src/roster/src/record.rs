@@ -52,13 +52,7 @@ impl Record {
     /// # Errors
     /// It is damaged, or says something that this version may not ignore.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        if bytes.len() > MAX_RECORD {
-            return Err(DecodeError::TooLong { got: bytes.len(), limit: MAX_RECORD });
-        }
-        let mut d = Decoder::new(bytes);
-        wire::tuple(&mut d, 2)?;
-        let kind = d.u16()?;
-        let body = bytes.get(d.position()..).unwrap_or_default();
+        let (kind, body) = Self::open(bytes)?;
         match kind {
             NETWORK => Ok(Self::Network(wire::map(body, NetworkRecord::LAST_KEY)?)),
             HUB => Ok(Self::Hub(wire::map(body, HubRecord::LAST_KEY)?)),
@@ -66,6 +60,31 @@ impl Record {
             SKIPPABLE.. => Ok(Self::Skipped { kind, name: wire::whole::<Named>(body)?.name }),
             _ => Err(DecodeError::Critical { key: kind.into() }),
         }
+    }
+
+    /// Whether it says anything that this version may not ignore; what else it says is not read.
+    ///
+    /// # Errors
+    /// It does, or its wrapping is damaged.
+    pub(crate) fn check_critical(bytes: &[u8]) -> Result<(), DecodeError> {
+        let (kind, body) = Self::open(bytes)?;
+        match kind {
+            NETWORK => wire::critical(body, NetworkRecord::LAST_KEY),
+            HUB => wire::critical(body, HubRecord::LAST_KEY),
+            MEMBER => wire::critical(body, MemberRecord::LAST_KEY),
+            SKIPPABLE.. => Ok(()),
+            _ => Err(DecodeError::Critical { key: kind.into() }),
+        }
+    }
+
+    /// Its kind, and what it says.
+    fn open(bytes: &[u8]) -> Result<(u16, &[u8]), DecodeError> {
+        if bytes.len() > MAX_RECORD {
+            return Err(DecodeError::TooLong { got: bytes.len(), limit: MAX_RECORD });
+        }
+        let mut d = Decoder::new(bytes);
+        wire::tuple(&mut d, 2)?;
+        Ok((d.u16()?, bytes.get(d.position()..).unwrap_or_default()))
     }
 }
 

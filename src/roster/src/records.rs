@@ -59,8 +59,24 @@ struct Entry {
 /// Where records stand in memory, one after the other, perhaps with something between them.
 #[derive(Clone, Debug)]
 pub(crate) struct Encoded {
-    bytes: Arc<[u8]>,
+    bytes: Arc<Vec<u8>>,
     spans: Vec<(u32, u32)>,
+}
+
+/// Records that were read, each kind as they stood.
+#[derive(Default)]
+struct ByKind {
+    networks: Vec<NetworkRecord>,
+    hubs: Vec<HubRecord>,
+    members: Vec<Arc<MemberRecord>>,
+}
+
+/// A record that an older list does not have.
+struct Come {
+    /// Where its member stands among the members by name.
+    position: usize,
+    at: MemberIndex,
+    entry: Entry,
 }
 
 /// What is looked up by other things than a name.
@@ -95,9 +111,15 @@ impl Records {
             span(start..bytes.len())
         });
         let spans = spans.collect();
-        let encoded = Encoded { bytes: bytes.into(), spans };
-        let hashes = encoded.iter().map(hash).collect();
-        Self::checked(encoded, hashes, records, network)
+        bytes.shrink_to_fit();
+        let encoded = Encoded { bytes: Arc::new(bytes), spans };
+        let hashes: Vec<[u8; 32]> = encoded.iter().map(hash).collect();
+        let digest = digest_of(&hashes);
+        let mut read = ByKind::default();
+        for record in records {
+            read.push(record);
+        }
+        Self::checked(encoded, hashes, digest, read, network)
     }
 
     /// Reads records that a head vouched for, and checks them against every rule again.
@@ -106,11 +128,18 @@ impl Records {
         if digest_of(&hashes) != *digest {
             return Err(RecordsError::Mismatch);
         }
-        let records = encoded.iter().map(Record::decode).collect::<Result<Vec<_>, _>>()?;
-        if !records.is_sorted_by(|a, b| a.order() < b.order()) {
-            return Err(RecordsError::Order);
+        let mut read = ByKind::default();
+        let mut last: Option<(u16, Name)> = None;
+        for bytes in encoded.iter() {
+            let record = Record::decode(bytes)?;
+            let (kind, name) = record.order();
+            if last.as_ref().is_some_and(|(before, last)| (*before, last) >= (kind, name)) {
+                return Err(RecordsError::Order);
+            }
+            last = Some((kind, name.clone()));
+            read.push(record);
         }
-        Ok(Self::checked(encoded, hashes, records, id)?)
+        Ok(Self::checked(encoded, hashes, *digest, read, id)?)
     }
 
     /// The same as [`Records::decode`] for a list that differs from this one in a few members, or `None`: it is
@@ -121,34 +150,38 @@ impl Records {
         let members = first..first + self.order.len();
         // network, hubs and what is skipped are as they were, and whatever comes stands among the members
         let skipped = self.encoded.len() - members.end;
-        let end = encoded.len().checked_sub(skipped)?;
-        let before = lined_up.from.iter().take(first).copied();
-        let behind = lined_up.from.iter().skip(end).copied();
-        let as_it_was = before.eq((0..first).map(Some)) && behind.eq((members.end..self.encoded.len()).map(Some));
-        if !as_it_was || !lined_up.gone.iter().all(|at| members.contains(at)) {
+        let before = matches!(lined_up.runs.first(), Some(Run::Kept(kept)) if kept.start == 0 && kept.end >= first);
+        let whole = |kept: &Range<usize>| kept.end == self.encoded.len() && kept.start <= members.end;
+        let behind = skipped == 0 || matches!(lined_up.runs.last(), Some(Run::Kept(kept)) if whole(kept));
+        if !before || !behind || !lined_up.gone.iter().all(|at| members.contains(at)) {
             return None;
         }
-        let hashes: Option<Vec<[u8; 32]>> = std::iter::zip(&lined_up.from, encoded.iter())
-            .map(|(from, bytes)| from.map_or_else(|| Some(hash(bytes)), |from| self.hashes.get(from).copied()))
-            .collect();
-        let hashes = hashes?;
+        let mut hashes = Vec::with_capacity(encoded.len());
+        for run in &lined_up.runs {
+            match run {
+                Run::Kept(kept) => hashes.extend_from_slice(self.hashes.get(kept.clone())?),
+                Run::Come(at) => hashes.push(hash(encoded.get(*at)?)),
+            }
+        }
         if digest_of(&hashes) != *digest {
             return None;
         }
-        let place = |from: usize| self.order.get(from.checked_sub(first)?).copied();
         let mut gone: BTreeMap<&Name, MemberIndex> = BTreeMap::new();
         for at in &lined_up.gone {
-            let index = place(*at)?;
+            let index = *self.order.get(at.checked_sub(first)?)?;
             gone.insert(&self.record(index)?.name, index);
         }
-        let mut come: Vec<(MemberIndex, Arc<MemberRecord>)> = Vec::new();
-        let mut order = Vec::with_capacity(lined_up.from.len());
+        let mut come = Vec::new();
+        let mut order = Vec::with_capacity(encoded.len());
         let mut next = self.members.len();
-        for (at, from) in lined_up.from.iter().enumerate().take(end).skip(first) {
-            match from {
-                Some(from) => order.push(place(*from)?),
-                None => {
-                    let Record::Member(record) = Record::decode(encoded.get(at)?).ok()? else { return None };
+        for run in &lined_up.runs {
+            match run {
+                Run::Kept(kept) => {
+                    let (start, end) = (kept.start.max(first), kept.end.min(members.end));
+                    order.extend_from_slice(self.order.get(start - first..end.max(start) - first)?);
+                }
+                Run::Come(at) => {
+                    let Record::Member(record) = Record::decode(encoded.get(*at)?).ok()? else { return None };
                     let index = match gone.get(&record.name) {
                         Some(index) => *index,
                         None => {
@@ -156,8 +189,8 @@ impl Records {
                             MemberIndex::at(next - 1)
                         }
                     };
+                    come.push(Come { position: order.len(), at: index, entry: Entry::new(id, shared(record)) });
                     order.push(index);
-                    come.push((index, Arc::new(record)));
                 }
             }
         }
@@ -172,87 +205,81 @@ impl Records {
             index: self.index.clone(),
             places: Arc::clone(&self.places),
         };
-        followed.replace(gone.values().copied(), come, id)?;
+        followed.replace(gone.values().copied(), &come, id)?;
         Some(followed)
     }
 
     fn checked(
         encoded: Encoded,
         hashes: Vec<[u8; 32]>,
-        records: Vec<Record>,
+        digest: [u8; 32],
+        read: ByKind,
         id: &NetworkId,
     ) -> Result<Self, Violation> {
-        let digest = digest_of(&hashes);
-        let (mut networks, mut hubs, mut members) = (Vec::new(), Vec::new(), Vec::new());
-        for record in records {
-            match record {
-                Record::Network(network) => networks.push(network),
-                Record::Hub(hub) => hubs.push(hub),
-                Record::Member(member) => members.push(member),
-                Record::Skipped { .. } => {}
-            }
-        }
+        let ByKind { mut networks, hubs, members: records } = read;
         let network = networks.pop().ok_or(Violation::NetworkCount)?;
         if !networks.is_empty() {
             return Err(Violation::NetworkCount);
         }
-        rules::check(id, &network, &hubs, &members)?;
         let carriable = Carriable::new(id, &network, &hubs);
-        let mut index = Index::with_capacity(members.len());
-        let mut carried = Vec::new();
-        for (at, record) in members.iter().enumerate() {
+        let mut index = Index::with_capacity(records.len());
+        let mut members = SharedVec::default();
+        let mut carried: Vec<(Prefix, Kind, MemberIndex)> = Vec::new();
+        let mut free = true;
+        for (at, record) in records.iter().enumerate() {
             let at = MemberIndex::at(at);
-            // the rules have seen that nothing is there twice
-            let _ = index.add(id, at, record);
+            let entry = Entry::new(id, Arc::clone(record));
+            free &= index.add(at, &entry).is_ok();
             carried.extend(carriable.of(record).map(|(prefix, kind)| (prefix, kind, at)));
+            members.push(Some(entry));
         }
         carried.sort_by_key(|(prefix, ..)| (prefix.ip(), prefix.length()));
+        let of_whom =
+            carried.iter().filter_map(|(prefix, kind, at)| Some((*prefix, *kind, &**records.get(at.index())?)));
+        if !free || !rules::hold(&carriable, &hubs, &records, of_whom) {
+            // says what is wrong
+            rules::check(id, &network, &hubs, &records)?;
+        }
         index.carried = Arc::new(carried);
-        let order = (0..members.len()).map(MemberIndex::at).collect();
-        let members = members.into_iter().map(|record| Some(Entry::new(id, Arc::new(record)))).collect();
+        let order = (0..records.len()).map(MemberIndex::at).collect();
         Ok(Self { encoded, hashes, digest, network, hubs, order, members, index, places: Arc::default() })
     }
 
     /// Takes records out and puts others in, or `None` where a rule may be broken.
-    fn replace(
-        &mut self,
-        gone: impl Iterator<Item = MemberIndex>,
-        come: Vec<(MemberIndex, Arc<MemberRecord>)>,
-        id: &NetworkId,
-    ) -> Option<()> {
+    fn replace(&mut self, gone: impl Iterator<Item = MemberIndex>, come: &[Come], id: &NetworkId) -> Option<()> {
         let gone: BTreeSet<MemberIndex> = gone.collect();
         for at in &gone {
-            let record = Arc::clone(&self.entry(*at)?.record);
-            self.index.remove(id, *at, &record);
+            let entry = self.entry(*at)?.clone();
+            self.index.remove(*at, &entry);
             self.members.set(at.index(), None);
         }
-        for (at, record) in &come {
-            self.members.set(at.index(), Some(Entry::new(id, Arc::clone(record))));
+        for Come { at, entry, .. } in come {
+            self.members.set(at.index(), Some(entry.clone()));
         }
-        let in_order = |pair: &[MemberIndex]| match pair {
-            [a, b] => self.record(*a).zip(self.record(*b)).is_some_and(|(a, b)| a.name < b.name),
-            _ => true,
+        let name_at = |position: usize| self.order.get(position).and_then(|at| Some(&self.record(*at)?.name));
+        let in_order = |Come { position, entry, .. }: &Come| {
+            let name = &entry.record.name;
+            let above = position.checked_sub(1).and_then(name_at).is_none_or(|above| above < name);
+            above && name_at(position + 1).is_none_or(|below| name < below)
         };
-        let came: BTreeSet<MemberIndex> = come.iter().map(|(at, _)| *at).collect();
-        let beside = |pair: &&[MemberIndex]| pair.iter().any(|at| came.contains(at));
-        if !self.order.windows(2).filter(beside).all(in_order) {
+        if !come.iter().all(in_order) {
             return None;
         }
-        for (at, record) in &come {
-            self.index.add(id, *at, record).ok()?;
+        for Come { at, entry, .. } in come {
+            self.index.add(*at, entry).ok()?;
         }
         let carriable = Carriable::new(id, &self.network, &self.hubs);
         let named = |name: &Name| self.member(name);
-        for (_, record) in &come {
-            rules::check_member(&self.network, &self.hubs, &named, record).ok()?;
-            carriable.check(record).ok()?;
+        for Come { entry, .. } in come {
+            rules::check_member(&self.network, &self.hubs, &named, &entry.record).ok()?;
+            carriable.check(&entry.record).ok()?;
         }
         for at in self.index.stock.iter() {
             rules::check_member(&self.network, &self.hubs, &named, self.record(*at)?).ok()?;
         }
         let mut carried: Vec<(Prefix, Kind, MemberIndex)> = Vec::new();
-        for (at, record) in &come {
-            carried.extend(carriable.of(record).map(|(prefix, kind)| (prefix, kind, *at)));
+        for Come { at, entry, .. } in come {
+            carried.extend(carriable.of(&entry.record).map(|(prefix, kind)| (prefix, kind, *at)));
         }
         let was = Arc::clone(&self.index.carried);
         let kept = was.iter().filter(|(.., at)| !gone.contains(at));
@@ -398,11 +425,27 @@ impl Entry {
         let member = record.keys.map(|keys| Member::new(id, &record, keys, fold::KeyOrigin::Record));
         Self { record, member }
     }
+
+    /// Its addresses.
+    fn ips(&self) -> &[VirtualIp] {
+        self.member.as_ref().map_or(&self.record.ips, |member| &member.ips)
+    }
+}
+
+impl ByKind {
+    fn push(&mut self, record: Record) {
+        match record {
+            Record::Network(network) => self.networks.push(network),
+            Record::Hub(hub) => self.hubs.push(hub),
+            Record::Member(member) => self.members.push(shared(member)),
+            Record::Skipped { .. } => {}
+        }
+    }
 }
 
 impl Encoded {
     /// Of records that stand at these places.
-    pub(crate) fn new(bytes: Arc<[u8]>, places: impl IntoIterator<Item = Range<usize>>) -> Self {
+    pub(crate) fn new(bytes: Arc<Vec<u8>>, places: impl IntoIterator<Item = Range<usize>>) -> Self {
         Self { bytes, spans: places.into_iter().map(span).collect() }
     }
 
@@ -422,20 +465,28 @@ impl Encoded {
 
 /// One list of records beside an older one.
 struct LinedUp {
-    /// Of each record, where it stood in the older list; `None`: it is not of that.
-    from: Vec<Option<usize>>,
+    /// The new list, from its beginning to its end.
+    runs: Vec<Run>,
     /// The places in the older list of those that are not in the new one.
     gone: Vec<usize>,
+}
+
+/// A part of a list.
+enum Run {
+    /// What stood at these places of the older list. Two that follow each other there are one.
+    Kept(Range<usize>),
+    /// The record at this place, which the older list does not have.
+    Come(usize),
 }
 
 impl LinedUp {
     /// `None`: too much differs for this to be of any use.
     fn new(old: &Encoded, new: &Encoded) -> Option<Self> {
-        let mut lined_up = Self { from: Vec::with_capacity(new.len()), gone: Vec::new() };
+        let mut lined_up = Self { runs: Vec::new(), gone: Vec::new() };
         let (mut at, mut changes) = (0, 0);
         for (n, bytes) in new.iter().enumerate() {
             if old.get(at) == Some(bytes) {
-                lined_up.from.push(Some(at));
+                lined_up.keep(at);
                 at += 1;
                 continue;
             }
@@ -446,11 +497,11 @@ impl LinedUp {
             if let Some(skip) = (1..=AHEAD).find(|skip| old.get(at + skip) == Some(bytes)) {
                 lined_up.gone.extend(at..at + skip);
                 at += skip;
-                lined_up.from.push(Some(at));
+                lined_up.keep(at);
                 at += 1;
                 continue;
             }
-            lined_up.from.push(None);
+            lined_up.runs.push(Run::Come(n));
             let stays = |old: &[u8]| (1..=AHEAD).any(|ahead| new.get(n + ahead) == Some(old));
             if old.get(at).is_some_and(|old| !stays(old)) {
                 lined_up.gone.push(at);
@@ -459,6 +510,13 @@ impl LinedUp {
         }
         lined_up.gone.extend(at..old.len());
         (lined_up.gone.len() <= MAX_CHANGES * AHEAD).then_some(lined_up)
+    }
+
+    fn keep(&mut self, at: usize) {
+        match self.runs.last_mut() {
+            Some(Run::Kept(kept)) if kept.end == at => kept.end += 1,
+            Some(Run::Kept(_) | Run::Come(_)) | None => self.runs.push(Run::Kept(at..at + 1)),
+        }
     }
 }
 
@@ -473,7 +531,8 @@ impl Index {
     }
 
     /// Adds all of a member but what it carries.
-    fn add(&mut self, id: &NetworkId, at: MemberIndex, record: &MemberRecord) -> Result<(), Taken> {
+    fn add(&mut self, at: MemberIndex, entry: &Entry) -> Result<(), Taken> {
+        let record = &entry.record;
         let mut free = true;
         if let Some(keys) = &record.keys {
             free &= self.ids.insert(keys.id, at).is_none();
@@ -482,7 +541,7 @@ impl Index {
         if let Some(invite) = &record.invite {
             free &= self.invites.insert(invite.key, at).is_none();
         }
-        for ip in fold::addresses(id, record, record.keys.as_ref()) {
+        for ip in entry.ips() {
             free &= self.ips.insert(ip.ip(), at).is_none();
         }
         if let Some(ha) = &record.ha {
@@ -495,7 +554,8 @@ impl Index {
     }
 
     /// Removes all of a member but what it carries.
-    fn remove(&mut self, id: &NetworkId, at: MemberIndex, record: &MemberRecord) {
+    fn remove(&mut self, at: MemberIndex, entry: &Entry) {
+        let record = &entry.record;
         if let Some(keys) = &record.keys {
             self.ids.remove(&keys.id);
             self.sessions.remove(&keys.session);
@@ -503,7 +563,7 @@ impl Index {
         if let Some(invite) = &record.invite {
             self.invites.remove(&invite.key);
         }
-        for ip in fold::addresses(id, record, record.keys.as_ref()) {
+        for ip in entry.ips() {
             self.ips.remove(&ip.ip());
         }
         if let Some(ha) = &record.ha {
@@ -520,6 +580,12 @@ impl Index {
             Arc::make_mut(&mut self.stock).remove(&at);
         }
     }
+}
+
+/// A record to be kept, in no more memory than it needs: most have one address.
+fn shared(mut record: MemberRecord) -> Arc<MemberRecord> {
+    record.ips.shrink_to_fit();
+    Arc::new(record)
 }
 
 fn span(place: Range<usize>) -> (u32, u32) {

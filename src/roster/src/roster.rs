@@ -44,7 +44,7 @@ pub struct VerifiedRoster {
     claims: ClaimSet,
     folded: Folded,
     /// The bundle that it was read from, where it is still the same.
-    bundle: Option<Arc<[u8]>>,
+    bundle: Option<Arc<Vec<u8>>>,
 }
 
 impl VerifiedRoster {
@@ -54,7 +54,15 @@ impl VerifiedRoster {
     /// # Errors
     /// The first check that fails, in the order given above.
     pub fn verify(bytes: &[u8], ratchet: &Ratchet, known: Option<&Self>) -> Result<Self, VerifyError> {
-        let bundle = Bundle::open(bytes)?;
+        Self::verify_shared(Arc::new(bytes.to_vec()), ratchet, known)
+    }
+
+    /// The same for a bundle that need not be copied: the roster keeps it.
+    ///
+    /// # Errors
+    /// As [`VerifiedRoster::verify`].
+    pub fn verify_shared(bytes: Arc<Vec<u8>>, ratchet: &Ratchet, known: Option<&Self>) -> Result<Self, VerifyError> {
+        let bundle = Bundle::open(&bytes)?;
         let network = ratchet.network();
         let lineage = Lineage::new(bundle.lineage.head.verify(network)?, bundle.lineage.history)?;
         ratchet.check(&lineage)?;
@@ -63,7 +71,6 @@ impl VerifiedRoster {
             return Err(VerifyError::RecordsMismatch);
         }
         let known = known.filter(|known| known.network_id() == network);
-        let bytes: Arc<[u8]> = bytes.into();
         let encoded = Encoded::new(Arc::clone(&bytes), bundle.records);
         let followed = known.and_then(|known| known.records.follow(&encoded, &head.digest, network));
         let records = match followed {
@@ -83,7 +90,7 @@ impl VerifiedRoster {
         let read = || {
             let bundle = Bundle::open(bytes)?;
             let mut records = bundle.records.into_iter().filter_map(|place| bytes.get(place));
-            records.try_for_each(|record| Record::decode(record).map(drop))
+            records.try_for_each(Record::check_critical)
         };
         read().err().and_then(|error| error.later(FORMAT))
     }
@@ -200,7 +207,7 @@ impl VerifiedRoster {
     /// The bundle: what hubs store and hand out, and nodes keep on disk.
     pub fn encode(&self) -> Vec<u8> {
         if let Some(bundle) = &self.bundle {
-            return bundle.to_vec();
+            return (**bundle).clone();
         }
         let claims: Vec<Vec<u8>> = self.claims.iter().map(CountersignedClaim::encode).collect();
         let mut e = Encoder::new(Vec::new());
@@ -214,8 +221,8 @@ impl VerifiedRoster {
     }
 
     /// The same, in the memory of this roster where it is there already.
-    pub fn bundle(&self) -> Arc<[u8]> {
-        self.bundle.clone().unwrap_or_else(|| self.encode().into())
+    pub fn bundle(&self) -> Arc<Vec<u8>> {
+        self.bundle.clone().unwrap_or_else(|| Arc::new(self.encode()))
     }
 
     /// The network.
@@ -369,8 +376,8 @@ impl VerifiedRoster {
         let wide = before.iter().chain(&after).any(|(prefix, _)| !prefix.is_host());
         table.set_hosts(after.into_iter().filter_map(named));
         if wide {
-            let carriers: BTreeSet<MemberIndex> = self.carried().map(|(_, carrier)| carrier).collect();
-            table.set_wide(self.owned(carriers, me).into_iter().filter_map(named));
+            let wide = fold::owned_wide(&self.records, &self.folded, me);
+            table.set_wide(wide.into_iter().filter_map(named));
         }
     }
 

@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use flatlan_types::{HostPort, HubKey, InviteKey, MemberId, Name, NetworkId, Prefix, SessionKey, VirtualIp};
@@ -20,21 +21,44 @@ use crate::{
     record::{HubRecord, MemberRecord, NetworkRecord, Stock, stock_keys},
 };
 
-/// Checks everything. Members and hubs are sorted by name.
+/// Checks everything, and compares everything with everything: what it finds is what an operator is told. Members and
+/// hubs are sorted by name.
 pub(crate) fn check(
     id: &NetworkId,
     network: &NetworkRecord,
     hubs: &[HubRecord],
-    members: &[MemberRecord],
+    members: &[Arc<MemberRecord>],
 ) -> Result<(), Violation> {
     check_network(network)?;
     check_hubs(network, hubs)?;
     check_keys(members)?;
-    let by_name = |name: &Name| members.binary_search_by(|member| member.name.cmp(name)).ok();
     for member in members {
-        check_member(network, hubs, &|name| members.get(by_name(name)?), member)?;
+        check_member(network, hubs, &|name| named(members, name), member)?;
     }
     check_overlaps(id, network, hubs, members)
+}
+
+/// Whether [`check`] finds nothing, given that no key and no address is there twice; `carried` is what
+/// [`Carriable::of`] says of all members, sorted by address and length.
+pub(crate) fn hold<'a>(
+    carriable: &Carriable<'_>,
+    hubs: &[HubRecord],
+    members: &[Arc<MemberRecord>],
+    carried: impl Iterator<Item = (Prefix, Kind, &'a MemberRecord)>,
+) -> bool {
+    let network = carriable.network;
+    let holds = |member: &Arc<MemberRecord>| {
+        let alone = check_member(network, hubs, &|name| named(members, name), member);
+        alone.and_then(|()| carriable.check(member)).is_ok()
+    };
+    check_network(network).and_then(|()| check_hubs(network, hubs)).is_ok()
+        && members.iter().all(holds)
+        && check_nesting(carried).is_ok()
+}
+
+fn named<'a>(members: &'a [Arc<MemberRecord>], name: &Name) -> Option<&'a MemberRecord> {
+    let at = members.binary_search_by(|member| member.name.cmp(name)).ok()?;
+    members.get(at).map(|member| &**member)
 }
 
 /// The rules between what members carry and all addresses that something carried could hold: those outside the
@@ -130,7 +154,7 @@ fn check_hubs(network: &NetworkRecord, hubs: &[HubRecord]) -> Result<(), Violati
     Ok(())
 }
 
-fn check_keys(members: &[MemberRecord]) -> Result<(), Violation> {
+fn check_keys(members: &[Arc<MemberRecord>]) -> Result<(), Violation> {
     let mut ids: BTreeMap<MemberId, &Name> = BTreeMap::new();
     let mut sessions: BTreeMap<SessionKey, &Name> = BTreeMap::new();
     let mut invites: BTreeMap<InviteKey, &Name> = BTreeMap::new();
@@ -212,11 +236,11 @@ fn check_overlaps(
     id: &NetworkId,
     network: &NetworkRecord,
     hubs: &[HubRecord],
-    members: &[MemberRecord],
+    members: &[Arc<MemberRecord>],
 ) -> Result<(), Violation> {
     let carriable = Carriable::new(id, network, hubs);
     let mut owned = Vec::new();
-    for member in members {
+    for member in members.iter().map(|member| &**member) {
         for ip in fold::addresses(id, member, member.keys.as_ref()) {
             owned.push((Prefix::host(ip), Kind::Address, member));
         }

@@ -48,12 +48,18 @@ pub(crate) fn versioned<'b, T: Decode<'b, ()> + Encode<()>>(
 
 /// Decodes a signed map, refusing one that has a critical key beyond `known`.
 pub(crate) fn map<'b, T: Decode<'b, ()>>(bytes: &'b [u8], known: u32) -> Result<T, DecodeError> {
+    critical(bytes, known)?;
+    whole(bytes)
+}
+
+/// Refuses a signed map that has a critical key beyond `known`. What else it says is not read.
+pub(crate) fn critical(bytes: &[u8], known: u32) -> Result<(), DecodeError> {
     let envelope: Envelope = whole(bytes)?;
     let critical = envelope.critical.unwrap_or_default();
-    if let Some(key) = critical.into_iter().find(|key| *key > known) {
-        return Err(DecodeError::Critical { key });
+    match critical.into_iter().find(|key| *key > known) {
+        Some(key) => Err(DecodeError::Critical { key }),
+        None => Ok(()),
     }
-    whole(bytes)
 }
 
 /// Encodes into memory.

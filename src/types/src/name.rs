@@ -1,15 +1,16 @@
 //! Names of networks, members, hubs and groups.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Serialize};
 
 /// `[a-z0-9-]{1,63}`, neither beginning nor ending with a dash: a DNS label (RFC 1123), so that no
-/// name needs quoting in a shell, a log or a resolver.
+/// name needs quoting in a shell, a log or a resolver. Copies share the text: a node holds each member's name in
+/// several places.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// The text of the name.
@@ -29,7 +30,7 @@ impl FromStr for Name {
         if !s.chars().all(legal) || s.starts_with('-') || s.ends_with('-') {
             return Err(ParseNameError::Character);
         }
-        Ok(Self(s.to_owned()))
+        Ok(Self(s.into()))
     }
 }
 
@@ -43,7 +44,7 @@ impl TryFrom<String> for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0
+        name.as_str().to_owned()
     }
 }
 

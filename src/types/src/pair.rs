@@ -53,7 +53,8 @@ pub struct SenderHint(pub u32);
 impl SenderHint {
     /// The hint of a member.
     pub fn of(network: &NetworkId, sender: &MemberId) -> Self {
-        let hash = Sha256::digest([&b"flatlan hint v1"[..], network.as_bytes(), sender.as_bytes()].concat());
+        let hash = Sha256::new().chain_update(b"flatlan hint v1").chain_update(network.as_bytes());
+        let hash = hash.chain_update(sender.as_bytes()).finalize();
         let bytes = hash.first_chunk().expect("a SHA-256 has 32 bytes");
         Self(u32::from_be_bytes(*bytes))
     }

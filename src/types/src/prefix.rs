@@ -27,8 +27,9 @@ impl VirtualIp {
     /// The IPv6 address that belongs to a key: `fd`, 40 bits of H(network id), 80 bits of
     /// H(network id, X25519 key) (a unique local address, RFC 4193).
     pub fn of_key(network: &NetworkId, key: &SessionKey) -> Self {
-        let site = Sha256::digest([&b"flatlan vip site v1"[..], network.as_bytes()].concat());
-        let host = Sha256::digest([&b"flatlan vip host v1"[..], network.as_bytes(), key.as_bytes()].concat());
+        let of_network = |domain: &[u8]| Sha256::new().chain_update(domain).chain_update(network.as_bytes());
+        let site = of_network(b"flatlan vip site v1").finalize();
+        let host = of_network(b"flatlan vip host v1").chain_update(key.as_bytes()).finalize();
         let mut octets = [0; 16];
         let bytes = std::iter::once(&0xfd).chain(site.iter().take(5)).chain(host.iter().take(10));
         for (octet, byte) in octets.iter_mut().zip(bytes) {

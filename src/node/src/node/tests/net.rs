@@ -370,7 +370,7 @@ impl Net {
     /// A node learns a roster by other means.
     pub(super) fn learn(&mut self, n: u8, roster: &VerifiedRoster) {
         let node = &mut self.nodes.get_mut(&n).unwrap().node;
-        let offered = node.keeper.offer(&roster.encode(), &mut node.out);
+        let offered = node.keeper.offer(roster.bundle(), &mut node.out);
         node.on_offered(offered);
         self.drain(n);
     }
