@@ -301,6 +301,15 @@ impl Relays {
         }
     }
 
+    /// Frames with a hub's label go another way from there on.
+    pub(crate) fn handle_moved(&mut self, hub: HubSlot, label: Label, mut via: Vec<HubKey>) {
+        via.truncate(usize::from(MAX_HOPS));
+        let holder = self.holders.get(&(hub, label)).copied();
+        if let Some(way) = holder.and_then(|peer| self.outward.get_mut(&(peer, hub))).and_then(Outward::way_mut) {
+            way.via = via;
+        }
+    }
+
     /// A hub will not use a label of ours again.
     pub(crate) fn handle_close(&mut self, hub: HubSlot, label: Label, out: &mut Outbox) {
         if self.given.get(&label).is_some_and(|given| given.hub == hub) {

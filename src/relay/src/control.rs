@@ -362,6 +362,17 @@ pub enum Control {
         #[n(1)]
         hub: HubKey,
     },
+    /// Hub: frames with this label go another way from here on. The label is the same, and whoever does not know this
+    /// message misses nothing but the news.
+    #[n(32768)]
+    PathMoved {
+        /// The label.
+        #[n(0)]
+        label: Label,
+        /// The hubs that they cross from here on, in order; a hub puts itself first.
+        #[n(1)]
+        via: Vec<HubKey>,
+    },
 }
 
 /// What a dialler wants.
@@ -775,7 +786,7 @@ impl Control {
             return Err(decode::Error::message("a message is [tag, fields]").into());
         }
         let tag = d.u32()?;
-        if tag == 0 || tag > LAST {
+        if !(1..=LAST).contains(&tag) && !(CRITICAL_BELOW..=LAST_TO_SKIP).contains(&tag) {
             return if tag >= CRITICAL_BELOW { Ok(None) } else { Err(DecodeError::UnknownCritical { tag }) };
         }
         decode_all(bytes).map(Some)
@@ -792,8 +803,10 @@ pub(crate) fn decode_all<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, De
     Ok(value)
 }
 
-/// The greatest tag of this version.
+/// The greatest tag of this version that must be known.
 const LAST: u32 = 35;
+/// The greatest of those that may be skipped.
+const LAST_TO_SKIP: u32 = CRITICAL_BELOW;
 
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]

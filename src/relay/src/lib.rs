@@ -12,7 +12,7 @@
 //! 3. On a control stream every message is one [`Control`]. [`Control::Attached`] carries a bind key, with
 //!    which the node proves its UDP address ([`bind`]).
 //! 4. [`Control::PathOpen`] travels to the far node; each hop answers with the [`Label`] that it wants
-//!    to see.
+//!    to see. Where frames with a label cross other hubs later, [`Control::PathMoved`] says so.
 //! 5. Data goes as labelled frames ([`frame`]), one per datagram, or packed into the messages of a data
 //!    stream. A hub rewrites eight bytes and never opens what follows them.
 //!

@@ -52,8 +52,8 @@ fn every_datagram_is_written_as_in_the_golden_file() {
 
 #[test]
 fn an_unknown_message_is_skipped_or_refused_by_its_tag() {
-    // [0x8000, {}] and [36, {}]
-    assert_eq!(Control::decode(&[0x82, 0x19, 0x80, 0x00, 0xa0]).unwrap(), None);
+    // [0x8001, {}] and [36, {}]
+    assert_eq!(Control::decode(&[0x82, 0x19, 0x80, 0x01, 0xa0]).unwrap(), None);
     let refused = Control::decode(&[0x82, 0x18, 36, 0xa0]);
     assert!(matches!(refused, Err(DecodeError::UnknownCritical { tag: 36 })), "{refused:?}");
 }
@@ -222,5 +222,6 @@ fn messages() -> Vec<(&'static str, Control)> {
             Control::PresenceDigest { network, entries: vec![PresenceSummary { hub: key, count: 1, hash: [6; 16] }] },
         ),
         ("presence-pull", Control::PresencePull { network, hub: key }),
+        ("path-moved", Control::PathMoved { label, via: vec![key, other.public()] }),
     ]
 }

@@ -188,6 +188,7 @@ impl Said {
             Control::PathClose { label },
             Control::PathLost { label, reason: PathReason::HubLost },
             Control::LabelUnknown { label },
+            Control::PathMoved { label, via: Vec::new() },
             Control::Downlink { leg: Leg::Tls },
             Control::Ping { time: 1 },
             Control::Pong { time: 1 },

@@ -94,6 +94,7 @@ impl Hub {
             | Control::Redeemed { .. }
             | Control::Presence { .. }
             | Control::Absent { .. }
+            | Control::PathMoved { .. }
             | Control::Hello { .. }
             | Control::Serves { .. }
             | Control::Lsa { .. }

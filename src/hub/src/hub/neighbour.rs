@@ -326,6 +326,7 @@ impl Hub {
             Control::PathFailed { request, reason } => self.handle_path_failed(attachment, request, reason, now),
             Control::PathClose { label } => self.handle_path_close(attachment, label, now),
             Control::PathLost { label, reason } => self.handle_path_lost(attachment, label, reason, now),
+            Control::PathMoved { label, via } => self.handle_path_moved(attachment, label, via),
             Control::LabelUnknown { label } => self.handle_label_unknown(attachment, label, now),
             Control::Head { .. }
             | Control::GetRoster { .. }

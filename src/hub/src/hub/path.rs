@@ -7,7 +7,8 @@
 //! the forwarder finds it idle. No network has more than a share of them.
 //!
 //! When the way onward breaks, the hub that notices asks for another one (*repair*) under the same label
-//! of its own; the sender sees nothing but a short loss. Where the old way still stands it is kept a
+//! of its own; the sender sees nothing but a short loss, and is told which hubs its frames cross then
+//! (`PathMoved`, from each hub to the one before it). Where the old way still stands it is kept a
 //! while after the new one works. Where there is no other way the sender is told (`PathLost`). The same
 //! happens when the receiver attaches here: what led to it over another hub leads to it straight. A receiver that
 //! is about to detach says so: its senders are told at once, and what they sent before they knew still reaches it.
@@ -169,6 +170,14 @@ impl Hub {
             && let Some(state) = self.unhook(label)
         {
             self.close_downstream(state.downstream, state.out);
+        }
+    }
+
+    /// Frames with a label that the next hub gave go another way from there on.
+    pub(super) fn handle_path_moved(&mut self, from: AttachmentId, out: Label, mut via: Vec<HubKey>) {
+        via.truncate(usize::from(MAX_HOPS));
+        for label in self.labels_to(from, out) {
+            self.set_ahead(label, &via);
         }
     }
 
@@ -560,13 +569,7 @@ impl Hub {
         };
         let before = (state.downstream, state.out);
         (state.downstream, state.out, state.repair) = (downstream, out, Repair::No);
-        state.ahead = via.to_vec();
-        let way = (state.network, state.to, label);
-        if state.crosses() {
-            self.crossing.insert(way);
-        } else {
-            self.crossing.remove(&way);
-        }
+        self.set_ahead(label, via);
         if let Some(attachment) = self.attachments.get_mut(before.0.0) {
             attachment.downstream.remove(&(before.1, label));
             self.closing.push(Closing { at: now + KEEP, attachment: before.0, label: before.1 });
@@ -575,6 +578,20 @@ impl Hub {
             attachment.downstream.insert((out, label));
         }
         self.forward(ForwardCommand::RedirectLabel { label, downstream, out });
+    }
+
+    /// The hubs after this one on a label's way. The sender is told where they are others than before.
+    fn set_ahead(&mut self, label: Label, ahead: &[HubKey]) {
+        let Some(state) = self.labels.get_mut(label.0).filter(|state| state.ahead != ahead) else { return };
+        state.ahead = ahead.to_vec();
+        let (way, upstream) = ((state.network, state.to, label), state.upstream);
+        if state.crosses() {
+            self.crossing.insert(way);
+        } else {
+            self.crossing.remove(&way);
+        }
+        let via = [self.key].into_iter().chain(ahead.iter().copied()).collect();
+        self.tell(upstream, Control::PathMoved { label, via });
     }
 
     /// Looks for another way onward, around `hub`. Where the way is broken and there is no other, the

@@ -327,6 +327,34 @@ fn a_line_of_five_hubs_carries_traffic_from_end_to_end() {
 }
 
 #[test]
+fn the_sender_is_told_of_a_way_that_moved_behind_its_own_hub() {
+    // 0 - 1 - 2 - 3, and 1 - 4 - 3.
+    let mut admin = lan(&[0, 1, 2, 3, 4], 2);
+    let mut world = World::new(5, allow(&[admin.id]));
+    for (a, b) in [(0, 2), (0, 3), (0, 4), (1, 3), (2, 4)] {
+        world.cut(Who::Hub(a), Who::Hub(b));
+    }
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(6));
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 3, admin.id);
+    world.run(DELAY * 10);
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    let (dead, other) = if via[2] == hub_key(2) { (2, 4) } else { (4, 2) };
+    assert_eq!(via, [0, 1, dead, 3].map(hub_key));
+    for end in [1, 3] {
+        world.cut(Who::Hub(dead), Who::Hub(end));
+    }
+    world.run(Duration::from_secs(1));
+    assert!(world.passes(0, 0, label, 1));
+    let via = [0, 1, other, 3].map(hub_key).to_vec();
+    let heard = world.heard(a);
+    assert!(heard.contains(&Control::PathMoved { label, via }), "{heard:?}");
+}
+
+#[test]
 fn a_hub_that_dies_silently_on_the_way_is_gone_around_within_700_ms_under_the_same_label() {
     // At any moment between two hellos.
     for phase in 0..8 {
@@ -352,8 +380,11 @@ fn a_hub_that_dies_silently_on_the_way_is_gone_around_within_700_ms_under_the_sa
         assert!(!world.passes(0, 0, label, 1), "it did not carry the traffic");
         world.run(Duration::from_millis(700));
         assert!(world.passes(0, 0, label, 1), "phase {phase}, via {via:?}");
-        assert!(!world.heard(a).iter().any(|message| matches!(message, Control::PathLost { .. })));
+        let heard = world.heard(a);
+        assert!(!heard.iter().any(|message| matches!(message, Control::PathLost { .. })));
         assert!(world.hubs[0].events.contains(&HubEvent::NeighbourDown { hub: hub_key(dead) }));
+        let via = [0, if dead == 1 { 3 } else { 1 }, 2].map(hub_key).to_vec();
+        assert!(heard.contains(&Control::PathMoved { label, via }), "{heard:?}");
     }
 }
 

@@ -71,7 +71,8 @@ fn message(network: NetworkId) -> impl Strategy<Value = Control> {
         (0u32..20).prop_map(|request| Control::PathFailed { request, reason: PathReason::Timeout }),
         label.clone().prop_map(|label| Control::PathClose { label }),
         label.clone().prop_map(|label| Control::PathLost { label, reason: PathReason::HubLost }),
-        label.prop_map(|label| Control::LabelUnknown { label }),
+        label.clone().prop_map(|label| Control::LabelUnknown { label }),
+        label.prop_map(|label| Control::PathMoved { label, via: vec![hub_key(2); 20] }),
         Just(Control::Downlink { leg: Leg::Tls }),
     ];
     let rest = prop_oneof![

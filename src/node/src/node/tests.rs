@@ -1166,6 +1166,25 @@ fn a_label_that_another_direction_has_is_not_used_and_not_given_back() {
 }
 
 #[test]
+fn the_status_says_by_which_hubs_a_way_goes_that_has_moved() {
+    let mut net = ready(&[1], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 1);
+    let hub = net.nodes[&1].node.status().hubs[0].slot;
+    let label = net.nodes[&1].labels[&(net.slot(1, 2), hub)];
+    let via = |net: &Net| net.nodes[&1].node.status().peers[0].relays.clone();
+    let key = net.hubs[&1].key();
+    assert_eq!(via(&net), [(hub, vec![key])]);
+    let conn = net.hubs[&1].control_of(&member(1)).unwrap();
+    let ways = [vec![key, hub_secret(2).public()], vec![key]];
+    for way in ways {
+        net.tell(conn, &Control::PathMoved { label, via: way.clone() });
+        net.run(ms(100));
+        assert_eq!(via(&net), [(hub, way)]);
+    }
+}
+
+#[test]
 fn shutting_down_writes_what_is_worth_keeping_and_leaves_the_hubs() {
     let mut net = ready(&[1, 2], &[1, 2]);
     let peer = net.slot(1, 2);

@@ -549,7 +549,7 @@ impl Net {
         self.tell(conn, &hello);
     }
 
-    fn tell(&mut self, conn: Conn, message: &Control) {
+    pub(super) fn tell(&mut self, conn: Conn, message: &Control) {
         let hub = self.nodes.get(&conn.0).and_then(|node| *node.streams.get(&conn.2)?);
         let far = hub.and_then(|hub| self.hubs.get(&hub)).map_or(Duration::ZERO, |hub| hub.far);
         self.at(LATENCY + far, Happening::ToNode { conn, bytes: message.encode() });
@@ -877,7 +877,7 @@ impl TestHub {
         self.conns.iter().filter(|(_, conn)| conn.role == Some(Role::Control)).map(|(conn, _)| *conn).collect()
     }
 
-    fn control_of(&self, id: &MemberId) -> Option<Conn> {
+    pub(super) fn control_of(&self, id: &MemberId) -> Option<Conn> {
         let of = |conn: &HubConn| conn.member == Some(*id) && conn.role == Some(Role::Control);
         self.conns.iter().find(|(_, conn)| of(conn)).map(|(conn, _)| *conn)
     }
