@@ -24,7 +24,7 @@ pub enum Command {
         /// Round trip; `None`: nothing comes back.
         rtt: Option<Duration>,
     },
-    /// Another worker's pairs use a hub: for the one that binds there.
+    /// Another worker's pairs use a hub, or its control stream is silent: the one that binds there looks closely.
     TouchHub {
         /// Which hub.
         hub: HubSlot,

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Each open control stream brings one data stream to the same hub. A control stream on which nothing was
-//! heard for [`attachment::SILENT`] is dead; it is asked before that.
+//! heard for [`attachment::SILENT`] is dead; it is asked before that, and has longer while the hub answers datagrams.
 //!
 //! Which hubs: the nearest, and among those that are equally near by the roster's weights ([`distance`]). One that is
 //! clearly nearer than one in use is attached beside it, and only then is the other left. Where a peer is at none of
@@ -30,12 +30,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flatlan_datapath::Command;
 use flatlan_relay::{ClaimsSummary, Control, Leg, RefusedCode, auth::Exporter};
 use flatlan_types::{Endpoint, HostPort, HubKey, HubSlot, Name};
 
 use self::{
     attach::ANSWER,
-    attachment::{Attachment, SILENT, UdpLeg},
+    attachment::{Attachment, UdpLeg},
     dial::{MAX_ATTACHED, SURPLUS, Target, rank},
     distance::Distance,
 };
@@ -333,8 +334,7 @@ impl Hubs {
             hub.distance.forget();
             hub.data.next = hub.data.next.map(|_| ctx.now);
             if let Some(attachment) = &mut hub.control {
-                // as if silent for so long that the answer must come within HURRY
-                attachment.heard = ctx.now.checked_sub(SILENT.saturating_sub(HURRY)).unwrap_or(ctx.now);
+                attachment.answer_by = Some(ctx.now + HURRY);
                 attachment.ask(ctx.now, ctx.rng, ctx.out);
             }
         }
@@ -384,9 +384,13 @@ impl Hubs {
         let (mut rotate, mut left) = (Vec::new(), Vec::new());
         for hub in &mut self.hubs {
             let Some(attachment) = &mut hub.control else { continue };
-            if ctx.now.duration_since(attachment.heard) >= SILENT {
+            if attachment.silent_at() <= ctx.now {
                 silent.push(hub.slot);
             } else if attachment.ask_at() <= ctx.now {
+                if attachment.is_asked() && attachment.leg.is_some() {
+                    // whether datagrams are still answered decides how long the stream may be silent
+                    ctx.out.worker(Command::TouchHub { hub: hub.slot });
+                }
                 attachment.ask(ctx.now, ctx.rng, ctx.out);
             }
             if attachment.place_until.is_some_and(|at| at <= ctx.now) {
@@ -415,7 +419,7 @@ impl Hubs {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let streams = self.streams.values().filter_map(|stream| stream.deadline);
         let attachments = self.hubs.iter().filter_map(|hub| hub.control.as_ref()).flat_map(|attachment| {
-            [Some(attachment.ask_at()), Some(attachment.heard + SILENT), attachment.place_until, attachment.leave_at]
+            [Some(attachment.ask_at()), Some(attachment.silent_at()), attachment.place_until, attachment.leave_at]
                 .into_iter()
                 .flatten()
         });

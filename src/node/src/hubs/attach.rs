@@ -166,7 +166,7 @@ impl Hubs {
 
     pub(super) fn on_message(&mut self, slot: HubSlot, id: StreamId, message: Control, ctx: &mut Context<'_>) {
         let Some(attachment) = self.attachment_mut(slot).filter(|attachment| attachment.stream == id) else { return };
-        attachment.heard = ctx.now;
+        (attachment.heard, attachment.answer_by) = (ctx.now, None);
         #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is not about the attachment")]
         match message {
             Control::Ping { time } => ctx.out.send(id, &Control::Pong { time }),

@@ -29,6 +29,8 @@ pub(super) struct Attachment {
     pub(super) leg: Option<UdpLeg>,
     pub(super) since: Instant,
     pub(super) heard: Instant,
+    /// Something must be heard by then, however short the silence was before.
+    pub(super) answer_by: Option<Instant>,
     pub(super) asked: Option<Instant>,
     /// Pings without an answer: what each said, and when.
     pings: VecDeque<(u64, Instant)>,
@@ -57,6 +59,7 @@ impl Attachment {
             leg: None,
             since: now,
             heard: now,
+            answer_by: None,
             asked: None,
             pings: VecDeque::new(),
             remote: remote.map(|remote| remote.socket_addr().ip()),
@@ -109,6 +112,18 @@ impl Attachment {
         let (_, sent) = self.pings.drain(..=place).next_back()?;
         (self.asked, self.rtt) = (None, Some(now.saturating_duration_since(sent)));
         self.rtt
+    }
+
+    /// When the control stream counts as dead unless something is heard on it before.
+    pub(super) fn silent_at(&self) -> Instant {
+        let patience = if self.leg.is_some() { SILENT_BESIDE_UDP } else { SILENT };
+        let at = self.heard + patience;
+        self.answer_by.map_or(at, |by| by.min(at))
+    }
+
+    /// Whether a ping was not answered yet.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.is_some_and(|asked| asked >= self.heard)
     }
 
     pub(super) fn ask_at(&self) -> Instant {
@@ -188,6 +203,10 @@ pub(super) const MAX_PLACES: usize = 8;
 pub(super) const QUIET: Duration = Duration::from_secs(1);
 /// And dead after this.
 pub(super) const SILENT: Duration = Duration::from_secs(3);
+/// The same while the hub answers datagrams, so that it is not the hub that is dead: at 10 % loss each way a stream stands
+/// still for three seconds every few minutes, and with an attachment go all paths by its hub. Less than after which a hub
+/// gives up a node that it does not hear.
+const SILENT_BESIDE_UDP: Duration = Duration::from_secs(8);
 /// Pings of which answers are still taken.
 const MAX_PINGS: usize = 4;
 /// A UDP address of a hub with several is tried for so long.
