@@ -240,12 +240,12 @@ impl Path {
     pub(crate) fn die(&mut self, now: Instant) {
         (self.phase, self.answers, self.burst, self.tries) = (Phase::Dead, 0, 0, 0);
         self.missed_since.get_or_insert(now);
-        self.hold_until = Some(now + self.deaths.strike(now, HOLD, MAX_HOLD));
+        self.hold_until = Some(self.deaths.strike(now, HOLD, MAX_HOLD));
     }
 
     /// Swallowed data. It is a last resort for a while, longer each time.
     pub(crate) fn black_out(&mut self, now: Instant) {
-        self.grey_until = Some(now + self.blackouts.strike(now, GREY, MAX_GREY));
+        self.grey_until = Some(self.blackouts.strike(now, GREY, MAX_GREY));
         self.size.forgive();
         self.ledger.restart();
     }
@@ -257,6 +257,11 @@ impl Path {
 
     pub(crate) fn is_grey(&self, now: Instant) -> bool {
         self.grey_until.is_some_and(|until| now < until)
+    }
+
+    /// When it swallowed data last.
+    pub(crate) fn blamed(&self) -> Option<Instant> {
+        self.blackouts.last
     }
 
     pub(crate) fn is_held(&self, now: Instant) -> bool {
@@ -345,30 +350,38 @@ enum Fate {
     Open,
 }
 
-/// Doubles a penalty with every offence, and forgets after some time.
+/// Doubles a penalty with every offence that comes after the last one's, and forgets after some time. What happens
+/// again meanwhile is the same offence, whose penalty begins anew: a stream that stalls dies and revives many times.
 #[derive(Clone, Copy, Debug, Default)]
 struct Strikes {
     count: u32,
     last: Option<Instant>,
+    until: Option<Instant>,
 }
 
 impl Strikes {
-    fn strike(&mut self, now: Instant, first: Duration, most: Duration) -> Duration {
+    /// When the penalty ends.
+    fn strike(&mut self, now: Instant, first: Duration, most: Duration) -> Instant {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) > FORGET) {
             self.count = 0;
         }
+        if self.until.is_none_or(|until| now >= until) {
+            self.count = self.count.saturating_add(1);
+        }
         self.last = Some(now);
-        self.count = self.count.saturating_add(1);
-        first.saturating_mul(1 << (self.count - 1).min(16)).min(most)
+        let until = now + first.saturating_mul(1 << self.count.saturating_sub(1).min(16)).min(most);
+        self.until = Some(until);
+        until
     }
 }
 
 /// Probes remembered per path, and for how long: a longer round trip than any.
 const MAX_SENT: usize = 128;
 const REMEMBER: Duration = Duration::from_secs(8);
-/// After a death, no graceful return before.
+/// After a death, no graceful return before. The longest is far above what a hub takes to flap, and short enough that a
+/// live one is not missed for long.
 const HOLD: Duration = Duration::from_secs(2);
-const MAX_HOLD: Duration = Duration::from_secs(120);
+const MAX_HOLD: Duration = Duration::from_secs(20);
 /// After swallowing data, a last resort until.
 const GREY: Duration = Duration::from_secs(10);
 const MAX_GREY: Duration = Duration::from_secs(300);

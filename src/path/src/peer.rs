@@ -1,6 +1,7 @@
 //! All paths to one peer, and which of them its lanes use.
 
 mod group;
+mod pardon;
 mod place;
 mod schedule;
 
@@ -12,7 +13,10 @@ use std::{
 
 use flatlan_types::{Endpoint, HubSlot, LaneId};
 
-use self::group::{GROUPS, Group};
+use self::{
+    group::{GROUPS, Group},
+    pardon::Pardon,
+};
 use crate::{
     budget::Budget,
     config::PathConfig,
@@ -50,6 +54,7 @@ pub struct PeerPaths {
     /// No graceful move between relays before, and the pause after the next one.
     dwell: Option<Instant>,
     dwell_next: Duration,
+    pardon: Pardon,
     inbox: Inbox,
     budget: Budget,
     draining: BTreeSet<HubSlot>,
@@ -97,6 +102,7 @@ impl PeerPaths {
             better: None,
             dwell: None,
             dwell_next: place::DWELL,
+            pardon: Pardon::default(),
             inbox: Inbox::default(),
             budget: Budget::new(now),
             draining: BTreeSet::new(),
@@ -378,7 +384,8 @@ impl PeerPaths {
                 about.size.doubt(now);
                 about.due = Some(now);
             }
-            Verdict::Delivers | Verdict::Unclear => {}
+            Verdict::Delivers => self.pardon.delivered(about.kind, asked),
+            Verdict::Unclear => {}
         }
     }
 

@@ -25,6 +25,7 @@ impl PeerPaths {
         for lane in LaneId::all().filter(|lane| self.carries(*lane)).collect::<Vec<_>>() {
             self.place_carrier(lane, now);
         }
+        self.pardon(now);
         self.consider_better(now);
         self.share_out(now);
         self.place_spare(now);

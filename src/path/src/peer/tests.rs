@@ -154,6 +154,78 @@ fn a_hub_that_swallows_data_is_not_gone_back_to_at_once() {
 }
 
 #[test]
+fn flows_are_back_on_datagrams_soon_after_the_last_hub_carries_data_in_them_again_however_often_that_befell() {
+    let mut net = Net::seeded(18).hubs(&[ms(1), ms(2), ms(3)]).streams();
+    for side in [A, B] {
+        net.flow(side, Flow { every: ms(5), packets: 2, size: 1000 });
+    }
+    let udp = |net: &Net| [A, B].iter().all(|side| (0..3).any(|hub| net.end(*side).active() == Some(relay(hub))));
+    for round in 0..20 {
+        let start = net.now;
+        net.run_until(secs(60), udp);
+        assert!(udp(&net) && net.now - start <= secs(15), "round {round}: {:?}", net.now - start);
+        net.run(secs(3));
+        let used = [A, B].map(|side| net.end(side).active().unwrap());
+        for side in [A, B] {
+            used.iter().for_each(|path| net.fault(side, *path, Fault::Data));
+        }
+        net.run(secs(3));
+        for side in [A, B] {
+            used.iter().for_each(|path| net.fault(side, *path, Fault::None));
+        }
+    }
+}
+
+#[test]
+fn a_site_where_no_datagram_carries_data_tries_it_again_ever_less_often() {
+    let mut net = Net::seeded(19).hubs(&[ms(1), ms(2)]).streams();
+    net.flow(A, Flow { every: ms(5), packets: 2, size: 1000 });
+    net.run(secs(3));
+    (0..2).for_each(|hub| net.fault(A, relay(hub), Fault::Data));
+    net.run(secs(60));
+    net.settle_events();
+    net.run(secs(600));
+    let tries = net.events(A).iter().filter(|event| matches!(event, PathEvent::Moved { reason: MoveReason::Evidence, .. }));
+    let tries = tries.count();
+    assert!((1..=16).contains(&tries), "{tries} times in ten minutes: {:?}", net.events(A));
+}
+
+#[test]
+fn a_path_that_died_many_times_in_a_moment_has_its_flows_back_within_seconds() {
+    let mut net = Net::seeded(20).hubs(&[ms(1), ms(30)]);
+    net.flow(A, Flow { every: ms(10), packets: 1, size: 128 });
+    net.run(secs(5));
+    for _ in 0..10 {
+        for (fault, time) in [(Fault::Cut, ms(1000)), (Fault::None, ms(1500))] {
+            net.fault(A, relay(0), fault);
+            net.fault(B, relay(0), fault);
+            net.run(time);
+        }
+    }
+    let start = net.now;
+    net.run_until(secs(60), |net| net.end(A).active() == Some(relay(0)));
+    assert!(net.now - start <= secs(8), "{:?}", net.now - start);
+}
+
+#[test]
+fn a_path_that_died_often_has_its_flows_back_within_half_a_minute() {
+    let mut net = Net::seeded(21).hubs(&[ms(1), ms(30)]);
+    net.flow(A, Flow { every: ms(10), packets: 1, size: 128 });
+    for _ in 0..8 {
+        net.run(secs(40));
+        for (fault, time) in [(Fault::Cut, secs(1)), (Fault::None, Duration::ZERO)] {
+            net.fault(A, relay(0), fault);
+            net.fault(B, relay(0), fault);
+            net.run(time);
+        }
+    }
+    assert_eq!(net.end(A).active(), Some(relay(1)));
+    let start = net.now;
+    net.run_until(secs(200), |net| net.end(A).active() == Some(relay(0)));
+    assert!(net.now - start <= secs(30), "{:?}", net.now - start);
+}
+
+#[test]
 fn a_smaller_mtu_on_every_path_shrinks_the_datagram_and_moves_nothing() {
     let mut net = busy(6);
     assert_eq!(net.end(A).paths.mtu(), 1440);
