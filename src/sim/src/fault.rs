@@ -7,6 +7,7 @@ use flatlan_path::Spread;
 
 use crate::{
     conn::Silent,
+    hub_site::Swallows,
     lie::Lie,
     nat::Nat,
     node_site::Disk,
@@ -42,6 +43,8 @@ pub enum Fault {
     Thaw(Party),
     /// A hub drops data, and passes all else.
     Swallow(usize),
+    /// Data that comes to a hub or leaves it in datagrams is lost; what streams carry passes, and so does all else.
+    SwallowUdp(usize),
     /// It passes data again.
     Pass(usize),
     /// A wall clock is set to another time, so many seconds away.
@@ -102,8 +105,9 @@ impl Sim {
                     self.thaw(party);
                 }
             }
-            Fault::Swallow(hub) => self.hubs[hub].swallows = true,
-            Fault::Pass(hub) => self.hubs[hub].swallows = false,
+            Fault::Swallow(hub) => self.hubs[hub].swallows = Swallows::Data,
+            Fault::SwallowUdp(hub) => self.hubs[hub].swallows = Swallows::Datagrams,
+            Fault::Pass(hub) => self.hubs[hub].swallows = Swallows::Nothing,
             Fault::Clock(party, seconds) => match party {
                 Party::Hub(hub) => self.hubs[hub].place.clock += seconds,
                 Party::Node(node) => self.nodes[node].place.clock += seconds,
@@ -134,7 +138,7 @@ impl Sim {
         for n in 0..self.hubs.len() {
             let site = &mut self.hubs[n];
             site.lies.clear();
-            site.swallows = false;
+            site.swallows = Swallows::Nothing;
             self.thaw(Party::Hub(n));
             self.start_again(Party::Hub(n), Disk::Kept);
         }

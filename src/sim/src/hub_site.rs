@@ -34,8 +34,8 @@ pub(crate) struct HubSite {
     pub(crate) kept: Option<BTreeMap<NetworkId, StoredNetwork>>,
     pub(crate) liar: Liar,
     pub(crate) lies: BTreeSet<Lie>,
-    /// It passes probes and control, and drops data.
-    pub(crate) swallows: bool,
+    /// What it does not pass, beside probes and control.
+    pub(crate) swallows: Swallows,
     /// The greatest rosters that this disk has seen.
     greatest: BTreeMap<NetworkId, RosterVersion>,
     reflection: Reflection,
@@ -76,7 +76,7 @@ impl HubSite {
             kept: None,
             liar: Liar::default(),
             lies: BTreeSet::new(),
-            swallows: false,
+            swallows: Swallows::Nothing,
             greatest: BTreeMap::new(),
             reflection: Reflection::default(),
         }
@@ -278,7 +278,7 @@ impl Sim {
             let trail: Vec<_> = trail.hubs().collect();
             return self.violate(format!("frames came to h{n} again by a stream: they had crossed {trail:?}"));
         }
-        if self.hubs[n].swallows {
+        if self.hubs[n].swallows == Swallows::Data {
             let mut kept = Vec::new();
             for frame in frame::unpack(&bytes).filter(|frame| !is_data(frame)) {
                 frame::pack(&mut kept, frame).expect("it was packed before");
@@ -320,6 +320,9 @@ impl Sim {
         let trail = trail.over(n);
         for (to, batch, stride, class) in udp {
             for datagram in batch.chunks(stride.max(1)) {
+                if self.swallowed(n, datagram) {
+                    continue;
+                }
                 self.judge(n, to, datagram);
                 // what is no frame may become one by a turned bit
                 let is_frame = datagram.first() == Some(&frame::KIND);
@@ -410,9 +413,20 @@ impl Sim {
         trail.has(n) && !trail.is_bent()
     }
 
-    fn swallowed(&self, n: usize, frame: &[u8]) -> bool {
-        self.hubs[n].swallows && is_data(frame)
+    /// Whether a datagram that comes to a hub, or leaves it, is lost.
+    fn swallowed(&self, n: usize, datagram: &[u8]) -> bool {
+        self.hubs[n].swallows != Swallows::Nothing && datagram.first() == Some(&frame::KIND) && is_data(datagram)
     }
+}
+
+/// What a hub does not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swallows {
+    Nothing,
+    /// Data in datagrams, both ways.
+    Datagrams,
+    /// Data, however it comes.
+    Data,
 }
 
 /// Whether a labelled frame holds data of a WireGuard session.

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flatlan_path::{Leg, PathKind};
 use flatlan_sim::{Disk, Fault, Flow, Move, Nat, Party, Quality, Sim};
 
 #[test]
@@ -107,6 +108,22 @@ fn a_hub_that_drops_only_data_is_left_within_a_second() {
 }
 
 #[test]
+fn flows_are_back_on_datagrams_within_seconds_however_often_hubs_dropped_data_in_them() {
+    let mut net = relayed(3);
+    let over_udp = |net: &Sim, a, b| matches!(net.path(a, b), Some(PathKind::Relay { hub: _, leg: Leg::Udp }));
+    for round in 0..15 {
+        let took = net.time_to(S * 20, |net| over_udp(net, "x", "y") && over_udp(net, "y", "x"));
+        assert!(took.is_some(), "round {round}: {:?} and {:?}", net.path("x", "y"), net.path("y", "x"));
+        net.run(S * 2);
+        let Party::Hub(hub) = net.party(&net.hub_in_use("x", "y").unwrap()) else { panic!("no hub") };
+        net.inject(Fault::SwallowUdp(hub));
+        net.run(S * 3);
+        net.inject(Fault::Pass(hub));
+    }
+    holds(&net);
+}
+
+#[test]
 fn a_way_that_is_cut_in_one_direction_is_left_within_half_a_second() {
     for toward_hub in [false, true] {
         let mut net = relayed(3);
@@ -166,7 +183,7 @@ fn nodes_find_a_direct_way_wherever_their_nats_allow_it() {
         for b in Nat::ALL {
             let mut net = sim(4).hub("h").node("x", a).node("y", b).begin();
             talk(&mut net, "x", "y", MS * 50);
-            let direct = |net: &Sim| net.path("x", "y").is_some_and(flatlan_path::PathKind::is_direct);
+            let direct = |net: &Sim| net.path("x", "y").is_some_and(PathKind::is_direct);
             let found = net.time_to(S * 20, direct);
             assert_eq!(found.is_some(), a.meets(b), "{a:?} and {b:?}: {found:?}");
             holds(&net);
