@@ -48,6 +48,15 @@ pub enum Command {
         /// The hub's label.
         label: Option<Label>,
     },
+    /// The hubs that frames to a peer cross after one to which it has given a label: what fails together.
+    SetWay {
+        /// To whom.
+        peer: PeerSlot,
+        /// By which hub.
+        hub: HubSlot,
+        /// The hubs after it.
+        over: Vec<HubSlot>,
+    },
     /// A label of our own, given to a hub for frames which it says come from this peer.
     AddInLabel {
         /// The label.

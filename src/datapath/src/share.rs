@@ -50,6 +50,7 @@ impl Command {
             Self::TouchHub { .. } => Audience::One(WorkerId::FIRST),
             Self::AddInLabel { label, .. } | Self::RemoveInLabel { label } => Audience::One(workers.of_label(*label)),
             Self::SetLabel { peer, .. }
+            | Self::SetWay { peer, .. }
             | Self::SetDirect { peer, .. }
             | Self::SendMessage { peer, .. }
             | Self::Connect { peer }

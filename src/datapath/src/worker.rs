@@ -267,8 +267,11 @@ impl<S: Sessions> Worker<S> {
                 self.in_labels.retain(|_, (of, _)| *of != hub);
                 self.refresh_relays(hub, now);
                 for slot in self.peers.slots() {
-                    if let Some(link) = self.peers.get_mut(slot).and_then(Peer::node_link_mut) {
-                        link.labels.remove(&hub);
+                    if let Some(link) = self.peers.get_mut(slot).and_then(Peer::node_link_mut)
+                        && link.labels.remove(&hub).is_some()
+                    {
+                        link.paths.set_over(hub, &[], now);
+                        self.touched.push(slot);
                     }
                 }
             }
@@ -282,6 +285,12 @@ impl<S: Sessions> Worker<S> {
                     link.paths.renew_relay(hub, now);
                 }
                 self.refresh_peer(peer, now);
+            }
+            Command::SetWay { peer, hub, over } => {
+                if let Some(link) = self.ensure_peer(peer, now).and_then(Peer::node_link_mut) {
+                    link.paths.set_over(hub, &over, now);
+                    self.touched.push(peer);
+                }
             }
             Command::AddInLabel { label, hub, peer } => {
                 self.in_labels.insert(label, (hub, peer));

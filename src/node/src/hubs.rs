@@ -528,6 +528,10 @@ impl Hubs {
         self.attachment(slot).is_some()
     }
 
+    pub(crate) fn slot(&self, key: &HubKey) -> Option<HubSlot> {
+        Some(self.hubs.iter().find(|hub| hub.key == *key)?.slot)
+    }
+
     pub(crate) fn key(&self, slot: HubSlot) -> Option<HubKey> {
         Some(self.hub(slot)?.key)
     }

@@ -533,7 +533,7 @@ impl Node {
                 }
             }
             Control::PathFailed { request, reason } => relays.handle_failed(hub, request, reason, hubs, now, out),
-            Control::PathMoved { label, via } => relays.handle_moved(hub, label, via),
+            Control::PathMoved { label, via } => relays.handle_moved(hub, label, via, hubs, out),
             Control::PathClose { label } => relays.handle_close(hub, label, out),
             Control::PathLost { label, reason } => relays.handle_lost(hub, label, reason, now, out),
             Control::LabelUnknown { label } => relays.handle_lost(hub, label, PathReason::NoRoute, now, out),

@@ -239,9 +239,11 @@ impl Relays {
             return None;
         }
         let before = outward.way().map(|way| way.label);
+        let over = behind(hub, &via, hubs);
         outward.state = State::Open(Way { label, via, since: now, renewal: None });
         outward.failures = 0;
         out.worker(Command::SetLabel { peer, hub, label: Some(label) });
+        out.worker(Command::SetWay { peer, hub, over });
         self.holders.insert((hub, label), peer);
         if let Some(before) = before {
             self.holders.remove(&(hub, before));
@@ -302,10 +304,18 @@ impl Relays {
     }
 
     /// Frames with a hub's label go another way from there on.
-    pub(crate) fn handle_moved(&mut self, hub: HubSlot, label: Label, mut via: Vec<HubKey>) {
+    pub(crate) fn handle_moved(
+        &mut self,
+        hub: HubSlot,
+        label: Label,
+        mut via: Vec<HubKey>,
+        hubs: &Hubs,
+        out: &mut Outbox,
+    ) {
         via.truncate(usize::from(MAX_HOPS));
-        let holder = self.holders.get(&(hub, label)).copied();
-        if let Some(way) = holder.and_then(|peer| self.outward.get_mut(&(peer, hub))).and_then(Outward::way_mut) {
+        let Some(peer) = self.holders.get(&(hub, label)).copied() else { return };
+        if let Some(way) = self.outward.get_mut(&(peer, hub)).and_then(Outward::way_mut) {
+            out.worker(Command::SetWay { peer, hub, over: behind(hub, &via, hubs) });
             way.via = via;
         }
     }
@@ -555,6 +565,12 @@ impl Outward {
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { until: now + delay };
     }
+}
+
+/// The hubs of a way after the first, as far as they are known.
+fn behind(first: HubSlot, via: &[HubKey], hubs: &Hubs) -> Vec<HubSlot> {
+    let slots = via.iter().take(usize::from(MAX_HOPS)).filter_map(|key| hubs.slot(key));
+    slots.filter(|slot| *slot != first).collect()
 }
 
 fn opened(request: u32, label: Label) -> Control {

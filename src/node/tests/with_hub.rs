@@ -512,6 +512,7 @@ impl TestNode {
                 self.given.remove(&label);
             }
             Command::SetHub { .. }
+            | Command::SetWay { .. }
             | Command::DrainHub { .. }
             | Command::SetDirect { .. }
             | Command::SendMessage { .. }

@@ -58,6 +58,8 @@ pub struct PeerPaths {
     inbox: Inbox,
     budget: Budget,
     draining: BTreeSet<HubSlot>,
+    /// The hubs that datagrams by a hub cross after it.
+    over: BTreeMap<HubSlot, Vec<HubSlot>>,
     stretch: u32,
     last_traffic: Instant,
     /// The latest probe of the peer's, which may keep us warm, or the latest way to it that is new.
@@ -106,6 +108,7 @@ impl PeerPaths {
             inbox: Inbox::default(),
             budget: Budget::new(now),
             draining: BTreeSet::new(),
+            over: BTreeMap::new(),
             stretch: 1,
             last_traffic: now,
             asked: None,
@@ -177,6 +180,17 @@ impl PeerPaths {
     pub fn renew_relay(&mut self, hub: HubSlot, now: Instant) {
         for path in self.paths.values_mut().filter(|path| path.kind.hub() == Some(hub)) {
             path.renew(now);
+        }
+        self.settle(now);
+    }
+
+    /// Which hubs datagrams to the peer cross behind this one, as hubs say: a standby shares none of them with the path in use
+    /// where there is such a one. It lasts until it is said anew, whether a path by the hub is listed or not.
+    pub fn set_over(&mut self, hub: HubSlot, over: &[HubSlot], now: Instant) {
+        if over.is_empty() {
+            self.over.remove(&hub);
+        } else {
+            self.over.insert(hub, over.to_vec());
         }
         self.settle(now);
     }

@@ -1185,6 +1185,26 @@ fn the_status_says_by_which_hubs_a_way_goes_that_has_moved() {
 }
 
 #[test]
+fn the_workers_are_told_which_hubs_a_way_crosses_behind_the_first() {
+    let mut net = ready(&[1, 2], &[1, 2]);
+    net.need(1, 2);
+    net.until(SOON, |net| net.ways(1, 2) == 2);
+    let keys = [1, 2].map(|hub| net.hubs[&hub].key());
+    let hubs = net.nodes[&1].node.status().hubs;
+    let [first, second] = keys.map(|key| hubs.iter().find(|hub| hub.key == key).unwrap().slot);
+    let slot = net.slot(1, 2);
+    let over = |net: &Net| net.nodes[&1].over[&(slot, first)].clone();
+    assert_eq!(over(&net), []);
+    let label = net.nodes[&1].labels[&(slot, first)];
+    let conn = net.hubs[&1].control_of(&member(1)).unwrap();
+    for (via, expected) in [(keys.to_vec(), vec![second]), (vec![keys[0]], vec![])] {
+        net.tell(conn, &Control::PathMoved { label, via });
+        net.run(ms(100));
+        assert_eq!(over(&net), expected);
+    }
+}
+
+#[test]
 fn shutting_down_writes_what_is_worth_keeping_and_leaves_the_hubs() {
     let mut net = ready(&[1, 2], &[1, 2]);
     let peer = net.slot(1, 2);

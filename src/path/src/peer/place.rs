@@ -166,9 +166,10 @@ impl PeerPaths {
                 if health > Health::Fair || (lane.is_quiet(now) && !doomed) {
                     return;
                 }
-                let crowded = same_way(current.kind, primary.kind) && !same_way(target.kind, primary.kind);
+                let (own, new) = (self.common(current.kind, primary.kind), self.common(target.kind, primary.kind));
+                let crowded = new < own;
                 let slow = class(current.kind) == Class::Tls && class(target.kind) == Class::Udp;
-                let apart = !same_way(target.kind, primary.kind) || same_way(current.kind, primary.kind);
+                let apart = new <= own;
                 if doomed {
                     lane.reason
                 } else if current.draining && !target.draining {
@@ -284,11 +285,38 @@ impl PeerPaths {
         let left = away.and_then(|id| self.kind(id));
         let others = self.paths.values().filter(|path| Some(path.id) != away && wanted(path));
         let ranked = others.filter_map(|path| {
-            let close = left.is_some_and(|left| same_way(left, path.kind));
-            Some((health(path, since, now)?, close, class(path.kind), path.cost(), path.id))
+            let common = left.map(|left| self.common(left, path.kind));
+            Some((health(path, since, now)?, common, class(path.kind), path.cost(), path.id))
         });
         ranked.min().map(|(health, .., id)| (id, health))
     }
+}
+
+impl PeerPaths {
+    /// What two paths share.
+    fn common(&self, a: PathKind, b: PathKind) -> Common {
+        let hubs = |kind: PathKind| {
+            let first = kind.hub();
+            first.into_iter().chain(first.and_then(|hub| self.over.get(&hub)).into_iter().flatten().copied())
+        };
+        if same_way(a, b) {
+            Common::First
+        } else if hubs(a).any(|hub| hubs(b).any(|other| other == hub)) {
+            Common::Hub
+        } else {
+            Common::Nothing
+        }
+    }
+}
+
+/// What may fail for two paths at once, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Common {
+    Nothing,
+    /// A hub that one of them crosses behind its first.
+    Hub,
+    /// The first hub, or no hub at all.
+    First,
 }
 
 /// A graceful move.

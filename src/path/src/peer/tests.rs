@@ -59,6 +59,34 @@ fn a_relay_is_used_before_it_is_proven_and_the_standby_is_on_another_hub() {
 }
 
 #[test]
+fn the_standby_shares_no_hub_with_the_path_in_use_where_there_is_such_a_one() {
+    let mut net = Net::seeded(1).hubs(&[ms(1), ms(2), ms(9)]);
+    net.flow(A, Flow { every: ms(10), packets: 1, size: 128 });
+    net.run(secs(3));
+    let way = |net: &Net| {
+        let (paths, lane) = (&net.end(A).paths, net.end(A).paths.primary());
+        assert_eq!(paths.standby(lane), paths.active(LaneId::STANDBY));
+        (paths.active(lane), paths.standby(lane))
+    };
+    assert_eq!(way(&net), (Some(relay(0)), Some(relay(1))));
+    let now = net.now;
+    net.end_mut(A).paths.set_over(HubSlot(1), &[HubSlot(0)], now);
+    net.run(secs(1));
+    assert_eq!(way(&net), (Some(relay(0)), Some(relay(2))), "what leads over the hub in use is no standby");
+    let now = net.now;
+    net.end_mut(A).paths.set_over(HubSlot(2), &[HubSlot(7), HubSlot(0)], now);
+    net.run(secs(1));
+    net.fault(A, relay(2), Fault::Cut);
+    net.run(secs(5));
+    assert_eq!(way(&net), (Some(relay(0)), Some(relay(1))), "better than none");
+    net.fault(A, relay(2), Fault::None);
+    let now = net.now;
+    net.end_mut(A).paths.set_over(HubSlot(2), &[], now);
+    net.run(secs(30));
+    assert_eq!(way(&net), (Some(relay(0)), Some(relay(2))));
+}
+
+#[test]
 fn a_dead_hub_is_left_within_a_quarter_of_a_second() {
     let worst = worst_gap(&[(A, Fault::Cut), (B, Fault::Cut)], busy);
     println!("hub cut: {worst:?}");

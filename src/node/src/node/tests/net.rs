@@ -178,6 +178,8 @@ pub(super) struct TestNode {
     pub(super) epoch: BootEpoch,
     pub(super) hubs: BTreeMap<HubSlot, (bool, bool)>,
     pub(super) labels: BTreeMap<(PeerSlot, HubSlot), Label>,
+    /// The hubs behind each.
+    pub(super) over: BTreeMap<(PeerSlot, HubSlot), Vec<HubSlot>>,
     pub(super) given: BTreeMap<Label, (HubSlot, PeerSlot)>,
     pub(super) direct: BTreeMap<PeerSlot, Vec<Endpoint>>,
     pub(super) connects: Vec<PeerSlot>,
@@ -280,6 +282,7 @@ impl Net {
                 epoch,
                 hubs: BTreeMap::new(),
                 labels: BTreeMap::new(),
+                over: BTreeMap::new(),
                 given: BTreeMap::new(),
                 direct: BTreeMap::new(),
                 connects: Vec::new(),
@@ -625,6 +628,9 @@ impl Net {
                     Some(label) => node.labels.insert((peer, hub), label),
                     None => node.labels.remove(&(peer, hub)),
                 };
+            }
+            Command::SetWay { peer, hub, over } => {
+                node.over.insert((peer, hub), over);
             }
             Command::AddInLabel { label, hub, peer } => {
                 node.given.insert(label, (hub, peer));
