@@ -33,11 +33,13 @@
 //! 2. Eight are missed, nothing arrived since, and another path delivered in the same span: the path is dead.
 //!    If nothing else delivers, nothing is better: the lane stays, and every path is asked with back-off.
 //! 3. The lane itself moves to the best path that delivered in that span. Its session is untouched.
-//! 4. The spare lane goes to yet another way, and the dead path must answer three times in a row.
+//! 4. The spare lane goes to yet another way, one that shares no hub with the first where there is such a one
+//!    ([`PeerPaths::set_over`]), and the dead path must answer three times in a row.
 //!
 //! A path that passes probes and drops data is found by the ledger of data sent against data received: eight
 //! packets and 200 ms without an advance. One that drops what is large is found by probes of the data's size,
-//! one in five, and in quick succession once data is in doubt. Both are a last resort for a while.
+//! one in five, and in quick succession once data is in doubt. Both are a last resort for a while; where every path of a
+//! rank is, flows on a lower one try them again, one after the other, ever less often until data arrives.
 //!
 //! A hub by which nothing arrives for five seconds, by any of its legs, is told of ([`PathEvent::Silent`]): its label may
 //! lead elsewhere. With another label its paths are asked anew, and keep their record.
