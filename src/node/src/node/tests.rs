@@ -367,12 +367,19 @@ fn a_hub_that_restarts_has_its_node_and_the_labels_back_within_two_seconds() {
 }
 
 #[test]
-fn a_frozen_hub_is_left_after_three_seconds_of_silence() {
-    let mut net = ready(&[1, 2], &[1]);
-    net.run(ms(300));
-    net.hubs.get_mut(&1).unwrap().frozen = true;
-    let took = net.until(Duration::from_secs(5), |net| net.nodes[&1].hubs.len() == 1);
-    assert!(took <= ms(3_100) && took >= ms(1_900), "{took:?}");
+fn a_frozen_hub_is_left_after_three_seconds_of_silence_and_one_that_answers_datagrams_after_eight() {
+    for (answers, least, most) in [(false, 1_900, 3_100), (true, 6_900, 8_100)] {
+        let mut net = ready(&[1, 2], &[1]);
+        net.run(ms(300));
+        let key = net.hubs[&1].key();
+        let hub = net.nodes[&1].node.status().hubs.iter().find(|hub| hub.key == key).unwrap().slot;
+        net.hubs.get_mut(&1).unwrap().frozen = true;
+        if !answers {
+            net.event(1, Event::LegDown { hub });
+        }
+        let took = net.until(Duration::from_secs(10), |net| net.nodes[&1].hubs.len() == 1);
+        assert!(took <= ms(most) && took >= ms(least), "datagrams answered: {answers}: {took:?}");
+    }
 }
 
 #[test]

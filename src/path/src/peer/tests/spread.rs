@@ -73,6 +73,22 @@ fn only_the_flows_of_a_hub_that_dies_move_and_they_come_back_by_a_lane_of_their_
 }
 
 #[test]
+fn a_hub_that_died_often_has_its_share_back_within_half_a_minute() {
+    let mut net = Net::seeded(6).hubs(&[ms(2), ms(3), ms(4)]).spread();
+    (0..6).for_each(|_| net.flow(A, Flow { every: ms(50), packets: 1, size: 200 }));
+    for _ in 0..8 {
+        net.run(secs(40));
+        cut(&mut net, 1, Fault::Cut);
+        net.run(secs(1));
+        cut(&mut net, 1, Fault::None);
+    }
+    net.reset_gaps();
+    let start = net.now;
+    net.run_until(secs(200), |net| net.end(A).share(relay(1)) > 0.0);
+    assert!(net.now - start <= secs(30), "{:?}", net.now - start);
+}
+
+#[test]
 fn a_dead_hub_among_several_is_left_within_a_quarter_of_a_second() {
     let gap = |phase: u64| {
         let mut net = three_hubs(phase);
