@@ -1,6 +1,9 @@
 //! How a node is run: typed once, from a file or from flags.
 
-use std::path::PathBuf;
+use std::{
+    net::{AddrParseError, IpAddr},
+    path::PathBuf,
+};
 
 use flatlan_os::{Offload, WorkersChoice, stream::Proxy, tun::TunBackend};
 use flatlan_path::Spread;
@@ -34,6 +37,8 @@ pub struct NodeConfig {
     pub workers: Workers,
     /// The device of the site's LAN, where it is not plain which one that is.
     pub lan: Option<String>,
+    /// Without answers of this machine, the site's LAN counts as lost.
+    pub lan_probe: Option<IpAddr>,
 }
 
 /// Which underlay may be used.
@@ -89,6 +94,19 @@ pub struct NodeFile {
     pub workers: WorkersChoice,
     /// Device of the site's LAN, for addresses that moved here; empty: where this member's own routes are.
     pub lan: String,
+    /// Address of a machine of the site's LAN that answers ICMP echo requests; empty: the device alone tells whether the
+    /// LAN is reached.
+    pub lan_probe: String,
+}
+
+impl NodeFile {
+    /// The machine that tells whether the LAN is reached, where one is named.
+    ///
+    /// # Errors
+    /// It is no IP address.
+    pub fn lan_probe(&self) -> Result<Option<IpAddr>, AddrParseError> {
+        if self.lan_probe.is_empty() { Ok(None) } else { self.lan_probe.parse().map(Some) }
+    }
 }
 
 impl Default for NodeFile {
@@ -107,6 +125,7 @@ impl Default for NodeFile {
             proxy_password_file: PathBuf::new(),
             workers: WorkersChoice::default(),
             lan: String::new(),
+            lan_probe: String::new(),
         }
     }
 }

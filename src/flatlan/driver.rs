@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{Dscp, NodeConfig, TransportChoice},
     control::{self, Request},
-    gateway::{Gateway, moved_away, strictly},
+    gateway::{Gateway, LanProbe, LanWatch, moved_away, strictly},
     packet_loop::{ECN, PacketLoopError, Unstarted},
     refused::Refused,
     state::{NodeState, SOCKET, StateError},
@@ -216,6 +216,9 @@ struct Driver {
     gateway_again: Option<Instant>,
     /// When to look whether it still forwards, where it is to.
     forwards_until: Option<Instant>,
+    /// Whether it reaches its site.
+    lan: LanWatch,
+    lan_probe: LanProbe,
     /// What the kernel refused, and when to try again.
     unset: Option<(Interface, Instant)>,
     netlink: Netlink,
@@ -312,6 +315,8 @@ impl Driver {
             gateway: Gateway::default(),
             gateway_again: None,
             forwards_until: None,
+            lan: LanWatch::default(),
+            lan_probe: LanProbe::start(config.lan_probe),
             unset: None,
             netlink,
             underlay,
@@ -368,6 +373,11 @@ impl Driver {
                 }
                 ended = packets_ended(&mut self.packets_ended) => return Err(ended),
                 () = self.underlay.changed() => self.look(Changed::Perhaps).await?,
+                answered = self.lan_probe.next() => {
+                    if self.lan.handle_probe(answered) {
+                        self.look_at_lan().await;
+                    }
+                }
                 () = until(deadline) => {}
             }
         }
@@ -511,7 +521,24 @@ impl Driver {
                 self.unset = Some((interface, clock::now() + SET_AGAIN));
             }
         }
+        self.look_at_lan().await;
         Ok(())
+    }
+
+    /// Tells the control machine which of this node's own prefixes the machine reaches.
+    async fn look_at_lan(&mut self) {
+        let Some(interface) = &self.interface else { return };
+        let lost = match (self.netlink.connected(&[]).await, self.netlink.links().await) {
+            (Ok(mut lans), Ok(links)) => {
+                lans.retain(|lan| lan.device != self.config.tun);
+                self.lan.lost(interface, &lans, &links, self.config.lan.as_deref())
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(reason = %error, "whether this machine reaches its LAN cannot be told");
+                return;
+            }
+        };
+        self.node.handle_lan(lost, clock::now());
     }
 
     /// Makes the TUN and starts the packet threads.

@@ -3,6 +3,7 @@
 //!
 //! Nothing here can stop a node: what the kernel refuses is said, and tried again.
 
+mod lan;
 mod on_lan;
 
 use std::{
@@ -15,6 +16,7 @@ use flatlan_os::route::{Connected, Forwarding, Found, Link, Netlink, RouteError}
 
 use self::on_lan::OnLan;
 
+pub(crate) use lan::{LanProbe, LanWatch};
 pub(crate) use on_lan::{moved_away, strictly};
 
 /// See the module.

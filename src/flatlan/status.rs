@@ -69,6 +69,10 @@ pub struct Me {
     pub ips: Vec<String>,
     /// Prefixes of the LAN behind it.
     pub routes: Vec<String>,
+    /// Those of them that it cannot reach, and why.
+    pub withdrawn: BTreeMap<String, String>,
+    /// How often it withdrew something.
+    pub withdrawals: u64,
     /// Its boot epoch.
     pub boot_epoch: u64,
     /// The TUN device.
@@ -103,6 +107,8 @@ pub struct Peer {
     pub ips: Vec<String>,
     /// Prefixes of the LAN behind it.
     pub routes: Vec<String>,
+    /// What it says that it cannot reach: all of its own that lies in these.
+    pub withdrawn: Vec<String>,
     /// The path in use.
     pub path: Option<Path>,
     /// The paths to which its traffic would move.
@@ -155,7 +161,7 @@ pub struct Path {
 impl Status {
     /// Puts both halves together.
     pub(crate) fn new(node: &NodeStatus, report: &Report, tun: &str, port: u16) -> Self {
-        let cut = [("truncated", report.udp_cut)];
+        let cut = [("truncated", report.udp_cut), ("peer_message", node.refused_messages)];
         Self {
             network: Network {
                 name: node.network.name.as_ref().map(ToString::to_string),
@@ -167,6 +173,13 @@ impl Status {
                 name: node.me.name.as_ref().map(ToString::to_string),
                 ips: texts(&node.me.ips),
                 routes: texts(&node.me.routes),
+                withdrawn: node
+                    .me
+                    .withdrawn
+                    .iter()
+                    .map(|(prefix, loss)| (prefix.to_string(), loss.to_string()))
+                    .collect(),
+                withdrawals: node.me.withdrawals,
                 boot_epoch: node.me.epoch.0,
                 tun: tun.to_owned(),
                 port,
@@ -232,6 +245,7 @@ fn peer(peer: &PeerStatus, node: &NodeStatus, report: &Report) -> Peer {
         name: peer.name.to_string(),
         ips: texts(&peer.ips),
         routes: texts(&peer.routes),
+        withdrawn: texts(&peer.withdrawn),
         path: measured.and_then(|report| report.path).map(describe),
         standby: measured.and_then(|report| report.standby).map(describe).into_iter().collect(),
         lanes: measured.map(|report| report.lanes.iter().map(lane).collect()).unwrap_or_default(),

@@ -33,7 +33,7 @@ mod support;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use flatlan_lab::{Lab, Namespace, Nat, Probe, SiteSpec};
+use flatlan_lab::{Lab, Namespace, Nat, Probe, RunOptions, SiteSpec};
 use serde_json::Value;
 use support::{PATIENCE, gateway, lab, wait_status};
 
@@ -101,29 +101,11 @@ fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
 
 #[test]
 fn flows_to_a_site_of_two_gateways_use_both_and_outlive_either() {
-    let lab = pair();
-    let (client, server) = (&lab.site("a").unwrap().hosts()[0], &lab.site("b").unwrap().hosts()[0]);
-    let (ip, own) = (server.addresses()[0], client.addresses()[0]);
-    drop(answered(client.namespace(), ip));
-    let flow = || {
-        let echo = Probe::tcp_echo(client.namespace(), server.namespace(), ip, Duration::from_millis(10)).unwrap();
-        assert_eq!(echo.peer().unwrap().ip(), own, "nothing is rewritten on the way");
-        echo
-    };
-    let flows: Vec<Probe> = (0..FLOWS).map(|_| flow()).collect();
-    let carried = |gateway: &str| {
-        wait_status(&lab, "a", "peers", |status| {
-            let peer = status["peers"].as_array()?.iter().find(|peer| peer["name"] == gateway)?;
-            peer["tx_bytes"].as_u64()
-        })
-    };
     // the host answers by the second gateway, whoever brought the question
-    let wait_moving = |what: &str| {
-        for flow in &flows {
-            flow.wait_answers(20, PATIENCE).unwrap();
-            assert_eq!(flow.report().broken(), None, "{what}");
-        }
-    };
+    let lab = pair("b2", "");
+    let flows = flows(&lab);
+    let carried = |gateway: &str| carried(&lab, gateway);
+    let wait_moving = |what: &str| wait_moving(&flows, what);
     wait_moving("at first");
     assert!(["b", "b2"].iter().all(|gateway| carried(gateway) > 0), "each flow goes by one of them");
 
@@ -146,6 +128,141 @@ fn flows_to_a_site_of_two_gateways_use_both_and_outlive_either() {
         wait_moving("with b again");
         assert!(carried("b") > before, "its flows are its own again");
     }
+    whole(flows);
+}
+
+#[test]
+fn flows_go_on_at_the_other_gateway_while_one_has_lost_its_lan() {
+    // the host answers by the first gateway, for the second one is to lose its way to it
+    let probe = r#"lan_probe = "192.168.2.11""#;
+    let lab = pair("b", probe);
+    assert_eq!(lab.site("b").unwrap().hosts()[0].addresses()[0].to_string(), "192.168.2.11");
+    let (lost, router) = (gateway(&lab, "b2"), lab.site("b").unwrap().router(0).unwrap());
+    let prefixes = lab.site("b").unwrap().prefixes().map(|prefix| prefix.to_string());
+    let flows = flows(&lab);
+    let carried = || carried(&lab, "b2");
+    wait_moving(&flows, "at first");
+    assert!(carried() > 0, "each flow goes by one of them");
+
+    // whose cable it is, the words that lose it and that mend it, and what the gateway says
+    let down = (lost, "link set lan0 down", "link set lan0 up", "lan0 has no link");
+    let carrier = (router, "link set gw3 down", "link set gw3 up", "lan0 has no link");
+    let silent = (router, "link set gw3 nomaster", "link set gw3 master lan", "192.168.2.11 does not answer");
+    for (machine, lose, mend, reason) in [down, carrier, silent] {
+        machine.exec("ip", lose.split(' ')).unwrap();
+        let withdrawn = |status: &Value| {
+            let alarmed = status["alarms"].to_string().contains("gateway b2 withdrew its prefixes");
+            let peer = status["peers"].as_array()?.iter().find(|peer| peer["name"] == "b2")?;
+            (alarmed && !peer["withdrawn"].as_array()?.is_empty()).then_some(())
+        };
+        wait_status(&lab, "a", "an alarm", withdrawn);
+        let own = |status: &Value| Some(status["self"]["withdrawn"][&prefixes[0]] == reason).filter(|said| *said);
+        wait_status(&lab, "b2", reason, own);
+        let before = carried();
+        wait_moving(&flows, lose);
+        assert_eq!(carried(), before, "nothing goes to one that lost its LAN");
+        machine.exec("ip", mend.split(' ')).unwrap();
+        wait_status(&lab, "a", "no alarm", |status| (status["alarms"].as_array()?.is_empty()).then_some(()));
+        wait_moving(&flows, mend);
+        assert!(carried() > before, "its flows are its own again");
+    }
+    let withdrawals = lab.status("b2").unwrap()["self"]["withdrawals"].as_u64().unwrap();
+    assert!(withdrawals >= 3, "{withdrawals}");
+
+    // and for good
+    lost.exec("ip", ["link", "delete", "lan0"]).unwrap();
+    let own = |status: &Value| status["self"]["withdrawn"][&prefixes[0]].as_str().map(str::to_owned);
+    assert_eq!(wait_status(&lab, "b2", "a reason", own), "there is no network device lan0");
+    wait_moving(&flows, "without its device");
+    whole(flows);
+}
+
+#[test]
+fn an_address_that_moved_falls_back_to_its_old_site_while_the_new_one_is_gone() {
+    let lab = sites();
+    let vm: IpAddr = lab.site("a").unwrap().hosts()[0].addresses()[0];
+    let (home, neighbour) = (&lab.site("a").unwrap().hosts()[0], lab.site("a").unwrap().hosts()[1].namespace());
+    let (home, away) = (home.namespace(), lab.site("b").unwrap().hosts()[1].namespace());
+    let clients = [neighbour, lab.site("c").unwrap().gateway()];
+    let reached_at = |place: &Namespace| {
+        for client in clients {
+            let echo = Probe::tcp_echo(client, place, vm, Duration::from_millis(10)).unwrap();
+            echo.wait_answers(3, PATIENCE).unwrap();
+        }
+    };
+    drop(answered(clients[1], vm));
+    let router = lab.site("a").unwrap().lan_addresses()[0].to_string();
+    let lan = lab.site("a").unwrap().prefixes()[0].prefix();
+    home.exec("ip", ["link", "set", "eth0", "down"]).unwrap();
+    away.exec("ip", ["address", "flush", "dev", "eth0"]).unwrap();
+    away.exec("ip", ["address", "add", &format!("{vm}/{lan}"), "dev", "eth0"]).unwrap();
+    away.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
+    lab.administer(["network", "move", &format!("{vm}/32"), "--to", "b"]).unwrap();
+    for client in clients {
+        drop(answered(client, vm));
+    }
+    reached_at(away);
+
+    // the DR site is gone, and the machine comes up where it was: it speaks first
+    lab.cut("b").unwrap();
+    home.exec("ip", ["link", "set", "eth0", "up"]).unwrap();
+    home.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
+    drop(answered(home, lab.site("c").unwrap().virtual_ip().into()));
+    let pings = clients.map(|client| answered(client, vm));
+    for ping in &pings {
+        ping.wait_answers(20, PATIENCE).unwrap();
+    }
+    for site in ["a", "c"] {
+        let alarm = format!("{vm}/32 of b fell back to a: it does not answer");
+        let there = |status: &Value| status["alarms"].to_string().contains(&alarm).then_some(());
+        wait_status(&lab, site, &alarm, there);
+    }
+    reached_at(home);
+
+    // it is back, and so is the address
+    home.exec("ip", ["link", "set", "eth0", "down"]).unwrap();
+    lab.heal("b").unwrap();
+    for site in ["a", "c"] {
+        wait_status(&lab, site, "no alarm", |status| (status["alarms"].as_array()?.is_empty()).then_some(()));
+    }
+    for ping in &pings {
+        ping.wait_answers(20, PATIENCE).unwrap();
+    }
+    reached_at(away);
+    for ping in pings {
+        println!("longest gap: {:?}", ping.stop().longest_gap().length);
+    }
+}
+
+/// Flows from a host of a to the host of b, each of which says something each 10 ms.
+fn flows(lab: &Lab) -> Vec<Probe> {
+    let (client, server) = (&lab.site("a").unwrap().hosts()[0], &lab.site("b").unwrap().hosts()[0]);
+    let (ip, own) = (server.addresses()[0], client.addresses()[0]);
+    drop(answered(client.namespace(), ip));
+    let flow = || {
+        let echo = Probe::tcp_echo(client.namespace(), server.namespace(), ip, Duration::from_millis(10)).unwrap();
+        assert_eq!(echo.peer().unwrap().ip(), own, "nothing is rewritten on the way");
+        echo
+    };
+    (0..FLOWS).map(|_| flow()).collect()
+}
+
+/// Bytes that a sent to a gateway of b.
+fn carried(lab: &Lab, gateway: &str) -> u64 {
+    wait_status(lab, "a", "peers", |status| {
+        let peer = status["peers"].as_array()?.iter().find(|peer| peer["name"] == gateway)?;
+        peer["tx_bytes"].as_u64()
+    })
+}
+
+fn wait_moving(flows: &[Probe], what: &str) {
+    for flow in flows {
+        flow.wait_answers(20, PATIENCE).unwrap();
+        assert_eq!(flow.report().broken(), None, "{what}");
+    }
+}
+
+fn whole(flows: Vec<Probe>) {
     for flow in flows {
         let report = flow.stop();
         assert_eq!(report.broken(), None);
@@ -174,7 +291,7 @@ fn what_somebody_changes_on_a_gateway_is_set_again() {
 
 #[test]
 fn netcheck_names_what_keeps_a_gateway_from_its_site_and_its_remedies_help() {
-    let lab = pair();
+    let lab = pair("b2", "");
     let machine = gateway(&lab, "b");
     let traps = || {
         let found = asked(&lab, "b", &["netcheck"]);
@@ -207,7 +324,7 @@ fn netcheck_names_what_keeps_a_gateway_from_its_site_and_its_remedies_help() {
 
 #[test]
 fn explain_says_who_carries_an_address_and_by_which_path() {
-    let lab = pair();
+    let lab = pair("b2", "");
     let (client, server) = (&lab.site("a").unwrap().hosts()[0], &lab.site("b").unwrap().hosts()[0]);
     let (from, to) = (client.addresses()[0].to_string(), server.addresses()[0].to_string());
     let _talk = answered(client.namespace(), server.addresses()[0]);
@@ -249,8 +366,9 @@ enum Fault {
 /// Flows at once: all by one gateway of two is as likely as heads in so many throws.
 const FLOWS: usize = 24;
 
-/// Site b has two gateways of an HA group, `b` and `b2`. Its host sends what is for the other site by b2.
-fn pair() -> Lab {
+/// Site b has two gateways of an HA group, `b` and `b2`. Its host sends what is for the other site by one of them; `config` is
+/// that of b2.
+fn pair(answers_by: &str, config: &str) -> Lab {
     let lab = lab().hub("h1").hub("h2").site_with(SiteSpec::new("a").nat(Nat::Symmetric).hosts(1));
     let lab = lab.site_with(SiteSpec::new("b").nat(Nat::Symmetric).hosts(1));
     let lab = lab.site_with(SiteSpec::new("b2").nat(Nat::Symmetric).beside("b")).build().unwrap();
@@ -262,11 +380,14 @@ fn pair() -> Lab {
         let token = lab.invite_with(gateway, ["--ha", "west"]).unwrap();
         lab.join_with(gateway, &token).unwrap().success().unwrap();
     }
-    for gateway in ["a", "b", "b2"] {
+    let file = lab.folder().join("b2.toml");
+    std::fs::write(&file, config).unwrap();
+    for gateway in ["a", "b"] {
         lab.up(gateway).unwrap();
     }
+    lab.up_with("b2", &RunOptions::args(["--config".into(), file.display().to_string()])).unwrap();
     let far = lab.site("a").unwrap().prefixes()[0].to_string();
-    let by = lab.site("b2").unwrap().lan_addresses()[0].to_string();
+    let by = lab.site(answers_by).unwrap().lan_addresses()[0].to_string();
     let host = lab.site("b").unwrap().hosts()[0].namespace();
     host.exec("ip", ["route", "replace", &far, "via", &by]).unwrap();
     lab

@@ -272,6 +272,9 @@ fn print_status(status: &Value) {
     let serial = network.get("roster_serial").and_then(Value::as_u64).unwrap_or_default();
     output::result(format!("network  {} (roster {serial})", text(network, "name")));
     output::result(format!("self     {} {}", text(me, "name"), list(me, "ips")));
+    for (prefix, reason) in me.get("withdrawn").and_then(Value::as_object).into_iter().flatten() {
+        output::result(format!("withdrawn {prefix}: {}", reason.as_str().unwrap_or("-")));
+    }
     for hub in status.get("hubs").and_then(Value::as_array).into_iter().flatten() {
         output::result(format!(
             "hub      {:<16} {:<9} {:<4} {}",

@@ -158,6 +158,8 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
             Some(with_password(proxy, password)?)
         }
     };
+    let lan_probe =
+        file.lan_probe().map_err(|error| Failure::wrong(format!("lan_probe {}: {error}", file.lan_probe)))?;
     Ok(NodeConfig {
         state: file.state,
         tun: file.tun,
@@ -171,6 +173,7 @@ fn node_config(args: &UpArgs) -> Result<NodeConfig, Failure> {
         proxy,
         workers: file.workers.0,
         lan: (!file.lan.is_empty()).then_some(file.lan),
+        lan_probe,
     })
 }
 

@@ -208,7 +208,8 @@ pub enum Event {
         /// Who.
         peer: PeerSlot,
     },
-    /// Packets go to an address that this peer owns together with others: told again as long as they do.
+    /// Packets go to an address that this peer owns together with others, or come from one of its own by another peer that
+    /// owns the prefix around it: told again as long as they do.
     SharedUsed {
         /// Who.
         peer: PeerSlot,

@@ -156,8 +156,13 @@ impl<S: Sessions> Worker<S> {
             }
         };
         let packet = slot.get_mut(..opened.len).filter(|packet| !packet.is_empty());
+        let mut doubted = None;
         let judged = packet.map(|packet| -> Result<Judged, DropReason> {
-            let (view, toward) = judge(snapshot, accepted, packet, opened.lane.peer)?;
+            let (view, toward) = judge(snapshot, accepted, packet, opened.lane.peer).inspect_err(|reason| {
+                if *reason == DropReason::SourceNotOwned {
+                    doubted = snapshot.in_place_of(opened.lane.peer, packet);
+                }
+            })?;
             if ingress.ecn != 0 && merge_ecn(packet, ingress.ecn) == Marked::Drop {
                 return Err(DropReason::Congestion);
             }
@@ -182,6 +187,10 @@ impl<S: Sessions> Worker<S> {
                 stats.rx_bytes += *len as u64;
             }
             Some(Ok(Judged::Transit(_)) | Err(_)) | None => coalescer.discard(),
+        }
+        if let Some(owner) = doubted {
+            // it may be gone, and nothing was sent there that would tell
+            self.tell_shared(owner, now);
         }
         self.note_evidence(opened.lane, ingress.path, datagram.len(), opened.len, now, out);
         if opened.established {

@@ -47,5 +47,5 @@ pub use outbound::is_never_carried;
 pub use probe::MAX_MESSAGE;
 pub use share::Audience;
 pub use sink::{Handed, Sink, Transmit};
-pub use snapshot::{Chosen, NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
+pub use snapshot::{Away, Chosen, NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
 pub use worker::{KEPT_WARM, LaneReport, LegReport, PeerReport, Worker, WorkerConfig, WorkerStats};

@@ -73,7 +73,7 @@ impl<S: Sessions> Worker<S> {
         self.send_to(slot, header_and_packet, &view, now, out)
     }
 
-    /// Tells the control machine that packets go to one of several owners.
+    /// Tells the control machine that packets go to one of several owners, or that this one may have to be replaced.
     pub(crate) fn tell_shared(&mut self, slot: PeerSlot, now: Instant) {
         let told = self.shared_told.get(&slot);
         if told.is_none_or(|told| now.saturating_duration_since(*told) >= SHARED_AGAIN) {

@@ -7,16 +7,22 @@
 //!
 //! Where members of an HA group own an address together, each flow goes to one of them that is not away: the one with
 //! the greatest hash of flow and member (rendezvous hashing, Thaler and Ravishankar 1998). So the flows of one that
-//! goes away are shared out to the others, nobody else's move, and its own come back with it.
+//! goes away are shared out to the others, nobody else's move, and its own come back with it. Where all of them are away,
+//! the owners of the prefix around it stand in.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
+use flatlan_packet::IpView;
 use flatlan_roster::{
     OwnerTable,
     shared::{Few, SharedMap, SharedVec},
 };
 use flatlan_types::{
-    MemberId, Name, NetworkId, NodeKeys, PeerSlot, SenderHint, SessionKey, VirtualIp, WorkerId, Workers,
+    MemberId, Name, NetworkId, NodeKeys, PeerSlot, Prefix, SenderHint, SessionKey, VirtualIp, WorkerId, Workers,
 };
 
 /// The roster as the data path needs it.
@@ -27,8 +33,38 @@ pub struct Snapshot {
     /// Whether sessions may be begun with peers that have none.
     pub new_sessions: NewSessions,
     /// Peers to which no flow goes that another owner can take.
-    pub away: BTreeSet<PeerSlot>,
+    pub away: Away,
     table: Arc<Table>,
+}
+
+/// Who is not to have flows that others can take.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Away {
+    /// Peers that do not answer.
+    pub silent: BTreeSet<PeerSlot>,
+    /// Peers that said so themselves, of all that they own in these prefixes.
+    pub withdrawn: BTreeMap<PeerSlot, Arc<[Prefix]>>,
+}
+
+impl Away {
+    /// Whether this owner of an address can have its flows.
+    #[inline]
+    pub fn can(&self, owner: Owner, ip: IpAddr) -> bool {
+        match owner {
+            Owner::Me => true,
+            Owner::Peer(slot) => !self.silent.contains(&slot) && !self.has_withdrawn(slot, ip),
+        }
+    }
+
+    /// Whether nobody is away.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.silent.is_empty() && self.withdrawn.is_empty()
+    }
+
+    fn has_withdrawn(&self, slot: PeerSlot, ip: IpAddr) -> bool {
+        self.withdrawn.get(&slot).is_some_and(|prefixes| prefixes.iter().any(|prefix| prefix.contains(ip)))
+    }
 }
 
 /// What changes with the roster only.
@@ -124,15 +160,21 @@ impl Snapshot {
         Arc::ptr_eq(&self.table, &other.table)
     }
 
-    /// To whom a packet for this address goes (longest prefix): to nobody else where this node is one of
-    /// the owners, else to that one of them who has its flow, whose hash `flow` tells.
+    /// To whom a packet for this address goes (longest prefix of which an owner is not away): to nobody else where
+    /// this node is one of the owners, else to that one of them who has its flow, whose hash `flow` tells.
     #[inline]
     pub fn owner(&self, ip: IpAddr, flow: impl FnOnce() -> u32) -> Option<Chosen> {
-        match self.table.owners.owners(ip) {
-            [] => None,
-            [only] => Some(Chosen::Sole(*only)),
+        let owners = self.table.owners.owners(ip);
+        let able = match owners {
+            [] => return None,
+            [only] if self.away.can(*only, ip) => return Some(Chosen::Sole(*only)),
+            several => self.able(ip).unwrap_or(several),
+        };
+        match able {
             several if several.contains(&Owner::Me) => Some(Chosen::Sole(Owner::Me)),
-            several => self.choose(several, flow()).map(Chosen::OneOf),
+            // nobody can take its place
+            [only] if owners == [*only] => Some(Chosen::Sole(*only)),
+            several => self.choose(several, ip, flow()).map(Chosen::OneOf),
         }
     }
 
@@ -147,17 +189,47 @@ impl Snapshot {
     }
 
     /// Whether a packet from this address may come from there: from any member of the HA group that
-    /// carries it.
+    /// carries it, and from who stands in for them.
     pub fn owns(&self, owner: Owner, ip: IpAddr) -> bool {
-        self.table.owners.owns(owner, ip)
+        self.table.owners.owns(owner, ip) || !self.away.is_empty() && self.stands_in(owner, ip)
+    }
+
+    /// The peer in whose place another one sends this packet: an owner of its source, where that other one owns the
+    /// prefix around it.
+    pub(crate) fn in_place_of(&self, sender: PeerSlot, packet: &[u8]) -> Option<PeerSlot> {
+        let source = IpView::parse(packet).ok()?.source;
+        let mut levels = self.table.owners.levels(source);
+        let owners = levels.next()?;
+        if !levels.any(|owners| owners.contains(&Owner::Peer(sender))) {
+            return None;
+        }
+        owners.iter().find_map(|owner| match owner {
+            Owner::Peer(slot) => Some(*slot),
+            Owner::Me => None,
+        })
+    }
+
+    /// The owners of the longest prefix around an address of whom one can have its flows.
+    fn able(&self, ip: IpAddr) -> Option<&[Owner]> {
+        self.table.owners.levels(ip).find(|owners| owners.iter().any(|owner| self.away.can(*owner, ip)))
+    }
+
+    /// Whether this is an owner of that prefix, or of one within it.
+    fn stands_in(&self, owner: Owner, ip: IpAddr) -> bool {
+        for owners in self.table.owners.levels(ip) {
+            if owners.contains(&owner) {
+                return self.able(ip).is_some();
+            }
+            if owners.iter().any(|owner| self.away.can(*owner, ip)) {
+                return false;
+            }
+        }
+        false
     }
 
     /// The owner that has a flow: of those that are not away, where there are such.
-    fn choose(&self, owners: &[Owner], flow: u32) -> Option<Owner> {
-        let live = |owner: &&Owner| match owner {
-            Owner::Peer(slot) => !self.away.contains(slot),
-            Owner::Me => true,
-        };
+    fn choose(&self, owners: &[Owner], ip: IpAddr, flow: u32) -> Option<Owner> {
+        let live = |owner: &&Owner| self.away.can(**owner, ip);
         let rank = |owner: &&Owner| match owner {
             Owner::Peer(slot) => (self.rank(*slot, flow), *slot),
             Owner::Me => (0, PeerSlot(0)),
@@ -295,7 +367,10 @@ mod tests {
             let part = all.iter().filter(|owner| **owner == peer(n)).count();
             assert!((900..1100).contains(&part), "{n}: {part}");
         }
-        let away = |slots: &[u32]| Snapshot { away: slots.iter().map(|n| PeerSlot(*n)).collect(), ..snapshot.clone() };
+        let away = |slots: &[u32]| {
+            let silent = slots.iter().map(|n| PeerSlot(*n)).collect();
+            Snapshot { away: Away { silent, ..Away::default() }, ..snapshot.clone() }
+        };
         let without = away(&[2]);
         assert!(without.same_members(&snapshot));
         let now: Vec<Owner> = (0..FLOWS).map(|flow| choice(&without, flow)).collect();
@@ -306,5 +381,57 @@ mod tests {
         }
         let nobody = away(&[1, 2, 3]);
         assert!((0..FLOWS).all(|flow| choice(&nobody, flow) == all[flow as usize]), "somebody may have come back");
+    }
+
+    #[test]
+    fn what_an_owner_withdrew_goes_to_the_others_and_the_rest_of_its_own_stays_with_it() {
+        let peer = |n| Owner::Peer(PeerSlot(n));
+        let shared = ["10.1.0.0/16", "10.2.0.0/16"].map(|text| text.parse::<Prefix>().unwrap());
+        let owners = OwnerTable::new(shared.into_iter().flat_map(|prefix| [(prefix, peer(1)), (prefix, peer(2))]));
+        let mut snapshot = Snapshot::new(1, &NetworkId::from_bytes([7; 32]), [], owners, Vec::new());
+        let chosen = |snapshot: &Snapshot, ip: [u8; 4]| -> BTreeSet<Owner> {
+            let flows = (0..64_u32).map(|flow| flow.wrapping_mul(0x9e37_79b9));
+            flows.map(|flow| snapshot.owner(ip.into(), || flow).unwrap().owner()).collect()
+        };
+        snapshot.away.withdrawn.insert(PeerSlot(1), [shared[0]].into());
+        assert_eq!(chosen(&snapshot, [10, 1, 0, 9]), BTreeSet::from([peer(2)]));
+        assert_eq!(chosen(&snapshot, [10, 2, 0, 9]), BTreeSet::from([peer(1), peer(2)]));
+        assert!(snapshot.owns(peer(1), [10, 1, 0, 9].into()), "what it sends is its own all the same");
+        snapshot.away.withdrawn.insert(PeerSlot(2), [shared[0]].into());
+        assert_eq!(chosen(&snapshot, [10, 1, 0, 9]).len(), 2, "nobody is better than the others");
+    }
+
+    #[test]
+    fn the_owner_of_the_prefix_around_stands_in_for_one_that_is_away_and_for_nobody_else() {
+        let peer = |n| Owner::Peer(PeerSlot(n));
+        let prefix = |text: &str| text.parse::<Prefix>().unwrap();
+        let all = [
+            (prefix("10.1.0.0/16"), peer(1)),
+            (prefix("10.1.0.5/32"), peer(2)),
+            (prefix("10.2.0.0/16"), Owner::Me),
+            (prefix("10.2.0.5/32"), peer(2)),
+            (prefix("10.77.0.2/32"), peer(2)),
+        ];
+        let mut snapshot = Snapshot::new(1, &NetworkId::from_bytes([7; 32]), [], OwnerTable::new(all), Vec::new());
+        let [moved, beside, from_us, vip] =
+            [[10, 1, 0, 5], [10, 1, 0, 6], [10, 2, 0, 5], [10, 77, 0, 2]].map(IpAddr::from);
+        let owner = |snapshot: &Snapshot, ip| snapshot.owner(ip, || 7);
+        assert_eq!(owner(&snapshot, moved), Some(Chosen::Sole(peer(2))));
+        assert!(!snapshot.owns(peer(1), moved) && !snapshot.owns(Owner::Me, from_us));
+
+        snapshot.away.silent.insert(PeerSlot(2));
+        assert_eq!(owner(&snapshot, moved), Some(Chosen::OneOf(peer(1))));
+        assert_eq!(owner(&snapshot, from_us), Some(Chosen::Sole(Owner::Me)));
+        assert_eq!(owner(&snapshot, vip), Some(Chosen::Sole(peer(2))), "its own address is nobody else's");
+        assert!(snapshot.owns(peer(1), moved) && snapshot.owns(peer(2), moved) && !snapshot.owns(peer(3), moved));
+        assert!(snapshot.owns(Owner::Me, from_us) && !snapshot.owns(peer(1), from_us));
+        assert!(!snapshot.owns(peer(2), beside) && !snapshot.owns(peer(1), vip));
+
+        snapshot.away.silent.insert(PeerSlot(1));
+        assert_eq!(owner(&snapshot, moved), Some(Chosen::Sole(peer(2))), "both are away: it is its owner's");
+        assert!(!snapshot.owns(peer(1), moved));
+        snapshot.away.silent.clear();
+        snapshot.away.withdrawn.insert(PeerSlot(2), [prefix("0.0.0.0/0")].into());
+        assert_eq!(owner(&snapshot, moved), Some(Chosen::OneOf(peer(1))));
     }
 }

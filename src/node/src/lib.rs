@@ -33,6 +33,7 @@ mod config;
 mod fetch;
 mod hubs;
 mod identity;
+mod lan;
 mod membership;
 mod node;
 mod output;
@@ -49,10 +50,13 @@ mod talk;
 
 pub use candidates::MAX_CANDIDATES;
 pub use config::{NodeConfig, Transport};
+pub use lan::{LanLack, LanLoss};
 pub use node::{Node, PersistResult};
 pub use output::{Fatal, Interface, Output, PersistToken, StreamId};
 pub use persist::Persisted;
-pub use status::{Alarm, HubState, HubStatus, NetworkStatus, NodeStatus, PeerStatus, SelfStatus, Waiting};
+pub use status::{
+    Absence, Alarm, HubState, HubStatus, Listed, NetworkStatus, NodeStatus, PeerStatus, SelfStatus, Waiting,
+};
 
 /// The bytes of a golden file: hexadecimal digits.
 #[cfg(test)]

@@ -57,7 +57,10 @@ impl Node {
         self.overlay.owners = owners.clone();
         self.overlay.find_near(&self.hosts);
         let mine = me.and_then(|me| Some((me, roster.member(me)?)));
+        let away = self.away();
         let interface = mine.map(|(me, mine)| interface(roster, me, mine));
+        self.set_wards(interface.as_ref(), now);
+        let interface = interface.map(|interface| self.without_fallen(interface, &away));
         let mine = mine.map(|(_, mine)| mine);
         if let Some(interface) = interface.clone().filter(|interface| Some(interface) != self.interface.as_ref()) {
             self.out.push(Output::Interface(interface));
@@ -84,7 +87,7 @@ impl Node {
             }
         };
         snapshot.new_sessions = self.new_sessions();
-        snapshot.away = self.away(&snapshot);
+        snapshot.away = away;
         self.publish(snapshot);
         tracing::debug!(roster = held.summary.serial, "roster applied");
         let hubs: Vec<ListedHub> = roster
@@ -211,6 +214,12 @@ impl Node {
         }
         let gone = left.into_iter().filter(|slot| self.peers.get(*slot).is_some_and(|peer| !peer.member)).collect();
         (listed, gone)
+    }
+
+    /// The interface as the roster in use wants it.
+    pub(crate) fn roster_interface(&self) -> Option<Interface> {
+        let (roster, me) = self.applied.as_ref()?;
+        Some(interface(roster, *me, roster.member(*me)?))
     }
 
     /// A member as the workers name it.

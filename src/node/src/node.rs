@@ -1,10 +1,11 @@
 //! The machine: its state, its inputs and outputs, its timers, and the boot epoch.
 //!
-//! The other halves of `impl Node` are about one thing each: `membership` makes a roster's consequences,
-//! `reach` makes ways to peers, `share` says which of several owners of a prefix are to be used, `talk` speaks with peers and hubs about rosters and candidates.
+//! The other halves of `impl Node` are about one thing each: `membership` makes a roster's consequences, `reach` makes ways
+//! to peers, `share` says which of several owners of a prefix are to be used, `lan` withdraws prefixes of a LAN that is
+//! lost, `talk` speaks with peers and hubs about rosters and candidates.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,6 +23,7 @@ use crate::{
     fetch::{HubFetch, PeerFetch, Told},
     hubs::{Context, HubEvent, Hubs},
     identity::Identity,
+    lan::OwnLan,
     output::{Interface, Outbox},
     peers::Peers,
     persist,
@@ -68,6 +70,13 @@ pub struct Node {
     pub(crate) snapshot: Arc<Snapshot>,
     /// The roster that this was made of, and this node's own place in it.
     pub(crate) applied: Option<(Arc<VerifiedRoster>, MemberIndex)>,
+    /// Owners of parts of what this node carries, and when they are to be kept warm again.
+    pub(crate) wards: BTreeSet<PeerSlot>,
+    pub(crate) wards_at: Option<Instant>,
+    /// What this node says of its own LAN.
+    pub(crate) lan: OwnLan,
+    /// Messages of peers that are none, or say what nobody may say.
+    pub(crate) refused_messages: u64,
     pub(crate) names: BTreeMap<HostPort, Instant>,
     epoch: Epoch,
     disk: BTreeMap<PersistToken, &'static str>,
@@ -164,6 +173,10 @@ impl Node {
             generation: 0,
             snapshot: Arc::default(),
             applied: None,
+            wards: BTreeSet::new(),
+            wards_at: None,
+            lan: OwnLan::default(),
+            refused_messages: 0,
             names: BTreeMap::new(),
             epoch: Epoch { started: now, rising: None, rises: 0, last: None },
             disk: BTreeMap::new(),
@@ -246,9 +259,10 @@ impl Node {
             Event::LegDown { hub } => self.hubs.handle_leg_down(hub, &mut context!(self, now)),
             Event::PeerMessage { peer, ingress, bytes } => self.handle_peer_message(peer, ingress, &bytes, now, unix),
             Event::PeerEpoch { peer, epoch } => {
-                if let Some(peer) = self.peers.get_mut(peer).filter(|peer| peer.epoch < epoch) {
-                    peer.epoch = epoch;
+                if let Some(of) = self.peers.get_mut(peer).filter(|peer| peer.epoch < epoch) {
+                    of.epoch = epoch;
                     self.remember_soon(now);
+                    self.forget_lan(peer);
                 }
             }
             Event::PeerSilent { peer } => self.peer_silent(peer),
@@ -328,6 +342,8 @@ impl Node {
         self.hubs.handle_timeout(&mut context!(self, now));
         self.relays.handle_timeout(&self.hubs, now, &mut self.out);
         self.peers_timeout(now);
+        self.wards_timeout(now);
+        self.lan_timeout(now);
         self.fetch_timeout(now);
         if self.remember_at.is_some_and(|at| at <= now) {
             self.remember(now);
@@ -364,9 +380,9 @@ impl Node {
             return None;
         }
         let epoch = self.epoch.rising.as_ref().and_then(Rising::again);
-        let rest = [self.remember_at, self.up_at, self.far_at, Some(self.fresh_at), epoch];
+        let rest = [self.remember_at, self.up_at, self.far_at, Some(self.fresh_at), epoch, self.wards_at];
         let all = [self.hubs.poll_timeout(), self.relays.poll_timeout()].into_iter().chain(rest);
-        all.flatten().chain(self.peers_next()).chain(self.fetch_next()).min()
+        all.flatten().chain(self.peers_next()).chain(self.lan_next()).chain(self.fetch_next()).min()
     }
 
     /// Everything at this moment.
@@ -387,6 +403,9 @@ impl Node {
                 name: record.name.clone(),
                 ips: member.map_or_else(|| record.ips.clone(), |member| member.ips.clone()),
                 routes: record.routes.iter().chain(&record.moved).copied().collect(),
+                withdrawn: slot
+                    .and_then(|slot| self.peers.get(slot))
+                    .map_or_else(Vec::new, |peer| peer.lan.prefixes().to_vec()),
                 via: record.stock.as_ref().map(|stock| stock.via.clone()),
                 relays: labels.map(|(hub, via)| (hub, via.to_vec())).collect(),
             })
@@ -395,10 +414,12 @@ impl Node {
         let mut alarms = self.alarms.clone();
         let refused = roster.into_iter().flat_map(|roster| roster.refused_claims());
         alarms.extend(refused.map(|claim| Alarm::Claim(Box::new(claim.clone()))));
+        alarms.extend(self.lan_alarms());
         alarms.extend(self.away_alarms());
         if !matches!(self.freshness, Freshness::Fresh) {
             alarms.push(Alarm::Roster(self.freshness));
         }
+        let (withdrawn, withdrawals) = self.lan_status();
         NodeStatus {
             network: NetworkStatus {
                 id: self.me.network,
@@ -412,12 +433,15 @@ impl Node {
                 name: mine.map(|mine| mine.name().clone()),
                 ips: mine.map(|mine| mine.ips.clone()).unwrap_or_default(),
                 routes: mine.map(|mine| mine.routes().collect()).unwrap_or_default(),
+                withdrawn,
+                withdrawals,
                 epoch: self.me.epoch,
                 candidates: self.candidates.clone(),
             },
             hubs: self.hubs.status(),
             peers: records.filter_map(peer).collect(),
             alarms,
+            refused_messages: self.refused_messages,
             waiting: self.waiting(),
         }
     }

@@ -15,10 +15,11 @@
 //! | 5 | request | a piece of the receiver's roster is wanted |
 //! | 6 | part | a piece of the sender's roster |
 //! | 7 | stale | a statement signed by the *receiver's* key under a greater epoch than it uses |
+//! | 8 | withdrawn | which of its prefixes the sender cannot reach |
 //!
 //! This module decides nothing and keeps no state.
 
-use flatlan_types::Endpoint;
+use flatlan_types::{Endpoint, Prefix};
 use minicbor::{Decode, Encode, bytes::ByteVec};
 
 /// A message between two nodes.
@@ -49,6 +50,9 @@ pub struct PeerMessage {
     /// A presence signed by the receiver's own key under a greater epoch than it uses.
     #[n(7)]
     pub stale: Option<ByteVec>,
+    /// Which of its prefixes the sender cannot reach: all of them, each time.
+    #[n(8)]
+    pub withdrawn: Option<Withdrawn>,
 }
 
 impl PeerMessage {
@@ -148,6 +152,24 @@ pub struct Part {
     pub bytes: ByteVec,
 }
 
+/// What a gateway cannot reach of what it carries: flows into it go to the others that carry it too.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Withdrawn {
+    /// The sender's boot epoch.
+    #[n(0)]
+    pub epoch: u64,
+    /// How many statements of that epoch came before it: the greatest counts, whichever arrives last.
+    #[n(1)]
+    pub count: u32,
+    /// Each prefix of the sender that lies in one of these is withdrawn; at most [`MAX_WITHDRAWN`].
+    #[n(2)]
+    pub prefixes: Vec<Prefix>,
+    /// Why: 1 the device is gone, 2 it has no link, 3 the probe target does not answer. For people only.
+    #[n(3)]
+    pub reason: u8,
+}
+
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerMessageError {
@@ -171,6 +193,9 @@ pub const VERSION: u8 = 1;
 /// The most bytes of a roster in one message: with everything around them they fit one sealed datagram
 /// on any path.
 pub const PART_LEN: usize = 900;
+
+/// The most prefixes in [`Withdrawn`].
+pub const MAX_WITHDRAWN: usize = 24;
 
 /// How many pieces one request brings.
 pub const WINDOW: usize = 16;
@@ -214,6 +239,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_withdrawn_is_written_and_read_as_in_the_golden_file() {
+        let prefixes = ["192.168.2.0/24", "fd77:2::/64"].map(|text| text.parse().unwrap()).into();
+        let withdrawn = Withdrawn { epoch: 1_700_000_000, count: 3, prefixes, reason: 2 };
+        let message = PeerMessage { withdrawn: Some(withdrawn), ..PeerMessage::new() };
+        let golden = crate::golden(include_str!("../tests/golden/peer-message-withdrawn-v1.hex"));
+        assert_eq!(message.encode(), golden);
+        assert_eq!(PeerMessage::decode(&golden).unwrap(), message);
+    }
+
+    #[test]
     fn a_message_is_written_and_read_as_in_the_golden_file() {
         let golden = crate::golden(include_str!("../tests/golden/peer-message-v1.hex"));
         assert_eq!(every_part().encode(), golden);
@@ -230,7 +265,10 @@ mod tests {
             bytes: vec![4; PART_LEN].into(),
         };
         let message = PeerMessage { part: Some(part), ..PeerMessage::new() };
-        for message in [full(), message] {
+        let prefix = |n: usize| Prefix::of([0x2001, 0xdb8, n as u16, 0, 0, 0, 0, 0].into(), 64).unwrap();
+        let prefixes = (0..MAX_WITHDRAWN).map(prefix).collect();
+        let withdrawn = Some(Withdrawn { epoch: u64::MAX, count: u32::MAX, prefixes, reason: u8::MAX });
+        for message in [PeerMessage { withdrawn, ..full() }, message] {
             assert!(message.encode().len() <= 1100, "{}", message.encode().len());
         }
     }

@@ -14,7 +14,7 @@ use flatlan_relay::PresenceOrder;
 use flatlan_roster::shared::SharedMap;
 use flatlan_types::{BootEpoch, Endpoint, HostPort, HubKey, LaneId, MemberId, Name, PeerSlot};
 
-use crate::{candidates::MAX_CANDIDATES, persist::RememberedPeer};
+use crate::{candidates::MAX_CANDIDATES, lan::PeerLan, persist::RememberedPeer};
 
 /// Every member that this process has known.
 #[derive(Default)]
@@ -60,6 +60,8 @@ pub(crate) struct Contact {
     pub(crate) open: bool,
     /// It does not answer, as the workers found.
     pub(crate) silent: bool,
+    /// What it says of its LAN.
+    pub(crate) lan: PeerLan,
     /// Somebody last wanted it at this time.
     pub(crate) interest: Option<Instant>,
     /// Candidates that were sent and not answered: when to send again, and how often it was done.
@@ -231,6 +233,7 @@ impl Contact {
             session: false,
             open: false,
             silent: false,
+            lan: PeerLan::default(),
             interest: None,
             offer: None,
             sent: None,

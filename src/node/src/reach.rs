@@ -74,6 +74,7 @@ impl Node {
             peer.summarized = None;
             self.far_at.get_or_insert(now + FAR_EVERY);
             self.remember_soon(now);
+            self.tell_lan_to(slot);
         }
     }
 

@@ -1,11 +1,16 @@
 //! What the machine knows, for `status`: the driver adds what the workers report.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use flatlan_path::Leg;
 use flatlan_types::{
     BootEpoch, Endpoint, HubKey, HubSlot, MemberId, Name, NetworkId, PeerSlot, Prefix, UnixTime, VirtualIp,
 };
+
+use crate::{LanLack, LanLoss};
 
 /// Everything at one moment.
 #[derive(Clone, Debug)]
@@ -20,6 +25,8 @@ pub struct NodeStatus {
     pub peers: Vec<PeerStatus>,
     /// What a human should look at.
     pub alarms: Vec<Alarm>,
+    /// Control messages of peers that were refused.
+    pub refused_messages: u64,
     /// Why this node is of no use yet; `None`: it is.
     pub waiting: Option<Waiting>,
 }
@@ -50,6 +57,10 @@ pub struct SelfStatus {
     pub ips: Vec<VirtualIp>,
     /// Prefixes of the LAN behind it.
     pub routes: Vec<Prefix>,
+    /// Those of them that it cannot reach, and why.
+    pub withdrawn: Vec<(Prefix, LanLoss)>,
+    /// How often there was something new among them.
+    pub withdrawals: u64,
     /// Its boot epoch.
     pub epoch: BootEpoch,
     /// Where it may be reached directly, as it tells peers.
@@ -115,6 +126,8 @@ pub struct PeerStatus {
     pub ips: Vec<VirtualIp>,
     /// Prefixes of the LAN behind it.
     pub routes: Vec<Prefix>,
+    /// What it says that it cannot reach: all of its own that lies in these.
+    pub withdrawn: Vec<Prefix>,
     /// The member that terminates it, where it is a plain WireGuard peer.
     pub via: Option<Name>,
     /// By which of our hubs frames to it go, with all the hubs that they cross.
@@ -146,11 +159,39 @@ pub enum Alarm {
         /// Which.
         file: String,
     },
+    /// Prefixes whose owner is away are carried by the owner of the one around them.
+    #[error("{prefixes} of {gateway} fell back to {to}: {why}")]
+    Fallback {
+        /// Which.
+        prefixes: Listed<Prefix>,
+        /// Whose they are.
+        gateway: Name,
+        /// Why not there.
+        why: Absence,
+        /// Who carries them.
+        to: Listed<Name>,
+    },
     /// Two heads that should not both exist.
     #[error("two different rosters with serial {serial} exist: the admin key may be stolen; both are kept as proof")]
     Fork {
         /// Of both.
         serial: u64,
+    },
+    /// This node lost a LAN that others carry too.
+    #[error("this gateway lost its LAN: {loss}: {prefixes} withdrawn, the other owners carry it")]
+    LanLost {
+        /// How.
+        loss: LanLoss,
+        /// What is behind it.
+        prefixes: Listed<Prefix>,
+    },
+    /// This node lost a LAN that nobody else carries.
+    #[error("this gateway lost its LAN: {loss}: {prefixes} not reached, nobody else carries it")]
+    LanLostAlone {
+        /// How.
+        loss: LanLoss,
+        /// What is behind it.
+        prefixes: Listed<Prefix>,
     },
     /// A gateway that shares prefixes with others does not answer.
     #[error("gateway {gateway} does not answer: its flows go to the others of its prefixes")]
@@ -161,6 +202,39 @@ pub enum Alarm {
     /// The roster's age.
     #[error("{0}")]
     Roster(flatlan_roster::Freshness),
+    /// A gateway that shares prefixes with others withdrew them.
+    #[error("gateway {gateway} withdrew its prefixes: {lack}: its flows go to the others of them")]
+    Withdrawn {
+        /// Which.
+        gateway: Name,
+        /// Why.
+        lack: LanLack,
+    },
+}
+
+/// Why a peer does not have its flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absence {
+    /// It says that it lost its LAN.
+    #[error("{0}")]
+    Lan(LanLack),
+    /// It does not answer.
+    #[error("it does not answer")]
+    Silent,
+}
+
+/// Several of a kind, as a person lists them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed<T>(pub Vec<T>);
+
+impl<T: fmt::Display> fmt::Display for Listed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, one) in self.0.iter().enumerate() {
+            let comma = if n == 0 { "" } else { ", " };
+            write!(f, "{comma}{one}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Why a node is of no use yet.

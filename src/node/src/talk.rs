@@ -62,6 +62,7 @@ impl Node {
             Ok(message) => message,
             Err(error) => {
                 tracing::debug!(peer = slot.0, reason = %error, "a peer's message is refused");
+                self.refused_messages += 1;
                 return;
             }
         };
@@ -83,6 +84,9 @@ impl Node {
             if message.answer == Some(true) {
                 self.answer(slot, ingress, now);
             }
+        }
+        if let Some(withdrawn) = message.withdrawn {
+            self.on_withdrawn(slot, withdrawn);
         }
         if let Some(summary) = message.summary {
             self.on_summary(slot, summary, now);
@@ -164,6 +168,7 @@ impl Node {
             presence: Some(self.me.statement().to_vec().into()),
             candidates: Some(self.candidates.clone()),
             summary: self.keeper.newest().map(|held| held.summary),
+            withdrawn: self.lan_statement(),
             ..PeerMessage::new()
         }
     }
@@ -172,7 +177,8 @@ impl Node {
         let Some(summary) = self.keeper.newest().map(|held| held.summary) else { return };
         let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.is_node()) else { return };
         peer.summarized = Some(now);
-        let message = PeerMessage { summary: Some(summary), ..PeerMessage::new() };
+        let withdrawn = self.lan_statement();
+        let message = PeerMessage { summary: Some(summary), withdrawn, ..PeerMessage::new() };
         self.say(slot, &message, None);
     }
 
@@ -224,7 +230,7 @@ impl Node {
         }
     }
 
-    fn say(&mut self, slot: PeerSlot, message: &PeerMessage, path: Option<PathKind>) {
+    pub(crate) fn say(&mut self, slot: PeerSlot, message: &PeerMessage, path: Option<PathKind>) {
         self.out.worker(Command::SendMessage { peer: slot, bytes: message.encode(), path });
     }
 

@@ -26,6 +26,7 @@ mod processor;
 mod workers;
 
 pub mod clock;
+pub mod echo;
 pub mod entropy;
 pub mod file;
 pub mod harden;

@@ -72,6 +72,15 @@ pub struct HostAddress {
     pub default_route: bool,
 }
 
+/// Whether frames can leave by a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// It is set down, or has no carrier.
+    Down,
+    /// It is up.
+    Up,
+}
+
 /// Whether a device can have IPv6 addresses: an administrator or the kernel's command line may have switched
 /// that off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +284,17 @@ impl Netlink {
             Some(GatewayRoute { prefix, gateway, link: output(message).map(|index| Link { index }) })
         };
         Ok(self.routes().await?.iter().filter_map(route).collect())
+    }
+
+    /// Every device but loopback, and whether it has a link.
+    ///
+    /// # Errors
+    /// Where the table cannot be read.
+    pub async fn links(&self) -> Result<BTreeMap<String, LinkState>, RouteError> {
+        let devices = self.devices().await?;
+        let state = |up: bool| if up { LinkState::Up } else { LinkState::Down };
+        let devices = devices.into_values().filter(|device| !device.loopback);
+        Ok(devices.map(|device| (device.name, state(device.up))).collect())
     }
 
     async fn addresses(&self) -> Result<Vec<AddressMessage>, RouteError> {

@@ -2,7 +2,8 @@
 //!
 //! Single addresses stand in one map. All shorter prefixes are flattened into disjoint intervals, where a
 //! look-up is one binary search over plain integers; nothing a peer sends can slow either down. Where members
-//! of an HA group carry the same addresses, these have several owners.
+//! of an HA group carry the same addresses, these have several owners. Each prefix knows the one around it, whose owners
+//! stand in where its own cannot be reached.
 //!
 //! Of a table that differs from another in a few addresses, the rest is shared with it.
 
@@ -44,12 +45,21 @@ pub struct OwnerTable<T = MemberIndex> {
 struct Wide<T> {
     v4: Intervals<u32>,
     v6: Intervals<u128>,
-    owners: Vec<Few<T>>,
+    sets: Vec<Set<T>>,
+}
+
+/// Who owns a prefix.
+#[derive(Debug)]
+struct Set<T> {
+    owners: Few<T>,
+    length: u8,
+    /// The set of the narrowest prefix around it, or [`NOBODY`].
+    around: u32,
 }
 
 impl<T> Default for OwnerTable<T> {
     fn default() -> Self {
-        let wide = Wide { v4: Intervals::default(), v6: Intervals::default(), owners: Vec::new() };
+        let wide = Wide { v4: Intervals::default(), v6: Intervals::default(), sets: Vec::new() };
         Self { hosts: SharedMap::default(), shared_hosts: BTreeMap::new(), wide: Arc::new(wide) }
     }
 }
@@ -111,9 +121,22 @@ impl<T: Copy + Ord> OwnerTable<T> {
         }
     }
 
+    /// The owners of each prefix that holds `ip`, those of the longest first.
+    pub fn levels(&self, ip: IpAddr) -> impl Iterator<Item = &[T]> {
+        let host = self.hosts.get(&ip).map(Few::as_slice);
+        host.into_iter().chain(self.wide.around(ip).map(|set| set.owners.as_slice()))
+    }
+
+    /// The owners of `prefix`, and then of each prefix around it, those of the longest first.
+    pub fn levels_of(&self, prefix: Prefix) -> impl Iterator<Item = &[T]> {
+        let host = self.hosts.get(&prefix.ip()).filter(|_| prefix.is_host()).map(Few::as_slice);
+        let wide = self.wide.around(prefix.ip()).filter(move |set| set.length <= prefix.length());
+        host.into_iter().chain(wide.map(|set| set.owners.as_slice()))
+    }
+
     /// The owners of each prefix that has several.
     pub fn shared(&self) -> impl Iterator<Item = &[T]> {
-        let wide = self.wide.owners.iter().map(Few::as_slice).filter(|owners| owners.len() > 1);
+        let wide = self.wide.sets.iter().map(|set| set.owners.as_slice()).filter(|owners| owners.len() > 1);
         wide.chain(self.shared_hosts.values().map(Few::as_slice))
     }
 
@@ -126,27 +149,37 @@ impl<T: Copy + Ord> OwnerTable<T> {
 impl<T: Copy + Ord> Wide<T> {
     fn new(mut sorted: Vec<(Prefix, T)>) -> Self {
         sorted.sort_by_key(|(prefix, _)| (prefix.ip(), prefix.length()));
-        let mut owners: Vec<Few<T>> = Vec::new();
+        let mut sets: Vec<Set<T>> = Vec::new();
         let (mut v4, mut v6) = (Flatten::new(), Flatten::new());
         for group in sorted.chunk_by(|(a, _), (b, _)| a == b) {
             let Some((prefix, _)) = group.first() else { continue };
-            let set = u32::try_from(owners.len()).expect("a roster holds far fewer than 2^32 prefixes");
-            owners.push(owners_of(group));
+            let set = u32::try_from(sets.len()).expect("a roster holds far fewer than 2^32 prefixes");
             let length = u32::from(prefix.length());
-            match prefix.ip() {
+            let around = match prefix.ip() {
                 IpAddr::V4(ip) => v4.add(u32::from(ip), u32::MAX.checked_shr(length).unwrap_or(0), set),
                 IpAddr::V6(ip) => v6.add(u128::from(ip), u128::MAX.checked_shr(length).unwrap_or(0), set),
-            }
+            };
+            sets.push(Set { owners: owners_of(group), length: prefix.length(), around });
         }
-        Self { v4: v4.finish(), v6: v6.finish(), owners }
+        Self { v4: v4.finish(), v6: v6.finish(), sets }
     }
 
     fn owners(&self, ip: IpAddr) -> &[T] {
+        self.find(ip).map_or(&[], |set| set.owners.as_slice())
+    }
+
+    /// The sets of the prefixes that hold `ip`, that of the longest first.
+    fn around(&self, ip: IpAddr) -> impl Iterator<Item = &Set<T>> {
+        std::iter::successors(self.find(ip), |set| self.sets.get(set.around as usize))
+    }
+
+    #[inline]
+    fn find(&self, ip: IpAddr) -> Option<&Set<T>> {
         let set = match ip {
             IpAddr::V4(ip) => self.v4.find(u32::from(ip)),
             IpAddr::V6(ip) => self.v6.find(u128::from(ip)),
         };
-        set.and_then(|set| self.owners.get(set as usize)).map_or(&[], Few::as_slice)
+        self.sets.get(set? as usize)
     }
 }
 
@@ -195,10 +228,13 @@ impl<A: Address> Flatten<A> {
         Self { out: Intervals { starts: Vec::new(), sets: Vec::new() }, open: Vec::new() }
     }
 
-    fn add(&mut self, start: A, host_bits: A, set: u32) {
+    /// Adds a set; which one is around it.
+    fn add(&mut self, start: A, host_bits: A, set: u32) -> u32 {
         self.close(|last| last < start);
+        let around = self.around();
         self.out.begin(start, set);
         self.open.push((start.or(host_bits), set));
+        around
     }
 
     fn finish(mut self) -> Intervals<A> {
@@ -208,11 +244,15 @@ impl<A: Address> Flatten<A> {
 
     fn close(&mut self, ended: impl Fn(A) -> bool) {
         while let Some((last, _)) = self.open.pop_if(|(last, _)| ended(*last)) {
-            let around = self.open.last().map_or(NOBODY, |(_, set)| *set);
+            let around = self.around();
             if let Some(next) = last.next() {
                 self.out.begin(next, around);
             }
         }
+    }
+
+    fn around(&self) -> u32 {
+        self.open.last().map_or(NOBODY, |(_, set)| *set)
     }
 }
 
@@ -289,6 +329,22 @@ mod tests {
         assert_eq!((owners(&after, 7), owners(&after, 8), owners(&before, 7)), (vec![5], vec![4, 3], vec![2]));
     }
 
+    #[test]
+    fn the_prefixes_around_an_address_are_told_from_the_longest_to_the_widest() {
+        let prefix = |text: &str| text.parse::<Prefix>().unwrap();
+        let of = [("10.1.0.0/16", 1), ("10.1.0.0/16", 2), ("10.1.2.0/24", 3), ("10.1.2.5/32", 4), ("10.1.2.0/32", 5)];
+        let table = OwnerTable::new(of.map(|(text, owner)| (prefix(text), owner)));
+        let levels = |ip: &str| table.levels(ip.parse().unwrap()).map(<[i32]>::to_vec).collect::<Vec<_>>();
+        assert_eq!(levels("10.1.2.5"), [vec![4], vec![3], vec![1, 2]]);
+        assert_eq!(levels("10.1.2.6"), [vec![3], vec![1, 2]]);
+        assert_eq!(levels("10.1.3.0"), [vec![1, 2]]);
+        assert!(levels("10.2.0.0").is_empty());
+        let levels_of = |text: &str| table.levels_of(prefix(text)).map(<[i32]>::to_vec).collect::<Vec<_>>();
+        assert_eq!(levels_of("10.1.2.0/24"), [vec![3], vec![1, 2]], "a single address in it is no owner of it");
+        assert_eq!(levels_of("10.1.2.0/32"), [vec![5], vec![3], vec![1, 2]]);
+        assert_eq!(levels_of("10.1.0.0/16"), [vec![1, 2]]);
+    }
+
     proptest! {
         #[test]
         fn the_table_agrees_with_a_linear_search(
@@ -306,6 +362,13 @@ mod tests {
             let random = probes.iter().flat_map(|ip| [spread(*ip & 0xf00f_00ff, false), spread(*ip & 0xf00f_00ff, true)]);
             for ip in near.chain(random) {
                 prop_assert_eq!(table.owners(ip), naive(&prefixes, ip));
+                let mut lengths: Vec<u8> = prefixes.iter().filter(|(p, _)| p.contains(ip)).map(|(p, _)| p.length()).collect();
+                lengths.sort();
+                lengths.dedup();
+                let levels = lengths.iter().rev().map(|length| {
+                    prefixes.iter().filter(|(p, _)| p.contains(ip) && p.length() == *length).map(|(_, owner)| *owner).collect()
+                });
+                prop_assert_eq!(table.levels(ip).map(<[u32]>::to_vec).collect::<Vec<_>>(), levels.collect::<Vec<Vec<u32>>>());
             }
         }
     }

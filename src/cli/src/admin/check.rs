@@ -110,6 +110,7 @@ fn node(path: &Path, text: &str) -> Result<String, Failure> {
         let _: Proxy =
             file.proxy.parse().map_err(|error| Failure::wrong(format!("{}: `proxy`: {error}", path.display())))?;
     }
+    file.lan_probe().map_err(|error| Failure::wrong(format!("{}: `lan_probe`: {error}", path.display())))?;
     Ok(format!("a node's configuration, state in {}", file.state.display()))
 }
 

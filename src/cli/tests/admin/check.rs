@@ -40,6 +40,8 @@ fn a_mistake_is_told_with_its_line() {
     );
     machine.write("node.toml", "tun = \"a/b\"\n");
     assert_eq!(machine.run(&["check", "node.toml"]).code, 2);
+    machine.write("node.toml", "lan_probe = \"printer\"\n");
+    machine.refused(&["check", "node.toml"], 2, "node.toml: `lan_probe`: invalid IP address syntax");
     machine.write("hub.toml", "allow_any = true\npeers = [\"nonsense\"]\n");
     let ran = machine.run(&["check", "hub.toml"]);
     assert_eq!(ran.code, 2);

@@ -61,10 +61,10 @@ fn control(net: &mut PlainNet) {
         #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is not about gateways")]
         match event {
             Event::PeerSilent { peer } => {
-                away.insert(*peer);
+                away.silent.insert(*peer);
             }
             Event::PeerAnswers { peer } => {
-                away.remove(peer);
+                away.silent.remove(peer);
             }
             Event::SharedUsed { .. } => (1..4).for_each(|n| net.command(0, Command::KeepWarm { peer: slot(n) })),
             _ => {}

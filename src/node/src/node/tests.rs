@@ -1,5 +1,6 @@
 //! What the machine does, against scripted hubs and under a virtual clock.
 
+mod gateways;
 mod net;
 
 use std::{

@@ -20,11 +20,11 @@ use flatlan_roster::{
 };
 use flatlan_types::{
     AdminSecret, BootEpoch, Endpoint, HostPort, HubKey, HubSecret, HubSlot, InviteSecret, Label, MemberId, NetworkId,
-    NodeSeed, PeerSlot, RecoveryKey, UnixTime, VirtualIp, Workers,
+    NodeSeed, PeerSlot, Prefix, RecoveryKey, UnixTime, VirtualIp, Workers,
 };
 
 use crate::{
-    Fatal, Interface, Node, NodeConfig, Output, PersistResult, Persisted, StreamId, Transport,
+    Fatal, Interface, LanLoss, Node, NodeConfig, Output, PersistResult, Persisted, StreamId, Transport,
     peer_message::PeerMessage, persist,
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Admin {
     pub(super) invited: Vec<u8>,
     /// Who carries [`SHARED`] together.
     pub(super) carriers: Vec<u8>,
+    /// To whom [`MOVED`] moved.
+    pub(super) moved: Option<u8>,
 }
 
 impl Admin {
@@ -47,7 +49,16 @@ impl Admin {
         let (secret, recovery) = (AdminSecret::from_bytes(&[201; 32]), AdminSecret::from_bytes(&[202; 32]));
         let authority = Authority::new(secret.public(), RecoveryKey::of(&recovery));
         let network = authority.network();
-        Self { secret, authority, network, expiry: Expiry::Warn, now: UNIX, invited: Vec::new(), carriers: Vec::new() }
+        Self {
+            secret,
+            authority,
+            network,
+            expiry: Expiry::Warn,
+            now: UNIX,
+            invited: Vec::new(),
+            carriers: Vec::new(),
+            moved: None,
+        }
     }
 
     /// A roster of these hubs and members (by number), on top of another.
@@ -75,6 +86,7 @@ impl Admin {
                 expires: self.now.after(86_400),
             }),
             routes: self.carriers.contains(n).then(|| SHARED.parse().unwrap()).into_iter().collect(),
+            moved: (self.moved == Some(*n)).then(|| MOVED.parse().unwrap()).into_iter().collect(),
             ha: self.carriers.contains(n).then(|| "gateways".parse().unwrap()),
             ..MemberRecord::new(format!("n{n}").parse().unwrap())
         };
@@ -383,6 +395,12 @@ impl Net {
         let peer = self.slot(to, from);
         let ingress = PathKind::Direct(address(from));
         self.event(to, Event::PeerMessage { peer, ingress, bytes: message.encode() });
+    }
+
+    /// A node's driver finds what of its LAN is lost.
+    pub(super) fn lan(&mut self, n: u8, lost: BTreeMap<Prefix, LanLoss>) {
+        self.nodes.get_mut(&n).unwrap().node.handle_lan(lost, self.now);
+        self.drain(n);
     }
 
     /// A worker's event.
@@ -986,3 +1004,5 @@ pub(super) const LATENCY: Duration = Duration::from_millis(10);
 pub(super) const UNIX: UnixTime = UnixTime(1_800_000_000);
 /// The LAN behind the members of an HA group.
 pub(super) const SHARED: &str = "10.200.0.0/16";
+/// A part of it.
+pub(super) const MOVED: &str = "10.200.0.5/32";
