@@ -464,7 +464,8 @@ fn snapshot(me: usize, members: usize) -> Arc<Snapshot> {
     };
     let owners = (0..members).flat_map(|n| prefixes(n).map(move |prefix| (prefix, owner(n))));
     let peers = (0..members).filter(|n| *n != me).map(|n| {
-        let info = PeerInfo { name: format!("n{n}").parse().unwrap(), keys: PeerKeys::Node(keys(n)), psk: None };
+        let info =
+            PeerInfo { name: format!("n{n}").parse().unwrap(), keys: PeerKeys::Node(keys(n)), psk: None, priority: 0 };
         (PeerSlot(n as u32), info)
     });
     Arc::new(Snapshot::new(1, &network(), peers, OwnerTable::new(owners), vec![VirtualIp::new(ip(me).into())]))

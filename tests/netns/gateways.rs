@@ -102,7 +102,7 @@ fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
 #[test]
 fn flows_to_a_site_of_two_gateways_use_both_and_outlive_either() {
     // the host answers by the second gateway, whoever brought the question
-    let lab = pair("b2", "");
+    let lab = pair("b2", "", None);
     let flows = flows(&lab);
     let carried = |gateway: &str| carried(&lab, gateway);
     let wait_moving = |what: &str| wait_moving(&flows, what);
@@ -128,14 +128,14 @@ fn flows_to_a_site_of_two_gateways_use_both_and_outlive_either() {
         wait_moving("with b again");
         assert!(carried("b") > before, "its flows are its own again");
     }
-    whole(flows);
+    println!("longest gap of a flow: {:?}", whole(flows));
 }
 
 #[test]
 fn flows_go_on_at_the_other_gateway_while_one_has_lost_its_lan() {
     // the host answers by the first gateway, for the second one is to lose its way to it
     let probe = r#"lan_probe = "192.168.2.11""#;
-    let lab = pair("b", probe);
+    let lab = pair("b", probe, None);
     assert_eq!(lab.site("b").unwrap().hosts()[0].addresses()[0].to_string(), "192.168.2.11");
     let (lost, router) = (gateway(&lab, "b2"), lab.site("b").unwrap().router(0).unwrap());
     let prefixes = lab.site("b").unwrap().prefixes().map(|prefix| prefix.to_string());
@@ -174,7 +174,25 @@ fn flows_go_on_at_the_other_gateway_while_one_has_lost_its_lan() {
     let own = |status: &Value| status["self"]["withdrawn"][&prefixes[0]].as_str().map(str::to_owned);
     assert_eq!(wait_status(&lab, "b2", "a reason", own), "there is no network device lan0");
     wait_moving(&flows, "without its device");
-    whole(flows);
+    println!("longest gap of a flow: {:?}", whole(flows));
+}
+
+#[test]
+fn a_preferred_gateway_has_all_flows_except_while_it_is_gone() {
+    let lab = pair("b", "", Some("b2"));
+    let flows = flows(&lab);
+    let carried = |gateway: &str| carried(&lab, gateway);
+    wait_moving(&flows, "at first");
+    assert!(carried("b2") > 0 && carried("b") == 0, "b stands by");
+    lab.kill("b2").unwrap();
+    wait_moving(&flows, "without b2");
+    assert!(carried("b") > 0);
+    lab.restart("b2").unwrap();
+    wait_status(&lab, "a", "no alarm", |status| (status["alarms"].as_array()?.is_empty()).then_some(()));
+    let [b, b2] = ["b", "b2"].map(carried);
+    wait_moving(&flows, "with b2 again");
+    assert!(carried("b") == b && carried("b2") > b2, "they are its own again");
+    println!("longest gap of a flow: {:?}", whole(flows));
 }
 
 #[test]
@@ -262,12 +280,11 @@ fn wait_moving(flows: &[Probe], what: &str) {
     }
 }
 
-fn whole(flows: Vec<Probe>) {
-    for flow in flows {
-        let report = flow.stop();
-        assert_eq!(report.broken(), None);
-        println!("longest gap of a flow: {:?}", report.longest_gap().length);
-    }
+/// The longest time in which a flow was not answered; none was broken.
+fn whole(flows: Vec<Probe>) -> Duration {
+    let reports: Vec<_> = flows.into_iter().map(Probe::stop).collect();
+    assert!(reports.iter().all(|report| report.broken().is_none()));
+    reports.iter().map(|report| report.longest_gap().length).max().unwrap()
 }
 
 #[test]
@@ -291,7 +308,7 @@ fn what_somebody_changes_on_a_gateway_is_set_again() {
 
 #[test]
 fn netcheck_names_what_keeps_a_gateway_from_its_site_and_its_remedies_help() {
-    let lab = pair("b2", "");
+    let lab = pair("b2", "", None);
     let machine = gateway(&lab, "b");
     let traps = || {
         let found = asked(&lab, "b", &["netcheck"]);
@@ -324,7 +341,7 @@ fn netcheck_names_what_keeps_a_gateway_from_its_site_and_its_remedies_help() {
 
 #[test]
 fn explain_says_who_carries_an_address_and_by_which_path() {
-    let lab = pair("b2", "");
+    let lab = pair("b2", "", None);
     let (client, server) = (&lab.site("a").unwrap().hosts()[0], &lab.site("b").unwrap().hosts()[0]);
     let (from, to) = (client.addresses()[0].to_string(), server.addresses()[0].to_string());
     let _talk = answered(client.namespace(), server.addresses()[0]);
@@ -367,8 +384,8 @@ enum Fault {
 const FLOWS: usize = 24;
 
 /// Site b has two gateways of an HA group, `b` and `b2`. Its host sends what is for the other site by one of them; `config` is
-/// that of b2.
-fn pair(answers_by: &str, config: &str) -> Lab {
+/// that of b2; one may be preferred.
+fn pair(answers_by: &str, config: &str, preferred: Option<&str>) -> Lab {
     let lab = lab().hub("h1").hub("h2").site_with(SiteSpec::new("a").nat(Nat::Symmetric).hosts(1));
     let lab = lab.site_with(SiteSpec::new("b").nat(Nat::Symmetric).hosts(1));
     let lab = lab.site_with(SiteSpec::new("b2").nat(Nat::Symmetric).beside("b")).build().unwrap();
@@ -377,7 +394,8 @@ fn pair(answers_by: &str, config: &str) -> Lab {
     lab.publish().unwrap();
     lab.join("a").unwrap();
     for gateway in ["b", "b2"] {
-        let token = lab.invite_with(gateway, ["--ha", "west"]).unwrap();
+        let priority: &[&str] = if preferred == Some(gateway) { &["--priority", "10"] } else { &[] };
+        let token = lab.invite_with(gateway, ["--ha", "west"].iter().chain(priority)).unwrap();
         lab.join_with(gateway, &token).unwrap().success().unwrap();
     }
     let file = lab.folder().join("b2.toml");

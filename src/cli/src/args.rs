@@ -236,6 +236,9 @@ pub(crate) struct InviteArgs {
     /// Members of one HA group may carry the same prefixes, and share their flows
     #[arg(long, value_name = "GROUP")]
     pub(crate) ha: Option<Name>,
+    /// Of one HA group, those with the greatest have all flows while they answer; default: 0
+    #[arg(long, value_name = "N", requires = "ha")]
+    pub(crate) priority: Option<u16>,
     /// A group that it is of
     #[arg(long = "group", value_name = "G")]
     pub(crate) groups: Vec<Name>,
@@ -289,6 +292,9 @@ pub(crate) struct MemberAddArgs {
     /// Members of one HA group may carry the same prefixes, and share their flows
     #[arg(long, value_name = "GROUP", conflicts_with = "stock")]
     pub(crate) ha: Option<Name>,
+    /// Of one HA group, those with the greatest have all flows while they answer; default: 0
+    #[arg(long, value_name = "N", requires = "ha")]
+    pub(crate) priority: Option<u16>,
     /// A group that it is of
     #[arg(long = "group", value_name = "G")]
     pub(crate) groups: Vec<Name>,

@@ -5,8 +5,8 @@
 //! Revocation is a level, not a message: a worker compares the generation at each batch and drops the
 //! sessions of whoever is no member any more.
 //!
-//! Where members of an HA group own an address together, each flow goes to one of them that is not away: the one with
-//! the greatest hash of flow and member (rendezvous hashing, Thaler and Ravishankar 1998). So the flows of one that
+//! Where members of an HA group own an address together, each flow goes to one of them that is not away, of those with
+//! the greatest priority: the one with the greatest hash of flow and member (rendezvous hashing, Thaler and Ravishankar 1998). So the flows of one that
 //! goes away are shared out to the others, nobody else's move, and its own come back with it. Where all of them are away,
 //! the owners of the prefix around it stand in.
 
@@ -231,10 +231,14 @@ impl Snapshot {
     fn choose(&self, owners: &[Owner], ip: IpAddr, flow: u32) -> Option<Owner> {
         let live = |owner: &&Owner| self.away.can(**owner, ip);
         let rank = |owner: &&Owner| match owner {
-            Owner::Peer(slot) => (self.rank(*slot, flow), *slot),
-            Owner::Me => (0, PeerSlot(0)),
+            Owner::Peer(slot) => (self.priority(*slot), self.rank(*slot, flow), *slot),
+            Owner::Me => (0, 0, PeerSlot(0)),
         };
         owners.iter().filter(live).max_by_key(rank).or_else(|| owners.iter().max_by_key(rank)).copied()
+    }
+
+    fn priority(&self, slot: PeerSlot) -> u16 {
+        self.peer(slot).map_or(0, |peer| peer.priority)
     }
 
     /// How much a flow is a peer's: the same with every sender, and after every restart.
@@ -265,6 +269,8 @@ pub struct PeerInfo {
     pub keys: PeerKeys,
     /// Its pre-shared key with this node, where there is one.
     pub psk: Option<Box<[u8; 32]>>,
+    /// How much it is preferred among those who own the same; more is better.
+    pub priority: u16,
 }
 
 /// The keys of a peer: a node's two, or the one of a plain WireGuard device that this node terminates.
@@ -381,6 +387,37 @@ mod tests {
         }
         let nobody = away(&[1, 2, 3]);
         assert!((0..FLOWS).all(|flow| choice(&nobody, flow) == all[flow as usize]), "somebody may have come back");
+    }
+
+    #[test]
+    fn only_owners_of_the_greatest_priority_that_are_not_away_have_flows() {
+        let prefix: Prefix = "10.1.0.0/16".parse().unwrap();
+        let slots = [1, 2, 3].map(PeerSlot);
+        let owners = OwnerTable::new(slots.map(|slot| (prefix, Owner::Peer(slot))));
+        let info = |slot: PeerSlot| PeerInfo {
+            name: format!("n{}", slot.0).parse().unwrap(),
+            keys: PeerKeys::Stock(SessionKey::from_bytes([slot.0 as u8; 32])),
+            psk: None,
+            priority: if slot.0 == 3 { 0 } else { 7 },
+        };
+        let peers = slots.map(|slot| (slot, info(slot)));
+        let mut snapshot = Snapshot::new(1, &NetworkId::from_bytes([7; 32]), peers, owners, Vec::new());
+        let chosen = |snapshot: &Snapshot| -> BTreeSet<u32> {
+            let flows = (0..64_u32).map(|flow| flow.wrapping_mul(0x9e37_79b9));
+            let owner = |flow| snapshot.owner([10, 1, 0, 9].into(), || flow).unwrap().owner();
+            let slot = |owner| match owner {
+                Owner::Peer(slot) => Some(slot.0),
+                Owner::Me => None,
+            };
+            flows.map(owner).filter_map(slot).collect()
+        };
+        assert_eq!(chosen(&snapshot), BTreeSet::from([1, 2]));
+        snapshot.away.silent.insert(PeerSlot(1));
+        assert_eq!(chosen(&snapshot), BTreeSet::from([2]));
+        snapshot.away.silent.insert(PeerSlot(2));
+        assert_eq!(chosen(&snapshot), BTreeSet::from([3]));
+        snapshot.away.silent.remove(&PeerSlot(1));
+        assert_eq!(chosen(&snapshot), BTreeSet::from([1]), "it has its flows back");
     }
 
     #[test]

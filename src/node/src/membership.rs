@@ -210,7 +210,8 @@ impl Node {
                 PeerKind::Node => PeerKeys::Node(member.keys),
                 PeerKind::Stock => PeerKeys::Stock(member.keys.session),
             };
-            listed.push((slot, PeerInfo { name: member.name().clone(), keys, psk: None }));
+            let priority = member.record.priority.unwrap_or(0);
+            listed.push((slot, PeerInfo { name: member.name().clone(), keys, psk: None, priority }));
         }
         let gone = left.into_iter().filter(|slot| self.peers.get(*slot).is_some_and(|peer| !peer.member)).collect();
         (listed, gone)

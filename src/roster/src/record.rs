@@ -186,10 +186,13 @@ pub struct MemberRecord {
     /// A plain WireGuard peer, terminated by another member.
     #[n(10)]
     pub stock: Option<Stock>,
+    /// How much it is preferred in that group; more is better, and without one it is 0. Equals share their flows.
+    #[n(11)]
+    pub priority: Option<u16>,
 }
 
 impl MemberRecord {
-    const LAST_KEY: u32 = 10;
+    const LAST_KEY: u32 = 11;
 
     /// A member with nothing but a name.
     pub fn new(name: Name) -> Self {
@@ -204,6 +207,7 @@ impl MemberRecord {
             endpoint: None,
             ha: None,
             stock: None,
+            priority: None,
         }
     }
 }

@@ -196,7 +196,12 @@ range = "{range}" # where members' IPv4 addresses come from
             return Err(wrong(Problem::StockInvite));
         }
         let own = &invite.member;
-        if !(own.ips.is_empty() && own.routes.is_empty() && own.groups.is_empty() && own.ha.is_none()) {
+        if !(own.ips.is_empty()
+            && own.routes.is_empty()
+            && own.groups.is_empty()
+            && own.ha.is_none()
+            && own.priority.is_none())
+        {
             return Err(wrong(Problem::KeepsItsOwn));
         }
         if invite.replace == Replace::No {
@@ -377,6 +382,9 @@ range = "{range}" # where members' IPv4 addresses come from
         edit::set_list(&mut table, "routes", member.routes);
         edit::set_list(&mut table, "groups", member.groups);
         edit::set_some(&mut table, "ha", member.ha);
+        if let Some(priority) = member.priority {
+            edit::set(&mut table, "priority", i64::from(priority));
+        }
         edit::set_some(&mut table, "endpoint", member.endpoint);
         Ok(table)
     }
@@ -420,6 +428,8 @@ pub struct NewMember<'a> {
     pub groups: &'a [Name],
     /// The group of members that may carry the same prefixes for each other.
     pub ha: Option<&'a Name>,
+    /// How much it is preferred in that group.
+    pub priority: Option<u16>,
     /// Where it can be reached directly.
     pub endpoint: Option<&'a HostPort>,
     /// Its keys.
@@ -429,7 +439,16 @@ pub struct NewMember<'a> {
 impl<'a> NewMember<'a> {
     /// A member with nothing but a name.
     pub fn named(name: &'a Name) -> Self {
-        Self { name, ips: &[], routes: &[], groups: &[], ha: None, endpoint: None, keys: NewKeys::Later }
+        Self {
+            name,
+            ips: &[],
+            routes: &[],
+            groups: &[],
+            ha: None,
+            priority: None,
+            endpoint: None,
+            keys: NewKeys::Later,
+        }
     }
 }
 

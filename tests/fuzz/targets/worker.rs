@@ -287,7 +287,7 @@ fn snapshot(me: PeerSlot, whole: bool) -> Arc<Snapshot> {
     let all = [VICTIM, OTHER, EVIL].into_iter().filter(|slot| *slot != me && (whole || *slot != EVIL));
     let peers = all.map(|slot| {
         let keys = PeerKeys::Node(node(slot.0 as u8 + 1).public());
-        (slot, PeerInfo { name: format!("n{}", slot.0).parse().unwrap(), keys, psk: None })
+        (slot, PeerInfo { name: format!("n{}", slot.0).parse().unwrap(), keys, psk: None, priority: 0 })
     });
     let own = VirtualIp::new([10, 0, 0, me.0 as u8 + 1].into());
     Arc::new(Snapshot::new(1, &network(), peers, OwnerTable::new(owners), vec![own]))

@@ -180,6 +180,7 @@ fn enter(
             routes: &args.routes,
             groups: &args.groups,
             ha: args.ha.as_ref(),
+            priority: args.priority,
             keys: NewKeys::Later,
             ..NewMember::named(name)
         },

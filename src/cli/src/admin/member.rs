@@ -142,6 +142,7 @@ fn add(dir: &mut NetworkDir, args: &MemberAddArgs, keys: NewKeys<'_>) -> Result<
         routes: &args.routes,
         groups: &args.groups,
         ha: args.ha.as_ref(),
+        priority: args.priority,
         endpoint: args.endpoint.as_ref(),
         keys,
     };

@@ -194,7 +194,7 @@ pub(crate) fn snapshot_but(
         if n != me {
             let keys = secret(n).public();
             let keys = if stock.contains(&n) { PeerKeys::Stock(keys.session) } else { PeerKeys::Node(keys) };
-            peers.push((slot(n), PeerInfo { name: format!("n{n}").parse().unwrap(), keys, psk: None }));
+            peers.push((slot(n), PeerInfo { name: format!("n{n}").parse().unwrap(), keys, psk: None, priority: 0 }));
         }
     }
     owners.retain(|(prefix, _)| prefix.to_string() != unowned);
@@ -685,7 +685,7 @@ pub(crate) fn cheat_snapshot() -> Arc<Snapshot> {
         [("10.0.0.0/8", Owner::Me), ("10.0.0.2/32", Owner::Peer(slot(1))), ("0.0.0.0/0", Owner::Peer(slot(1)))];
     let owners = OwnerTable::new(prefixes.map(|(prefix, owner)| (prefix.parse().unwrap(), owner)));
     let keys = PeerKeys::Node(secret(1).public());
-    let peer = PeerInfo { name: "n1".parse().unwrap(), keys, psk: None };
+    let peer = PeerInfo { name: "n1".parse().unwrap(), keys, psk: None, priority: 0 };
     Arc::new(Snapshot::new(9, &network(), [(slot(1), peer)], owners, vec![VirtualIp::new(ip(0).into())]))
 }
 

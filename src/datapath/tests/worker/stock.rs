@@ -166,7 +166,7 @@ fn as_node_2_sees_it() -> Arc<Snapshot> {
     let owners = [(0, Owner::Peer(slot(0))), (1, Owner::Peer(slot(0))), (2, Owner::Me)];
     let owners = OwnerTable::new(owners.map(|(n, owner)| (Prefix::host(VirtualIp::new(ip(n).into())), owner)));
     let keys = PeerKeys::Node(secret(0).public());
-    let peer = (slot(0), PeerInfo { name: "n0".parse().unwrap(), keys, psk: None });
+    let peer = (slot(0), PeerInfo { name: "n0".parse().unwrap(), keys, psk: None, priority: 0 });
     Arc::new(Snapshot::new(2, &network(), [peer], owners, vec![VirtualIp::new(ip(2).into())]))
 }
 

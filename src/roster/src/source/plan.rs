@@ -146,6 +146,7 @@ fn member_facts(member: &MemberRecord, invite: &impl Fn(&Invite) -> String) -> V
     facts.extend(member.groups.iter().map(|group| ("group", group.to_string())));
     facts.extend(member.endpoint.iter().map(|endpoint| ("endpoint", endpoint.to_string())));
     facts.extend(member.ha.iter().map(|ha| ("ha", ha.to_string())));
+    facts.extend(member.priority.iter().map(|priority| ("priority", priority.to_string())));
     facts.extend(member.stock.iter().map(|Stock { via }| ("plain WireGuard via", via.to_string())));
     facts.extend(member.keys.iter().map(|keys| match member.stock {
         Some(_) => ("key", keys.session.to_string()),

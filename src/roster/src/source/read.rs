@@ -98,7 +98,7 @@ fn read_hub(name: &Name, s: &Section<'_>) -> Result<HubRecord, SourceError> {
 }
 
 fn read_member(name: &Name, s: &Section<'_>, hubs: &[HubRecord]) -> Result<MemberRecord, SourceError> {
-    s.allow(&["ip", "key", "invite", "routes", "moved", "groups", "endpoint", "ha", "wireguard", "via"])?;
+    s.allow(&["ip", "key", "invite", "routes", "moved", "groups", "endpoint", "ha", "priority", "wireguard", "via"])?;
     let ips = s.parsed_list::<IpAddr>("ip")?.into_iter().map(VirtualIp::new).collect();
     let wireguard = s
         .text("wireguard")?
@@ -126,6 +126,7 @@ fn read_member(name: &Name, s: &Section<'_>, hubs: &[HubRecord]) -> Result<Membe
         groups: s.parsed_list("groups")?,
         endpoint: s.parsed("endpoint")?,
         ha: s.parsed("ha")?,
+        priority: s.number("priority")?,
         stock,
     })
 }

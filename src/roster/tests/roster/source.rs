@@ -50,6 +50,27 @@ key = "{}"
     (World { source: Source::parse(&text).unwrap(), ..World::new() }, text)
 }
 
+#[test]
+fn a_priority_in_an_ha_group_is_written_read_and_shown() {
+    let (world, text) = by_hand();
+    let mut source = world.source;
+    let (one, two, group) = (name("g1"), name("g2"), name("pair"));
+    let routes = [prefix("192.168.50.0/24")];
+    for (number, (member, priority)) in (20..).zip([(&one, Some(10)), (&two, None)]) {
+        let ips = [ip(&format!("10.77.0.{number}"))];
+        let new = NewMember { ips: &ips, routes: &routes, ha: Some(&group), priority, ..NewMember::named(member) };
+        assert_eq!(source.add_member(&new).unwrap().priority, priority);
+    }
+    assert!(source.to_string().contains("priority = 10\n"));
+    assert_eq!(Source::parse(&source.to_string()).unwrap().member(&one).unwrap().priority, Some(10));
+    let before = Source::parse(&text).unwrap();
+    let shown: Vec<String> = plan(Some(before.records()), source.records()).iter().map(ToString::to_string).collect();
+    assert!(shown.iter().any(|line| line.contains("g1") && line.contains("priority 10")), "{shown:?}");
+    for wrong in ["-1", "70000", "\"high\""] {
+        assert!(Source::parse(&source.to_string().replace("priority = 10", &format!("priority = {wrong}"))).is_err());
+    }
+}
+
 fn without(text: &str, gone: &[&str]) -> String {
     let mut text = text.to_owned();
     for part in gone {
@@ -252,7 +273,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line_and_the_way_out() {
         (
             "ip = '10.77.0.11'",
             "ipp = 'x'",
-            "line 34: member bo: unknown key `ipp`: known here are ip, key, invite, routes, moved, groups, endpoint, ha, wireguard, via",
+            "line 34: member bo: unknown key `ipp`: known here are ip, key, invite, routes, moved, groups, endpoint, ha, priority, wireguard, via",
         ),
         (
             "ip = '10.77.0.11'",
