@@ -43,21 +43,26 @@ pub(crate) struct OwnLan {
 }
 
 /// What a peer says of its LAN.
-#[derive(Default)]
 pub(crate) struct PeerLan {
     /// Epoch and count of the statement.
     order: (u64, u32),
-    prefixes: Arc<[Prefix]>,
+    /// The prefixes that it does not reach, where there are any.
+    prefixes: Option<Arc<[Prefix]>>,
     lack: LanLack,
 }
 
 impl PeerLan {
+    /// It has said nothing.
+    pub(crate) const fn new() -> Self {
+        Self { order: (0, 0), prefixes: None, lack: LanLack::Unsaid }
+    }
+
     pub(crate) fn is_lost(&self) -> bool {
-        !self.prefixes.is_empty()
+        self.prefixes.is_some()
     }
 
     pub(crate) fn prefixes(&self) -> Arc<[Prefix]> {
-        Arc::clone(&self.prefixes)
+        self.prefixes.clone().unwrap_or_default()
     }
 
     pub(crate) fn lack(&self) -> LanLack {
@@ -146,7 +151,8 @@ impl Node {
             return;
         }
         let was = peer.lan.is_lost();
-        peer.lan = PeerLan { order, prefixes: said.prefixes.into(), lack: LanLack::of(said.reason) };
+        let prefixes = (!said.prefixes.is_empty()).then(|| said.prefixes.into());
+        peer.lan = PeerLan { order, prefixes, lack: LanLack::of(said.reason) };
         let (is, lack) = (peer.lan.is_lost(), peer.lan.lack);
         match (was, is) {
             (false, true) => self.log_away(slot, lack.text()),
@@ -164,7 +170,7 @@ impl Node {
     pub(crate) fn forget_lan(&mut self, slot: PeerSlot) {
         let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.lan.is_lost()) else { return };
         if peer.lan.order.0 < peer.epoch.0 {
-            peer.lan.prefixes = Arc::default();
+            peer.lan.prefixes = None;
             self.refresh_away();
         }
     }

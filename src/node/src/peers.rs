@@ -233,7 +233,7 @@ impl Contact {
             session: false,
             open: false,
             silent: false,
-            lan: PeerLan::default(),
+            lan: PeerLan::new(),
             interest: None,
             offer: None,
             sent: None,
