@@ -413,7 +413,7 @@ fn a_config_file_with_an_unknown_setting_is_refused_on_one_line_with_its_number(
     refused(
         &config(&["up", "--config"]),
         2,
-        "S: line 2: unknown field `prot`, expected one of `state`, `tun`, `port`, `transport`, `tun_backend`, `tun_offload`, `udp_gso`, `dscp`, `spread`, `proxy`, `proxy_password_file`, `workers`, `lan`: `flatlan check S`",
+        "S: line 2: unknown field `prot`, expected one of `state`, `tun`, `port`, `transport`, `tun_backend`, `tun_offload`, `udp_gso`, `dscp`, `spread`, `proxy`, `proxy_password_file`, `workers`, `lan`, `lan_probe`: `flatlan check S`",
         &file,
     );
     refused(
