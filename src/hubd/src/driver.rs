@@ -370,7 +370,7 @@ impl RunningHub {
                 self.hub.handle_stream_closed(stream, now);
             }
             StreamEvent::HandedOver { stream, data } => {
-                if let Some(attachment) = self.streams.bound(stream) {
+                if let Some(attachment) = self.streams.handed_over(stream) {
                     self.packets.order_holder(stream, Order::OpenStream(stream, attachment, data)).await;
                 }
             }

@@ -3,7 +3,7 @@
 //! A task moves messages both ways. Once a stream is known to carry frames it is bound: its task sends what is still to
 //! be sent, hands the stream over for a packet thread, and stays to hear how it ends.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use flatlan_hub::{AttachmentId, DialId, StreamId};
@@ -47,7 +47,8 @@ pub(crate) struct Streams {
 }
 
 struct Handle {
-    queue: SendQueue,
+    /// Until the stream is handed over.
+    queue: Option<SendQueue>,
     bound: Arc<SetOnce<AttachmentId>>,
     /// Dropped with this: no more is heard.
     _open: oneshot::Sender<()>,
@@ -136,18 +137,20 @@ impl Streams {
         let bound = Arc::new(SetOnce::new());
         let greeting = (role == Some(Role::HubData)).then_some(GREETING);
         let (open, closed) = oneshot::channel();
-        let work = converse(id, stream, outgoing, (bound.clone(), greeting, closed), self.events.clone());
+        let until = (bound.clone(), greeting, closed);
+        // a task's memory is its own size several times over
+        let work = converse(Box::pin(until_handed_over(id, stream, outgoing, until, self.events.clone())));
         let (lobby, admitted) = oneshot::channel();
         let lobby = place.is_some().then_some(lobby);
         tokio::spawn(supervised(id, while_welcome(work, place, admitted), self.events.clone()));
-        self.streams.insert(id, Handle { queue, bound, _open: open, lobby });
+        self.streams.insert(id, Handle { queue: Some(queue), bound, _open: open, lobby });
         id
     }
 
     /// Sends one message; `false` where the stream takes no more and was closed for that.
     pub(crate) fn send(&mut self, stream: StreamId, bytes: Vec<u8>) -> bool {
         let Some(handle) = self.streams.get(&stream) else { return true };
-        if handle.queue.put(bytes.into()).is_ok() {
+        if handle.queue.as_ref().is_some_and(|queue| queue.put(bytes.into()).is_ok()) {
             return true;
         }
         self.close(stream);
@@ -167,9 +170,11 @@ impl Streams {
         }
     }
 
-    /// Whose stream it is that was handed over; `None` where it was closed since.
-    pub(crate) fn bound(&self, stream: StreamId) -> Option<AttachmentId> {
-        self.streams.get(&stream)?.bound.get().copied()
+    /// A stream was handed over: whose it is; `None` where it was closed since.
+    pub(crate) fn handed_over(&mut self, stream: StreamId) -> Option<AttachmentId> {
+        let handle = self.streams.get_mut(&stream)?;
+        handle.queue = None;
+        handle.bound.get().copied()
     }
 }
 
@@ -199,21 +204,15 @@ async fn while_welcome(work: impl Future<Output = ()>, place: Option<Place>, adm
     work.await;
 }
 
-/// Moves messages until the stream is bound, hands it over, and stays to hear how it ends.
-async fn converse(
-    id: StreamId,
-    stream: Stream,
-    outgoing: SendQueueEnd,
-    until: (Arc<SetOnce<AttachmentId>>, Option<usize>, oneshot::Receiver<()>),
-    events: mpsc::Sender<StreamEvent>,
-) {
-    // what all this needs is given back before the long wait
-    if let Some(end) = Box::pin(until_handed_over(id, stream, outgoing, until, events)).await {
+/// Stays with a stream that is handed over, to hear how it ends.
+async fn converse(until_handed_over: Pin<Box<impl Future<Output = Option<StreamEnd>>>>) {
+    // what all that needs is given back before the long wait
+    if let Some(end) = until_handed_over.await {
         let _ = end.ended().await;
     }
 }
 
-/// `None` where the stream ended before. `greeting`: after so many messages come frames, which wait until the stream
+/// Moves messages until the stream is bound, and hands it over; `None` where the stream ended before. `greeting`: after so many messages come frames, which wait until the stream
 /// is bound. Whoever dials us sends no frame before our answer, and by then it is bound.
 async fn until_handed_over(
     id: StreamId,
@@ -248,7 +247,8 @@ async fn until_handed_over(
         Ok((early, ())) => {
             let (data, end) = tokio::select! {
                 biased;
-                handed = hand_over(sender, receiver, early) => handed.ok()?,
+                // most streams are never handed over, and have no room for this
+                handed = Box::pin(hand_over(sender, receiver, early)) => handed.ok()?,
                 // perhaps in the middle of a frame, of which the rest need never come
                 _ = closed => return None,
             };
@@ -328,7 +328,7 @@ mod tests {
     async fn many_short_messages_may_wait_on_a_stream_and_a_bounded_number_of_bytes() {
         let (mut streams, _events) = Streams::new();
         let (queue, _outgoing) = send_queue(MESSAGES, CONTROL_BYTES);
-        let handle = Handle { queue, bound: Arc::default(), _open: oneshot::channel().0, lobby: None };
+        let handle = Handle { queue: Some(queue), bound: Arc::default(), _open: oneshot::channel().0, lobby: None };
         streams.streams.insert(StreamId(1), handle);
         let (short, long) = (49_152 * 200, 65_536);
         for _ in 0..49_152 {

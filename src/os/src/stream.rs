@@ -297,7 +297,7 @@ fn websocket_config() -> WebSocketConfig {
     // The defaults are for a few large streams; a hub has thousands.
     let mut config = WebSocketConfig::default();
     // all of it is cleared before each read, and so resident in every stream
-    config.read_buffer_size = RECORD / 4;
+    config.read_buffer_size = 1 << 10;
     config.write_buffer_size = 16 << 10;
     config.max_write_buffer_size = 4 * MOST_MESSAGE;
     config.max_message_size = Some(MOST_MESSAGE);
@@ -311,8 +311,6 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const MOST_MESSAGE: usize = 70 << 10;
 /// How long accepting may take: whoever is slower holds a place for nothing.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest plaintext of a TLS record (RFC 8446, section 5.1), in bytes.
-const RECORD: usize = 16 << 10;
 /// How much may be sealed before the kernel takes it, in bytes: a message and what it is wrapped in, whole.
 const SEAL_AHEAD: usize = 2 * MOST_MESSAGE;
 const PATH: &str = "/flatlan";
