@@ -64,7 +64,8 @@
 //!
 //! With traffic in the last 2 s a path that carries flows is probed every 50 ms, a standby every 100 ms,
 //! others every second; for 10 s after that every second; then every 15 to 25 s, which keeps NAT mappings
-//! and labels; after 3 minutes, and half a minute after the peer asked last, not at all ([`PathEvent::Idle`]). Traffic that resumes asks everything at once.
+//! and labels; after 3 minutes, and half a minute after the peer asked last, not at all
+//! ([`PathEvent::Idle`]). Traffic that resumes asks everything at once.
 //!
 //! # A peer that restarts
 //!
