@@ -257,7 +257,7 @@ impl Driver {
             .dir()
             .write(flatlan_node::persist::EPOCH, &epoch_file, FileMode::Secret)
             .map_err(|e| NodeError::State(StateError::File(e)))?;
-        let options = UdpOptions { gso: config.udp_gso, ..UdpOptions::default() };
+        let options = UdpOptions { gso: config.udp_gso, arrivals: true, ..UdpOptions::default() };
         let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), config.port);
         let udp = UdpSocket::bind_group(any, options, config.workers, owner_byte).map_err(NodeError::Udp)?;
         let port = udp.first().map_or(config.port, |udp| udp.local().port());

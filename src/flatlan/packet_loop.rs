@@ -18,7 +18,7 @@ use std::{
 };
 
 use flatlan_datapath::{
-    Command, DropReason, Event, FlowQueue, Handed, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
+    Backlog, Command, DropReason, Event, FlowQueue, Handed, PeerReport, Sink, Snapshot, Transmit, Worker, WorkerStats,
 };
 use flatlan_os::{
     Why, clock,
@@ -128,6 +128,8 @@ struct PacketLoop<S> {
     failed_reads: u32,
     /// Datagrams that were longer than the buffer.
     udp_cut: u64,
+    /// Of the UDP socket.
+    backlog: Backlog,
 }
 
 /// Where the worker's output goes.
@@ -172,7 +174,9 @@ impl PacketThread {
         let Unstarted { orders, events, room, doors, streams, ended } = unstarted;
         let io = Io { tun, udp, streams, share, now: clock::now(), refused, doors, gone: false };
         let waiting = FlowQueue::new();
-        let mut packet_loop = PacketLoop { worker, io, room, orders, events, waiting, failed_reads: 0, udp_cut: 0 };
+        let backlog = Backlog::default();
+        let mut packet_loop =
+            PacketLoop { worker, io, room, orders, events, waiting, failed_reads: 0, udp_cut: 0, backlog };
         let thread = std::thread::Builder::new()
             .name("flatlan-packets".to_owned())
             .spawn(move || {
@@ -352,12 +356,25 @@ impl<S: Sessions> PacketLoop<S> {
     fn receive_udp(&mut self, batch: &mut RecvBatch, priority: &mut Priority, now: Instant) -> bool {
         // an ICMP error of an earlier send is told by the receive after it; the next wait tells whether
         // there is more
-        let Ok(count) = self.io.udp.recv(batch) else { return false };
+        let Ok(count) = self.io.udp.recv(batch) else {
+            self.backlog.emptied();
+            return false;
+        };
         for received in batch.received() {
-            let udp::Received { from, contents, stride, traffic_class, to: _ } = received;
+            let udp::Received { from, contents, stride, traffic_class, waited, to: _ } = received;
+            let mut contents: &[u8] = contents;
             let before = self.carried();
+            if self.backlog.is_long(contents.len(), waited, now)
+                && let Some((first, others)) = contents.split_at_checked(stride)
+            {
+                self.worker.handle_network(from, first, stride, CE, now, &mut self.io);
+                contents = others;
+            }
             self.worker.handle_network(from, contents, stride, traffic_class & ECN, now, &mut self.io);
             priority.count_carried(self.carried() - before);
+        }
+        if count < RecvBatch::BUFFERS {
+            self.backlog.emptied();
         }
         self.udp_cut = batch.cut();
         self.worker.flush_inbound(now, &mut self.io);
@@ -501,6 +518,8 @@ enum Flow {
 
 /// The congestion bits of a traffic class (RFC 3168).
 pub(crate) const ECN: u8 = 3;
+/// Congestion was experienced.
+const CE: u8 = 3;
 /// Reads of the TUN that may fail in a row: what passes by itself passes before.
 const FAILED_READS: u32 = 1000;
 /// Packets read before anything else is looked at.

@@ -8,7 +8,7 @@ pub enum DropReason {
     /// The member to which the packet belongs is this node itself, or an address that is never carried:
     /// loopback, link-local, multicast, broadcast, unspecified.
     BadDestination,
-    /// A router on the way marked it as congested, and its sender does not understand marks (RFC 6040).
+    /// A router on the way, or who read it late, marked it as congested, and its sender does not understand marks (RFC 6040).
     Congestion,
     /// Its hop limit is used up.
     HopLimit,

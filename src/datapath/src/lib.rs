@@ -5,7 +5,8 @@
 //! another thread. Its owner is a loop that waits for the TUN, the sockets, commands or the timeout,
 //! reads the clock once, hands the batch in, and drains: *mutate, drain, mutate*.
 //!
-//! What the TUN gives waits in a [`FlowQueue`], from which the loop takes it flow by flow.
+//! What the TUN gives waits in a [`FlowQueue`], from which the loop takes it flow by flow. Where the socket's reader is
+//! late, a [`Backlog`] says which run is to be marked.
 //!
 //! ```text
 //! OUTBOUND  app -> kernel -> TUN              INBOUND  UDP | TLS
@@ -24,6 +25,7 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod backlog;
 mod batch;
 mod command;
 mod drops;
@@ -40,6 +42,7 @@ mod snapshot;
 mod transit;
 mod worker;
 
+pub use backlog::Backlog;
 pub use command::{Command, Event, HubUdp};
 pub use drops::{DropReason, Drops};
 pub use flow_queue::{FlowQueue, Frame};

@@ -21,7 +21,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use flatlan_types::Endpoint;
@@ -65,11 +65,13 @@ pub struct UdpOptions {
     pub port: Port,
     /// What to ask for as send and receive buffer, in bytes.
     pub buffer: usize,
+    /// Whether the kernel is to say of each datagram or run when it came (SO_TIMESTAMPNS).
+    pub arrivals: bool,
 }
 
 impl Default for UdpOptions {
     fn default() -> Self {
-        Self { gso: Offload::Auto, port: Port::Own, buffer: BUFFER }
+        Self { gso: Offload::Auto, port: Port::Own, buffer: BUFFER, arrivals: false }
     }
 }
 
@@ -108,6 +110,8 @@ pub struct Received<'a> {
     pub traffic_class: u8,
     /// The length of each datagram in `contents`; the last may be shorter. Never zero.
     pub stride: usize,
+    /// How long it lay in the socket; zero where that was not asked for, or the kernel does not tell.
+    pub waited: Duration,
     /// One datagram, or a run of them. Never empty.
     pub contents: &'a mut [u8],
 }
@@ -146,13 +150,15 @@ impl RecvBatch {
     /// What the last receive brought, in order of arrival.
     pub fn received(&mut self) -> impl Iterator<Item = Received<'_>> {
         let filled = self.metas.iter().take(self.filled);
-        filled.zip(self.buffers.chunks_exact_mut(self.len)).filter_map(|(meta, buffer)| {
+        let now = self.metas[0].came.and_then(|_| SystemTime::UNIX_EPOCH.elapsed().ok()).unwrap_or_default();
+        filled.zip(self.buffers.chunks_exact_mut(self.len)).filter_map(move |(meta, buffer)| {
             let contents = buffer.get_mut(..meta.len).filter(|contents| !contents.is_empty())?;
             Some(Received {
                 from: Endpoint::new(meta.from?),
                 to: meta.to.map(|ip| ip.to_canonical()),
                 traffic_class: meta.traffic_class,
                 stride: meta.stride,
+                waited: meta.came.map_or(Duration::ZERO, |came| now.saturating_sub(came)),
                 contents,
             })
         })
@@ -212,7 +218,7 @@ impl UdpSocket {
             .or_else(|_| rustix::net::sockopt::set_socket_send_buffer_size(&socket, options.buffer));
         socket.bind(&address.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(Errno::AFNOSUPPORT)?;
-        set_up(&socket, local, options.gso)?;
+        set_up(&socket, local, options)?;
         let gso = options.gso != Offload::Off && can_segment(&socket);
         Ok(Self {
             socket,
@@ -402,7 +408,7 @@ impl AsFd for UdpSocket {
 }
 
 /// What every socket is to do. Only what no packet can do without is insisted on.
-fn set_up(socket: &Socket, local: SocketAddr, gso: Offload) -> io::Result<()> {
+fn set_up(socket: &Socket, local: SocketAddr, options: UdpOptions) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     // Also for IPv4 by mapped addresses. Fragments are forbidden, the kernel's guesses ignored.
     set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
@@ -417,7 +423,10 @@ fn set_up(socket: &Socket, local: SocketAddr, gso: Offload) -> io::Result<()> {
     }
     let _ = set(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
     // Linux 5.0; before, runs come as their datagrams
-    let _ = set(socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(gso != Offload::Off));
+    let _ = set(socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(options.gso != Offload::Off));
+    if options.arrivals {
+        let _ = set(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1);
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
 };
 
 use super::control;
@@ -27,6 +28,8 @@ pub(super) struct Meta {
     pub(super) stride: usize,
     /// A datagram was cut off: it is none of the `len` bytes.
     pub(super) cut: bool,
+    /// When it came, since 1970 by the wall clock (CLOCK_REALTIME). Absent where the kernel does not tell.
+    pub(super) came: Option<Duration>,
 }
 
 /// Receives into as many buffers as there are datagrams or runs, without waiting; how many were filled.
@@ -88,6 +91,7 @@ impl Meta {
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     meta.to = message.bytes_at(0).map(|v6: [u8; 16]| IpAddr::from(v6));
                 }
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => meta.came = timespec(&message),
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let stride = message.int().and_then(|stride| usize::try_from(stride).ok());
                     meta.stride = stride.filter(|stride| (1..=len).contains(stride)).unwrap_or(len);
@@ -100,6 +104,13 @@ impl Meta {
         }
         meta
     }
+}
+
+/// A `struct timespec` of 64-bit fields.
+fn timespec(message: &control::Message<'_>) -> Option<Duration> {
+    let (secs, nanos) = (message.bytes_at(0).map(i64::from_ne_bytes)?, message.bytes_at(8).map(i64::from_ne_bytes)?);
+    let nanos = u32::try_from(nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(u64::try_from(secs).ok()?, nanos))
 }
 
 /// A `struct sockaddr_in` or `sockaddr_in6`.
@@ -163,6 +174,15 @@ mod tests {
         assert_eq!(Meta::read(&v4(9), &endless, 3000, false).stride, 3000);
         let short = control::message(libc::IPPROTO_IP, libc::IP_PKTINFO, &[1; 11]);
         assert_eq!(Meta::read(&v4(9), &short, 1, false).to, None);
+        let came = |value: &[u8]| {
+            let told = control::message(libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, value);
+            Meta::read(&v4(9), &told, 1, false).came
+        };
+        let time = |secs: i64, nanos: i64| [secs.to_ne_bytes(), nanos.to_ne_bytes()].concat();
+        assert_eq!(came(&time(7, 9)), Some(Duration::new(7, 9)));
+        for nonsense in [time(-1, 9), time(7, -1), time(7, 1_000_000_000), vec![7; 12]] {
+            assert_eq!(came(&nonsense), None);
+        }
         assert_eq!(address(&v4(9)), Some("192.0.2.7:9".parse().unwrap()));
         for len in 0..8 {
             assert_eq!(address(&v4(9)[..len]), None);

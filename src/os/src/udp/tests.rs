@@ -302,3 +302,22 @@ fn refusals_to_bind_say_what_to_do() {
         assert_eq!(denied.exit_class(), ExitClass::NotPermitted);
     });
 }
+
+#[test]
+fn who_asks_for_it_is_told_how_long_a_datagram_lay_in_the_socket() {
+    in_empty_netns(|| {
+        let arrivals = UdpOptions { arrivals: true, ..UdpOptions::default() };
+        let (a, told) = (bind(V4), UdpSocket::bind(V4.parse().unwrap(), arrivals).unwrap());
+        let (mut batch, waker, long) = (RecvBatch::new(), wait::Waker::new().unwrap(), Duration::from_millis(20));
+        let mut waited = |to: &UdpSocket| {
+            a.send(&transmit(here(to), &run(3, 1000, 7), 1000)).unwrap();
+            let nothing: [BorrowedFd<'_>; 0] = [];
+            wait::wait(nothing, &waker, Some(clock::now() + long)).unwrap();
+            assert_eq!(to.recv(&mut batch).unwrap(), 1);
+            batch.received().map(|received| received.waited).collect::<Vec<_>>()
+        };
+        assert_eq!(waited(&bind(V4)), [Duration::ZERO]);
+        let waited = waited(&told);
+        assert!(waited.len() == 1 && (long..Duration::from_secs(60)).contains(&waited[0]), "{waited:?}");
+    });
+}
