@@ -114,9 +114,9 @@ impl Probe {
     /// Asks nothing more, waits for the answers that are under way, at most `within`, and says what came.
     #[must_use]
     pub fn finish(self, within: Duration) -> Report {
-        self.shared.quiet.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + within;
         let mut state = self.shared.lock();
+        state.quiet = true;
         while state.answers.len() < state.sent.len() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -146,8 +146,6 @@ impl Drop for Probe {
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
-    /// Nothing more is asked.
-    quiet: AtomicBool,
     changed: Condvar,
     state: Mutex<State>,
 }
@@ -155,6 +153,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     started: Instant,
+    /// Nothing more is asked. Beside the questions: whoever reads how many there are knows that no other comes.
+    quiet: bool,
     /// When each question left, by its number.
     sent: Vec<Instant>,
     answers: Vec<Answer>,
@@ -169,9 +169,9 @@ struct Answer {
 
 impl Shared {
     fn new() -> Self {
-        let state = State { started: Instant::now(), sent: Vec::new(), answers: Vec::new(), broken: None };
-        let [stop, quiet] = [(); 2].map(|()| AtomicBool::new(false));
-        Self { stop, quiet, changed: Condvar::new(), state: Mutex::new(state) }
+        let (sent, answers) = (Vec::new(), Vec::new());
+        let state = State { started: Instant::now(), quiet: false, sent, answers, broken: None };
+        Self { stop: AtomicBool::new(false), changed: Condvar::new(), state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -182,15 +182,14 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn asks(&self) -> bool {
-        !self.stopped() && !self.quiet.load(Ordering::Relaxed)
-    }
-
-    /// Notes that a question leaves, and returns its number.
-    fn ask(&self) -> u32 {
+    /// Notes that a question leaves, and returns its number; `None` where nothing more is asked.
+    fn ask(&self) -> Option<u32> {
         let mut state = self.lock();
+        if self.stopped() || state.quiet {
+            return None;
+        }
         state.sent.push(Instant::now());
-        u32::try_from(state.sent.len() - 1).unwrap_or(u32::MAX)
+        Some(u32::try_from(state.sent.len() - 1).unwrap_or(u32::MAX))
     }
 
     /// Notes an answer.
@@ -228,3 +227,17 @@ impl State {
 
 /// How long a thread waits for a packet before it looks whether it should stop.
 const POLL: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_asked_once_the_answers_that_are_under_way_are_waited_for() {
+        let shared = Shared::new();
+        assert_eq!([shared.ask(), shared.ask()], [Some(0), Some(1)]);
+        shared.lock().quiet = true;
+        assert_eq!(shared.ask(), None);
+        assert_eq!(shared.lock().report(Instant::now()).sent(), 2);
+    }
+}

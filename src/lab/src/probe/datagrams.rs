@@ -40,8 +40,7 @@ pub(super) fn start(
 
 fn send(socket: &UdpSocket, interval: Duration, shared: &Shared) {
     let mut next = Instant::now();
-    while shared.asks() {
-        let number = shared.ask();
+    while let Some(number) = shared.ask() {
         let mut datagram = [0; LENGTH];
         let (head, _) = datagram.split_at_mut(NUMBER);
         head.copy_from_slice(&number.to_be_bytes());

@@ -54,8 +54,7 @@ pub(super) fn connection(
 
 fn ask(mut stream: TcpStream, interval: Duration, shared: &Shared) {
     let mut next = Instant::now();
-    while shared.asks() {
-        let number = shared.ask();
+    while let Some(number) = shared.ask() {
         if let Err(error) = stream.write_all(&u64::from(number).to_be_bytes()) {
             return shared.broken(error.kind());
         }

@@ -42,8 +42,7 @@ fn open(to: IpAddr) -> io::Result<OwnedFd> {
 fn ask(socket: &OwnedFd, to: IpAddr, interval: Duration, shared: &Shared) {
     let kind = if to.is_ipv4() { ECHO_V4 } else { ECHO_V6 };
     let mut next = Instant::now();
-    while shared.asks() {
-        let number = shared.ask();
+    while let Some(number) = shared.ask() {
         let mut packet = [0; HEADER + NUMBER];
         let (header, body) = packet.split_at_mut(HEADER);
         // Type, code, checksum, identifier, sequence: the kernel fills in the checksum and the identifier.
