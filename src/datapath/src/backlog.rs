@@ -38,12 +38,13 @@ impl Backlog {
 
 /// Bytes without which a wait is the reader's pause, and nobody's window: 4 ms at 1 Gbit/s.
 const MUCH: usize = 512 << 10;
-/// A wait that others feel. Half of it makes the window so small that the bulk flow loses a tenth.
-const LONG: Duration = Duration::from_millis(2);
+/// A wait that others feel. The shorter it is, the smaller the window: at 1 ms the bulk flow loses a tenth of its rate,
+/// at 2 ms a twentieth.
+const LONG: Duration = Duration::from_micros(1300);
 /// What is told is a run of this many bytes at least: a bulk flow's, and no ping's or query's.
 const BULK: usize = 16 << 10;
-/// From one mark to the next: the flow's answer must have time to show.
-const PAUSE: Duration = Duration::from_millis(10);
+/// From one mark to the next: the flow's answer must have time to show, over the longest round trip (RFC 8289 section 4.1).
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -53,7 +54,7 @@ mod tests {
 
     /// How many of the runs of a burst are marked; a run is read each `each`, the first after a wait of `first`.
     fn marks(backlog: &mut Backlog, runs: u32, first: Duration, start: Instant) -> u32 {
-        let each = Duration::from_micros(100);
+        let each = Duration::from_millis(1);
         (0..runs).map(|n| u32::from(backlog.is_long(RUN, first, start + each * n))).sum()
     }
 
