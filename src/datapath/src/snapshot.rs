@@ -71,6 +71,8 @@ impl Away {
 #[derive(Debug, Default, Clone)]
 struct Table {
     peers: SharedVec<Option<Listed>>,
+    /// Those of them that are plain WireGuard devices: few, and looked for with each snapshot.
+    stock: BTreeSet<PeerSlot>,
     hints: SharedMap<SenderHint, Few<PeerSlot>>,
     owners: OwnerTable<Owner>,
     own: Vec<VirtualIp>,
@@ -95,7 +97,7 @@ impl Snapshot {
     ) -> Self {
         let peers: Vec<_> = peers.into_iter().collect();
         let hints = SharedMap::with_capacity(peers.len());
-        let table = Table { peers: SharedVec::default(), hints, owners, own };
+        let table = Table { hints, owners, own, ..Table::default() };
         let mut snapshot = Self { generation, table: Arc::new(table), ..Self::default() };
         for (slot, info) in peers {
             snapshot.set_peer(network, slot, Some(info));
@@ -124,6 +126,11 @@ impl Snapshot {
             let all: Vec<PeerSlot> = all.iter().copied().chain([slot]).collect();
             table.hints.insert(hint, Few::from(&*all));
         }
+        if info.is_some() && after.is_none() {
+            table.stock.insert(slot);
+        } else {
+            table.stock.remove(&slot);
+        }
         table.peers.set(at, info.map(|info| Listed { info, hint: after.unwrap_or(SenderHint(0)) }));
     }
 
@@ -142,6 +149,11 @@ impl Snapshot {
     /// Every peer with its slot.
     pub fn peers(&self) -> impl Iterator<Item = (PeerSlot, &PeerInfo)> {
         (0u32..).zip(self.table.peers.iter()).filter_map(|(n, peer)| Some((PeerSlot(n), &peer.as_ref()?.info)))
+    }
+
+    /// The peers that are plain WireGuard devices.
+    pub fn stock(&self) -> impl Iterator<Item = PeerSlot> {
+        self.table.stock.iter().copied()
     }
 
     /// The worker to which all of a peer belongs; stock peers, and who is no member, to the first.
@@ -356,6 +368,22 @@ mod tests {
         assert!(snapshot.owns(peer(1), shared) && snapshot.owns(peer(2), shared));
         assert!(snapshot.owns(peer(1), ours) && snapshot.owns(Owner::Me, ours));
         assert!(!snapshot.owns(peer(3), shared) && !snapshot.owns(Owner::Me, shared) && !snapshot.owns(peer(2), ours));
+    }
+
+    #[test]
+    fn a_plain_device_is_found_among_all_members_until_it_is_struck_off_or_becomes_a_node() {
+        let network = NetworkId::from_bytes([7; 32]);
+        let key = |n: u32| SessionKey::from_bytes([n as u8; 32]);
+        let node = |n: u32| PeerKeys::Node(NodeKeys { id: MemberId::from_bytes([n as u8; 32]), session: key(n) });
+        let info = |keys| PeerInfo { name: "x".parse().unwrap(), keys, psk: None, priority: 0 };
+        let peers = (0..6).map(|n| (PeerSlot(n), info(if n % 2 == 1 { PeerKeys::Stock(key(n)) } else { node(n) })));
+        let before = Snapshot::new(1, &network, peers, OwnerTable::default(), Vec::new());
+        let mut after = before.clone();
+        after.set_peer(&network, PeerSlot(1), None);
+        after.set_peer(&network, PeerSlot(3), Some(info(node(3))));
+        after.set_peer(&network, PeerSlot(4), Some(info(PeerKeys::Stock(key(4)))));
+        let stock = |snapshot: &Snapshot| snapshot.stock().map(|slot| slot.0).collect::<Vec<_>>();
+        assert_eq!((stock(&before), stock(&after)), (vec![1, 3, 5], vec![4, 5]));
     }
 
     #[test]

@@ -234,14 +234,13 @@ impl<S: Sessions> Worker<S> {
                 self.remove_peer(slot);
             }
         }
-        let snapshot = &self.snapshot;
+        let snapshot = Arc::clone(&self.snapshot);
         self.in_labels.retain(|_, (_, peer)| snapshot.peer(*peer).is_some());
-        // a stock peer may speak first, and the engine must know its key then
-        let ours = self.config.share.worker == WorkerId::FIRST;
-        let stock = snapshot.peers().filter(|(_, info)| ours && info.keys.member().is_none());
-        let stock: Vec<PeerSlot> = stock.map(|(slot, _)| slot).collect();
-        for slot in stock {
-            self.ensure_peer(slot, now);
+        if self.config.share.worker == WorkerId::FIRST {
+            // a stock peer may speak first, and the engine must know its key then
+            for slot in snapshot.stock() {
+                self.ensure_peer(slot, now);
+            }
         }
     }
 
