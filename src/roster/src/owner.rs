@@ -13,8 +13,9 @@ use flatlan_types::Prefix;
 
 use crate::shared::{Few, SharedMap};
 
-/// A member's place in the roster: it keeps it as long as one roster follows another by
-/// [`VerifiedRoster::changed_since`], and may have another in one that was read from nothing.
+/// A member's place in the roster: it keeps it while it stays in rosters that follow one another, as
+/// [`VerifiedRoster::changed_since`] says. When it is gone, another may get its place; and in a roster that was read from
+/// nothing, it may have another.
 ///
 /// [`VerifiedRoster::changed_since`]: crate::VerifiedRoster::changed_since
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

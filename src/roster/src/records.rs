@@ -45,7 +45,9 @@ pub struct Records {
     order: Vec<MemberIndex>,
     members: SharedVec<Option<Entry>>,
     index: Index,
-    /// The same for lists of which one follows the other: in these, a place is always the same name's.
+    /// Places that are nobody's: they are given anew before the list grows.
+    vacant: Vec<MemberIndex>,
+    /// The same for lists of which one follows the other: in these, a place with the same record is the same member's.
     places: Arc<()>,
 }
 
@@ -173,6 +175,7 @@ impl Records {
         }
         let mut come = Vec::new();
         let mut order = Vec::with_capacity(encoded.len());
+        let mut vacant = self.vacant.clone();
         let mut next = self.members.len();
         for run in &lined_up.runs {
             match run {
@@ -182,18 +185,17 @@ impl Records {
                 }
                 Run::Come(at) => {
                     let Record::Member(record) = Record::decode(encoded.get(*at)?).ok()? else { return None };
-                    let index = match gone.get(&record.name) {
-                        Some(index) => *index,
-                        None => {
-                            next += 1;
-                            MemberIndex::at(next - 1)
-                        }
-                    };
+                    let index = gone.get(&record.name).copied().or_else(|| vacant.pop()).unwrap_or_else(|| {
+                        next += 1;
+                        MemberIndex::at(next - 1)
+                    });
                     come.push(Come { position: order.len(), at: index, entry: Entry::new(id, shared(record)) });
                     order.push(index);
                 }
             }
         }
+        let taken: BTreeSet<MemberIndex> = come.iter().map(|come| come.at).collect();
+        vacant.extend(gone.values().filter(|at| !taken.contains(at)));
         let mut followed = Self {
             encoded: encoded.clone(),
             hashes,
@@ -203,6 +205,7 @@ impl Records {
             order,
             members: self.members.clone(),
             index: self.index.clone(),
+            vacant,
             places: Arc::clone(&self.places),
         };
         followed.replace(gone.values().copied(), &come, id)?;
@@ -242,7 +245,8 @@ impl Records {
         }
         index.carried = Arc::new(carried);
         let order = (0..records.len()).map(MemberIndex::at).collect();
-        Ok(Self { encoded, hashes, digest, network, hubs, order, members, index, places: Arc::default() })
+        let (vacant, places) = (Vec::new(), Arc::default());
+        Ok(Self { encoded, hashes, digest, network, hubs, order, members, index, vacant, places })
     }
 
     /// Takes records out and puts others in, or `None` where a rule may be broken.
@@ -395,7 +399,8 @@ impl Records {
         self.index.stock.iter().filter_map(|at| Some((*at, self.record(*at)?.stock.as_ref()?)))
     }
 
-    /// The places at which this list and another have different records, where a place means the same in both.
+    /// The places at which this list and another have different records, perhaps of different members, where one list was
+    /// made by changing the other.
     pub(crate) fn changed_since(&self, old: &Self) -> Option<BTreeSet<MemberIndex>> {
         let record = |of: &Self, at| of.entry(at).map(|entry| Arc::as_ptr(&entry.record));
         let differs = |at: &MemberIndex| record(self, *at) != record(old, *at);

@@ -348,8 +348,9 @@ impl VerifiedRoster {
         self.records.carried()
     }
 
-    /// Whose record or keys are others than in `old`, who is new and who is gone; `None` where a place is not the
-    /// same member's in both: neither was made by changing the other, and they are to be compared by name.
+    /// The places of whose record or keys are others than in `old`, of who is new and of who is gone: at such a place may
+    /// stand two different members. `None` where neither roster was made by changing the other, and they are to be compared
+    /// by name.
     pub fn changed_since(&self, old: &Self) -> Option<BTreeSet<MemberIndex>> {
         let mut changed = self.records.changed_since(&old.records)?;
         changed.extend(self.folded.changed_since(&old.folded));
