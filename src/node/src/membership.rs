@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use flatlan_datapath::{NewSessions, Owner, PeerInfo, PeerKeys, Snapshot};
 use flatlan_relay::PathReason;
-use flatlan_roster::{Expiry, Freshness, Member, MemberIndex, OwnerTable, VerifiedRoster, site_prefix};
+use flatlan_roster::{Expiry, Freshness, Member, MemberIndex, VerifiedRoster, site_prefix};
 use flatlan_types::{PeerSlot, Prefix, UnixTime};
 
 use crate::{
@@ -41,17 +41,14 @@ impl Node {
             self.peers.forget(slot);
         }
         self.relays.ask_waiting(&self.hubs, now, &mut self.out);
-        let named = |at| self.owner(roster, at);
+        let named = |at: MemberIndex| self.named.get(at.index()).copied().flatten();
         let owners = match &changed {
             Some((changed, before)) => {
                 let mut owners = self.overlay.owners.clone();
                 roster.update_owners(&mut owners, before, changed, me, named);
                 owners
             }
-            None => {
-                let all = roster.owned(roster.members_with_places().map(|(at, _)| at), me);
-                OwnerTable::new(all.into_iter().filter_map(|(prefix, at)| Some((prefix, named(at)?))))
-            }
+            None => roster.owners(me, named),
         };
         self.overlay.ranges = vec![roster.network().range, site_prefix(&self.me.network)];
         self.overlay.owners = owners.clone();
@@ -179,6 +176,13 @@ impl Node {
                 peer.member = false;
             }
         }
+        match &places {
+            Places::All => {
+                self.peers.expect(roster.records().len());
+                self.named.clear();
+            }
+            Places::Changed { changed, .. } => changed.iter().for_each(|at| self.set_named(*at, None)),
+        }
         let mut listed = Vec::new();
         let members: Box<dyn Iterator<Item = (MemberIndex, &Member)>> = match places {
             Places::All => Box::new(roster.members_with_places()),
@@ -193,9 +197,11 @@ impl Node {
                 None => PeerKind::Node,
             };
             if Some(index) == me {
+                self.set_named(index, Some(Owner::Me));
                 continue;
             }
             let slot = self.peers.ensure(member.keys.id, member.name(), kind);
+            self.set_named(index, Some(Owner::Peer(slot)));
             if let Some(peer) = self.peers.get_mut(slot) {
                 peer.member = true;
                 peer.kind = kind;
@@ -223,10 +229,13 @@ impl Node {
         Some(interface(roster, *me, roster.member(*me)?))
     }
 
-    /// A member as the workers name it.
-    fn owner(&self, roster: &VerifiedRoster, index: MemberIndex) -> Option<Owner> {
-        let id = roster.member(index)?.keys.id;
-        if id == self.me.keys.id { Some(Owner::Me) } else { self.peers.slot(&id).map(Owner::Peer) }
+    fn set_named(&mut self, at: MemberIndex, name: Option<Owner>) {
+        if self.named.len() <= at.index() {
+            self.named.resize(at.index() + 1, None);
+        }
+        if let Some(place) = self.named.get_mut(at.index()) {
+            *place = name;
+        }
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Node {
     pub(crate) snapshot: Arc<Snapshot>,
     /// The roster that this was made of, and this node's own place in it.
     pub(crate) applied: Option<(Arc<VerifiedRoster>, MemberIndex)>,
+    /// The workers' name of whoever stands at each place of that roster, where there is one.
+    pub(crate) named: Vec<Option<Owner>>,
     /// Owners of parts of what this node carries, and when they are to be kept warm again.
     pub(crate) wards: BTreeSet<PeerSlot>,
     pub(crate) wards_at: Option<Instant>,
@@ -173,6 +175,7 @@ impl Node {
             generation: 0,
             snapshot: Arc::default(),
             applied: None,
+            named: Vec::new(),
             wards: BTreeSet::new(),
             wards_at: None,
             lan: OwnLan::default(),

@@ -102,6 +102,14 @@ impl Peers {
         Self { remembered, ..Self::default() }
     }
 
+    /// So many members are about to be given slots.
+    pub(crate) fn expect(&mut self, members: usize) {
+        if self.table.is_empty() {
+            self.table.reserve_exact(members);
+            self.slots = SharedMap::with_capacity(members);
+        }
+    }
+
     /// The slot of a member, given now if it has none.
     pub(crate) fn ensure(&mut self, id: MemberId, name: &Name, kind: PeerKind) -> PeerSlot {
         if let Some(slot) = self.slots.get(&id) {

@@ -217,6 +217,24 @@ pub(crate) fn owned(
     owners.sorted()
 }
 
+/// The same of all members. Only what they carry is sorted: an address of a member is nobody else's.
+pub(crate) fn owned_by_all(records: &Records, folded: &Folded, me: Option<MemberIndex>) -> Vec<(Prefix, MemberIndex)> {
+    let mut owners = Owners { records, folded, me, prefixes: Vec::new() };
+    let members = || records.order().iter().filter_map(|at| Some((*at, folded.member(records, *at)?)));
+    for (at, member) in members() {
+        member.routes().for_each(|prefix| owners.add_route(prefix, at));
+    }
+    let mut prefixes = owners.sorted();
+    // as a rule one of IPv4 and one of IPv6
+    prefixes.reserve(2 * records.order().len());
+    let owners = Owners { records, folded, me, prefixes: Vec::new() };
+    for (at, member) in members() {
+        let leads_to = owners.leads_to(at);
+        prefixes.extend(member.ips.iter().map(|ip| (Prefix::host(*ip), leads_to)));
+    }
+    prefixes
+}
+
 /// The same of all members, but only what holds more than one address.
 pub(crate) fn owned_wide(records: &Records, folded: &Folded, me: Option<MemberIndex>) -> Vec<(Prefix, MemberIndex)> {
     let mut owners = Owners { records, folded, me, prefixes: Vec::new() };

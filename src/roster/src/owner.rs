@@ -69,13 +69,18 @@ impl<T: Copy + Ord> OwnerTable<T> {
     /// From prefixes and their owners. Where a prefix is listed with several owners, the first is
     /// preferred.
     pub fn new(prefixes: impl IntoIterator<Item = (Prefix, T)>) -> Self {
-        let (hosts, wide): (Vec<_>, Vec<_>) = prefixes.into_iter().partition(|(prefix, _)| prefix.is_host());
-        let mut table = Self {
-            hosts: SharedMap::with_capacity(hosts.len()),
-            shared_hosts: BTreeMap::new(),
-            wide: Arc::new(Wide::new(wide)),
-        };
-        table.set_hosts(hosts);
+        let prefixes = prefixes.into_iter();
+        let most = prefixes.size_hint().1.unwrap_or_default();
+        let mut table = Self { hosts: SharedMap::with_capacity(most), ..Self::default() };
+        let mut wide = Vec::new();
+        for (prefix, owner) in prefixes {
+            if prefix.is_host() {
+                table.add_host(prefix.ip(), owner);
+            } else {
+                wide.push((prefix, owner));
+            }
+        }
+        table.wide = Arc::new(Wide::new(wide));
         table
     }
 
@@ -94,6 +99,16 @@ impl<T: Copy + Ord> OwnerTable<T> {
             } else if matches!(before, Some(Few::Several(_))) {
                 self.shared_hosts.remove(&prefix.ip());
             }
+        }
+    }
+
+    /// Adds an owner of a single address, behind those that it has.
+    fn add_host(&mut self, ip: IpAddr, owner: T) {
+        if let Some(before) = self.hosts.insert(ip, Few::One([owner])) {
+            let all: Vec<T> = before.as_slice().iter().copied().chain([owner]).collect();
+            let owners = Few::from(&*all);
+            self.shared_hosts.insert(ip, owners.clone());
+            self.hosts.insert(ip, owners);
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
     owner::MemberIndex,
     record::{HubRecord, MemberRecord, NetworkRecord, Record, Stock},
     rules::{self, Carriable, Kind, Violation},
-    shared::{SharedMap, SharedVec},
+    shared::{SharedMap, SharedRuns, SharedVec},
     wire::DecodeError,
 };
 
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Records {
     encoded: Encoded,
-    hashes: Vec<[u8; 32]>,
+    hashes: SharedRuns<[u8; 32]>,
     digest: [u8; 32],
     network: NetworkRecord,
     hubs: Vec<HubRecord>,
@@ -62,7 +62,7 @@ struct Entry {
 #[derive(Clone, Debug)]
 pub(crate) struct Encoded {
     bytes: Arc<Vec<u8>>,
-    spans: Vec<(u32, u32)>,
+    spans: Arc<Vec<Range<u32>>>,
 }
 
 /// Records that were read, each kind as they stood.
@@ -114,8 +114,8 @@ impl Records {
         });
         let spans = spans.collect();
         bytes.shrink_to_fit();
-        let encoded = Encoded { bytes: Arc::new(bytes), spans };
-        let hashes: Vec<[u8; 32]> = encoded.iter().map(hash).collect();
+        let encoded = Encoded::new(Arc::new(bytes), spans);
+        let hashes = encoded.hashes();
         let digest = digest_of(&hashes);
         let mut read = ByKind::default();
         for record in records {
@@ -126,7 +126,7 @@ impl Records {
 
     /// Reads records that a head vouched for, and checks them against every rule again.
     pub(crate) fn decode(encoded: Encoded, digest: &[u8; 32], id: &NetworkId) -> Result<Self, RecordsError> {
-        let hashes: Vec<[u8; 32]> = encoded.iter().map(hash).collect();
+        let hashes = encoded.hashes();
         if digest_of(&hashes) != *digest {
             return Err(RecordsError::Mismatch);
         }
@@ -158,10 +158,10 @@ impl Records {
         if !before || !behind || !lined_up.gone.iter().all(|at| members.contains(at)) {
             return None;
         }
-        let mut hashes = Vec::with_capacity(encoded.len());
+        let mut hashes = SharedRuns::default();
         for run in &lined_up.runs {
             match run {
-                Run::Kept(kept) => hashes.extend_from_slice(self.hashes.get(kept.clone())?),
+                Run::Kept(kept) => hashes.extend_from(&self.hashes, kept.clone()),
                 Run::Come(at) => hashes.push(hash(encoded.get(*at)?)),
             }
         }
@@ -214,7 +214,7 @@ impl Records {
 
     fn checked(
         encoded: Encoded,
-        hashes: Vec<[u8; 32]>,
+        hashes: SharedRuns<[u8; 32]>,
         digest: [u8; 32],
         read: ByKind,
         id: &NetworkId,
@@ -450,8 +450,13 @@ impl ByKind {
 
 impl Encoded {
     /// Of records that stand at these places.
-    pub(crate) fn new(bytes: Arc<Vec<u8>>, places: impl IntoIterator<Item = Range<usize>>) -> Self {
-        Self { bytes, spans: places.into_iter().map(span).collect() }
+    pub(crate) fn new(bytes: Arc<Vec<u8>>, spans: Vec<Range<u32>>) -> Self {
+        Self { bytes, spans: Arc::new(spans) }
+    }
+
+    /// The records' own SHA-256s.
+    fn hashes(&self) -> SharedRuns<[u8; 32]> {
+        SharedRuns::from(&*self.iter().map(hash).collect::<Vec<_>>())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -459,12 +464,11 @@ impl Encoded {
     }
 
     pub(crate) fn get(&self, at: usize) -> Option<&[u8]> {
-        let (start, end) = self.spans.get(at)?;
-        self.bytes.get(*start as usize..*end as usize)
+        crate::records::at(&self.bytes, self.spans.get(at)?)
     }
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.spans.iter().map(|(start, end)| self.bytes.get(*start as usize..*end as usize).unwrap_or_default())
+        self.spans.iter().map(|span| at(&self.bytes, span).unwrap_or_default())
     }
 }
 
@@ -593,9 +597,14 @@ fn shared(mut record: MemberRecord) -> Arc<MemberRecord> {
     Arc::new(record)
 }
 
-fn span(place: Range<usize>) -> (u32, u32) {
+/// What stands at a place.
+pub(crate) fn at<'b>(bytes: &'b [u8], place: &Range<u32>) -> Option<&'b [u8]> {
+    bytes.get(place.start as usize..place.end as usize)
+}
+
+fn span(place: Range<usize>) -> Range<u32> {
     let short = |at: usize| u32::try_from(at).expect("no roster is as long as 4 GiB");
-    (short(place.start), short(place.end))
+    short(place.start)..short(place.end)
 }
 
 fn hash(record: &[u8]) -> [u8; 32] {
@@ -603,8 +612,10 @@ fn hash(record: &[u8]) -> [u8; 32] {
 }
 
 /// SHA-256 over the records' own SHA-256s in order.
-fn digest_of(hashes: &[[u8; 32]]) -> [u8; 32] {
-    Sha256::digest(hashes.as_flattened()).into()
+fn digest_of(hashes: &SharedRuns<[u8; 32]>) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    hashes.runs().for_each(|run| digest.update(run.as_flattened()));
+    digest.finalize().into()
 }
 
 /// Why a list of records is refused.

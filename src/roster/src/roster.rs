@@ -32,7 +32,7 @@ use crate::{
     owner::{MemberIndex, OwnerTable},
     ratchet::{self, Ratchet, RatchetError, Step},
     record::{HubRecord, Invite, MemberRecord, NetworkRecord, Record},
-    records::{Encoded, MAX_RECORDS, Records, RecordsError},
+    records::{Encoded, MAX_RECORDS, Records, RecordsError, at},
     wire::{self, DecodeError},
 };
 
@@ -89,8 +89,7 @@ impl VerifiedRoster {
     pub fn later(bytes: &[u8]) -> Option<DecodeError> {
         let read = || {
             let bundle = Bundle::open(bytes)?;
-            let mut records = bundle.records.into_iter().filter_map(|place| bytes.get(place));
-            records.try_for_each(Record::check_critical)
+            bundle.records.into_iter().filter_map(|place| at(bytes, &place)).try_for_each(Record::check_critical)
         };
         read().err().and_then(|error| error.later(FORMAT))
     }
@@ -329,17 +328,17 @@ impl VerifiedRoster {
     /// Who owns which address, as `me` sees it (a hub or the admin: `None`). A stock peer's addresses
     /// lead to the member that terminates its tunnel, except at that member itself.
     pub fn owner_table(&self, me: Option<MemberIndex>) -> OwnerTable {
-        OwnerTable::new(self.owned(self.records.order().iter().copied(), me))
+        self.owners(me, Some)
     }
 
-    /// The prefixes of these members with their owners, also others than these, as `me` sees it: sorted, the
-    /// preferred owner of a prefix first.
-    pub fn owned(
+    /// The same, where `name` is what the table calls a member; who has no name owns nothing.
+    pub fn owners<T: Copy + Ord>(
         &self,
-        members: impl IntoIterator<Item = MemberIndex>,
         me: Option<MemberIndex>,
-    ) -> Vec<(Prefix, MemberIndex)> {
-        fold::owned(&self.records, &self.folded, members.into_iter(), me)
+        name: impl Fn(MemberIndex) -> Option<T>,
+    ) -> OwnerTable<T> {
+        let all = fold::owned_by_all(&self.records, &self.folded, me).into_iter();
+        OwnerTable::new(all.filter_map(|(prefix, owner)| Some((prefix, name(owner)?))))
     }
 
     /// What members carry, and their addresses outside the range and [`site_prefix`](crate::site_prefix): sorted.
@@ -369,8 +368,8 @@ impl VerifiedRoster {
     ) {
         let named = |(prefix, owner)| Some((prefix, name(owner)?));
         let affected = &fold::kin(&old.records, changed) | &fold::kin(&self.records, changed);
-        let before = old.owned(affected.iter().copied(), me);
-        let after = self.owned(affected.iter().copied(), me);
+        let owned = |of: &Self| fold::owned(&of.records, &of.folded, affected.iter().copied(), me);
+        let (before, after) = (owned(old), owned(self));
         for (prefix, _) in before.iter().filter(|(prefix, _)| prefix.is_host()) {
             table.remove_host(prefix.ip());
         }
@@ -459,7 +458,7 @@ fn verify_claims(
 /// A bundle as it came, in the one encoding that is allowed; nothing else of it is checked.
 struct Bundle<'b> {
     lineage: UncheckedLineage,
-    records: Vec<Range<usize>>,
+    records: Vec<Range<u32>>,
     claims: Vec<&'b [u8]>,
 }
 
@@ -487,7 +486,7 @@ impl<'b> Bundle<'b> {
         if d.position() != bytes.len() {
             return Err(DecodeError::Trailing);
         }
-        let claims = claims.into_iter().filter_map(|place| bytes.get(place)).collect();
+        let claims = claims.iter().filter_map(|place| at(bytes, place)).collect();
         Ok(Self { lineage, records, claims })
     }
 }

@@ -4,7 +4,7 @@
 //! Readers of the old and of the new roster go on side by side, and what a roster changed is found by
 //! comparing pieces, not entries. A piece is copied when it is changed while somebody else holds it.
 
-use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, hash::Hash, net::IpAddr, ops::Range, sync::Arc};
 
 use flatlan_types::{InviteKey, MemberId, SenderHint, SessionKey};
 
@@ -91,6 +91,71 @@ impl<T: Clone> FromIterator<T> for SharedVec<T> {
     }
 }
 
+/// A list, in pieces of any length: entries may come and go anywhere in it.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedRuns<T> {
+    pieces: Vec<Arc<Vec<T>>>,
+}
+
+impl<T> Default for SharedRuns<T> {
+    fn default() -> Self {
+        Self { pieces: Vec::new() }
+    }
+}
+
+impl<T: Copy> SharedRuns<T> {
+    /// All entries in order, many at a time.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &[T]> {
+        self.pieces.iter().map(|piece| piece.as_slice())
+    }
+
+    /// Appends an entry.
+    pub(crate) fn push(&mut self, value: T) {
+        self.extend(&[value]);
+    }
+
+    /// Appends what stands at these places of another list, as far as it has them: whole pieces are shared.
+    pub(crate) fn extend_from(&mut self, other: &Self, places: Range<usize>) {
+        let mut begin = 0;
+        for piece in &other.pieces {
+            let end = begin + piece.len();
+            let (from, to) = (places.start.max(begin), places.end.min(end));
+            if from < to {
+                if to - from == piece.len() && !self.is_last_short_of(piece.len()) {
+                    self.pieces.push(Arc::clone(piece));
+                } else {
+                    self.extend(piece.get(from - begin..to - begin).unwrap_or_default());
+                }
+            }
+            if end >= places.end {
+                return;
+            }
+            begin = end;
+        }
+    }
+
+    /// Whether the last piece is so short that it is to be one with a piece of this length behind it: else there would be
+    /// ever more of these.
+    fn is_last_short_of(&self, length: usize) -> bool {
+        self.pieces.last().is_some_and(|last| last.len() < PIECE / 4 && last.len() + length <= 2 * PIECE)
+    }
+
+    /// Appends no more than a piece.
+    fn extend(&mut self, entries: &[T]) {
+        let short = self.is_last_short_of(entries.len());
+        match self.pieces.last_mut().filter(|last| short || last.len() + entries.len() <= PIECE) {
+            Some(last) => Arc::make_mut(last).extend_from_slice(entries),
+            None => self.pieces.push(Arc::new(entries.to_vec())),
+        }
+    }
+}
+
+impl<T: Copy> From<&[T]> for SharedRuns<T> {
+    fn from(all: &[T]) -> Self {
+        Self { pieces: all.chunks(PIECE).map(|piece| Arc::new(piece.to_vec())).collect() }
+    }
+}
+
 /// A map, in shards.
 #[derive(Clone, Debug)]
 pub struct SharedMap<K, V> {
@@ -132,7 +197,7 @@ impl<K: Spread + Eq + Hash + Clone, V: Clone> SharedMap<K, V> {
     /// An empty map with room for so many keys: it is not spread anew while they come.
     pub fn with_capacity(keys: usize) -> Self {
         let shards = (keys / SHARD).next_power_of_two();
-        Self { shards: (0..shards).map(|_| Arc::default()).collect(), len: 0 }
+        Self::of_shards(shards, keys.div_ceil(shards))
     }
 
     /// Sets a key's value; the one that it had before.
@@ -154,8 +219,14 @@ impl<K: Spread + Eq + Hash + Clone, V: Clone> SharedMap<K, V> {
         Arc::make_mut(shard).remove(key)
     }
 
+    /// Empty shards, a power of two of them, each with room for so many keys.
+    fn of_shards(shards: usize, room: usize) -> Self {
+        Self { shards: (0..shards).map(|_| Arc::new(HashMap::with_capacity(room))).collect(), len: 0 }
+    }
+
     fn spread_wider(&mut self) {
-        let mut wider = Self::with_capacity(self.len * 2);
+        let shards = (self.len * 2 / SHARD).next_power_of_two();
+        let mut wider = Self::of_shards(shards, self.len.div_ceil(shards));
         for shard in std::mem::take(&mut self.shards) {
             for (key, value) in Arc::unwrap_or_clone(shard) {
                 let at = wider.shard(&key);
@@ -260,7 +331,47 @@ mod tests {
         assert_eq!(copy.iter().count(), copy.len());
     }
 
+    #[test]
+    fn entries_that_come_one_by_one_do_not_leave_as_many_pieces() {
+        let entries: Vec<usize> = (0..4 * PIECE).collect();
+        let mut list = SharedRuns::from(&*entries);
+        for n in 0..1000 {
+            let mut next = SharedRuns::default();
+            next.extend_from(&list, 0..PIECE);
+            next.push(n);
+            next.extend_from(&list, PIECE..usize::MAX);
+            list = next;
+        }
+        assert_eq!(list.runs().map(<[usize]>::len).sum::<usize>(), 4 * PIECE + 1000);
+        let pieces = list.runs().count();
+        assert!(pieces <= 2 + (4 * PIECE + 1000) / (PIECE / 4), "{pieces} pieces");
+    }
+
     proptest! {
+        #[test]
+        fn a_list_of_runs_is_a_list_and_what_it_was_made_of_stays_as_it_was(
+            edits in proptest::collection::vec((any::<u32>(), 0..700_usize, 0..9_usize), 1..60),
+        ) {
+            let mut plain: Vec<u32> = (0..9 * PIECE as u32).collect();
+            let mut shared = SharedRuns::from(&*plain);
+            for (at, gone, come) in edits {
+                let at = at as usize % (plain.len() + 1);
+                // most take out few
+                let gone = if gone < 600 { gone % 3 } else { gone };
+                let after = (at + gone).min(plain.len());
+                let (mut next, before) = (SharedRuns::default(), plain.clone());
+                next.extend_from(&shared, 0..at);
+                (0..come as u32).for_each(|n| next.push(n));
+                next.extend_from(&shared, after..plain.len());
+                plain.splice(at..after, 0..come as u32);
+                prop_assert_eq!(shared.runs().flatten().copied().collect::<Vec<_>>(), before);
+                shared = next;
+                prop_assert_eq!(shared.runs().flatten().copied().collect::<Vec<_>>(), &*plain);
+                let pieces = shared.runs().count();
+                prop_assert!(pieces <= 2 + plain.len() / (PIECE / 4), "{} in {} pieces", plain.len(), pieces);
+            }
+        }
+
         #[test]
         fn a_shared_map_is_a_map_and_its_copies_do_not_see_later_changes(
             steps in proptest::collection::vec((any::<u16>(), any::<bool>()), 0..3000),

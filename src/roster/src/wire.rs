@@ -102,7 +102,10 @@ pub(crate) fn decode_blobs(d: &mut Decoder<'_>, limit: usize) -> Result<Vec<Vec<
 }
 
 /// The places of byte strings, at most `limit` of them, each with the shortest header.
-pub(crate) fn blobs(d: &mut Decoder<'_>, limit: usize) -> Result<Vec<Range<usize>>, DecodeError> {
+///
+/// # Panics
+/// The input is as long as 4 GiB.
+pub(crate) fn blobs(d: &mut Decoder<'_>, limit: usize) -> Result<Vec<Range<u32>>, DecodeError> {
     let start = d.position();
     let count = d.array()?.ok_or(DecodeError::NotCanonical)?;
     if count > limit as u64 {
@@ -115,15 +118,33 @@ pub(crate) fn blobs(d: &mut Decoder<'_>, limit: usize) -> Result<Vec<Range<usize
     let mut places = Vec::with_capacity((count as usize).min(d.input().len() - d.position()));
     for _ in 0..count {
         let start = d.position();
-        let length = d.bytes()?.len();
-        let end = d.position();
-        if end - start - length != header(length as u64) {
-            return Err(DecodeError::NotCanonical);
-        }
-        places.push(end - length..end);
+        let place = match short_blob(d.input(), start) {
+            Some(place) => place,
+            None => {
+                let length = d.bytes()?.len();
+                let end = d.position();
+                if end - start - length != header(length as u64) {
+                    return Err(DecodeError::NotCanonical);
+                }
+                end - length..end
+            }
+        };
+        d.set_position(place.end);
+        let narrow = |at: usize| u32::try_from(at).expect("no roster is as long as 4 GiB");
+        places.push(narrow(place.start)..narrow(place.end));
     }
     Ok(places)
 }
+
+/// The place of a byte string that has one byte for its length, as almost every record has: there are many.
+fn short_blob(input: &[u8], at: usize) -> Option<Range<usize>> {
+    let [BYTES_OF_ONE_BYTE_LENGTH, length] = *input.get(at..)?.first_chunk()? else { return None };
+    let (start, length) = (at + 2, usize::from(length));
+    (header(length as u64) == 2 && start + length <= input.len()).then_some(start..start + length)
+}
+
+/// Major type 2, additional information 24 (RFC 8949 section 3).
+const BYTES_OF_ONE_BYTE_LENGTH: u8 = 0x58;
 
 /// Bytes of the shortest header that holds this number (RFC 8949 section 3).
 fn header(number: u64) -> usize {
