@@ -594,12 +594,12 @@ impl Node {
         let young = !settled(self.epoch.started);
         let in_use = settled(self.epoch.last.unwrap_or(self.epoch.started)) || (self.epoch.rises > 0 && !young);
         // somebody answers each rise with one of its own
-        if in_use || self.epoch.rises + 1 >= YOUNG_RISES {
+        if in_use || self.epoch.rises + 1 >= FREE_RISES {
             tracing::error!("another machine uses this node's key: a clone?");
             self.alarm(Alarm::Clone);
         }
         let recent = self.epoch.last.is_some_and(|last| now.duration_since(last) < RISE_EVERY);
-        if recent && !(young && self.epoch.rises < YOUNG_RISES) {
+        if recent && self.epoch.rises >= FREE_RISES {
             // the other one has it for now
             let until = self.epoch.last.unwrap_or(now) + RISE_EVERY;
             self.hubs.hold_until(until);
@@ -774,8 +774,9 @@ fn refusal(code: RefusedCode) -> &'static str {
 const UP_PATIENCE: Duration = Duration::from_millis(250);
 /// The boot epoch rises at most once in this time.
 pub(crate) const RISE_EVERY: Duration = Duration::from_secs(60);
-/// Except that, early in a life, each hub may know a greater one than the last.
-const YOUNG_RISES: u32 = 3;
+/// Except for the first of a life: each hub may know a greater one than the last; and of two machines with one key each is
+/// told by the other's rises, so that both raise the alarm at once and not after [`RISE_EVERY`].
+const FREE_RISES: u32 = 3;
 /// An epoch that could not be written is written again after this.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
 /// An epoch that was in use for so long was not set back: a greater one is another machine's.

@@ -253,7 +253,9 @@ impl Hub {
             state.attached.insert(member, attachment);
         }
         if let Some(before) = before {
-            self.expel(before, Refusal::new(RefusedCode::Replaced, "a newer attachment took its place"), now);
+            // a node knows its own; another one is of a machine that has its key
+            let refusal = Refusal::new(RefusedCode::Replaced, "a newer attachment took its place");
+            self.expel(before, refusal.with_presence(presence.encode()), now);
         }
         self.set_state(stream, State::Node(attachment));
         self.send_attached(stream, attachment.0, network, Some(BindKey { id: attachment.0, key: bind }));

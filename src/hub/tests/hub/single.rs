@@ -113,6 +113,22 @@ fn a_node_with_a_smaller_epoch_is_refused_with_the_greater_presence() {
 }
 
 #[test]
+fn whoever_another_attachment_replaces_is_told_by_which_presence() {
+    let (mut world, admin, [a, ..]) = three();
+    // a machine that started with the same key in the same second
+    world.nodes[0].order.counter += 2;
+    let order = world.nodes[0].order;
+    world.attach(0, 0, admin.id);
+    let told = world.heard_by(0, a).into_iter().find_map(|message| match message {
+        Control::Refused { code: RefusedCode::Replaced, presence, .. } => presence,
+        _ => None,
+    });
+    let presence = Presence::verify(&told.unwrap()).unwrap();
+    assert_eq!((presence.member(), presence.order().epoch), (world.id(0), order.epoch));
+    assert!(presence.order() >= order);
+}
+
+#[test]
 fn a_node_that_starts_again_takes_its_own_place_and_old_labels_are_dead() {
     let (mut world, admin, [a, b, _]) = three();
     let old = world.open(1, b, admin.id, world.id(0)).unwrap();

@@ -934,18 +934,19 @@ impl TestHub {
         if attach.role == Role::Control {
             let presence = Presence::verify(presence).expect("the presence holds");
             assert_eq!(presence.hub(), key);
-            if let Some(greater) = self.greatest.get(id).filter(|greater| greater.order() > presence.order()) {
+            if let Some(greater) = self.greatest.get(id).filter(|greater| greater.order() >= presence.order()) {
                 let presence = Some(greater.encode());
                 return vec![(conn, Control::Refused { code: RefusedCode::StaleEpoch, text: String::new(), presence })];
             }
             for watcher in self.watched.iter().filter(|(of, _)| of == id).map(|(_, conn)| *conn) {
                 answers.push((watcher, Control::Presence { presence: presence.encode() }));
             }
-            self.greatest.insert(*id, presence);
+            self.greatest.insert(*id, presence.clone());
             let before: Vec<Conn> = self.conns.keys().filter(|of| **of != conn).copied().collect();
             for of in before.into_iter().filter(|of| self.conns[of].member == Some(*id)) {
                 if self.conns[&of].role == Some(Role::Control) {
-                    answers.push((of, refused(RefusedCode::Replaced)));
+                    let (code, presence) = (RefusedCode::Replaced, Some(presence.encode()));
+                    answers.push((of, Control::Refused { code, text: String::new(), presence }));
                 }
             }
         }
