@@ -163,7 +163,7 @@ impl Node {
             }
             (true, _) | (false, false) => {}
         }
-        self.refresh_away();
+        self.refresh_away(slot);
     }
 
     /// A peer started again: what an earlier life of it said of its LAN does not count.
@@ -171,7 +171,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.lan.is_lost()) else { return };
         if peer.lan.order.0 < peer.epoch.0 {
             peer.lan.prefixes = None;
-            self.refresh_away();
+            self.refresh_away(slot);
         }
     }
 

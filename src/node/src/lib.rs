@@ -42,6 +42,7 @@ mod peers;
 pub mod persist;
 mod reach;
 mod relays;
+mod returns;
 mod rng;
 mod roster;
 mod share;

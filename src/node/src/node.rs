@@ -1,8 +1,8 @@
 //! The machine: its state, its inputs and outputs, its timers, and the boot epoch.
 //!
 //! The other halves of `impl Node` are about one thing each: `membership` makes a roster's consequences, `reach` makes ways
-//! to peers, `share` says which of several owners of a prefix are to be used, `lan` withdraws prefixes of a LAN that is
-//! lost, `talk` speaks with peers and hubs about rosters and candidates.
+//! to peers, `share` says which of several owners of a prefix are to be used and `returns` when one is to be used again,
+//! `lan` withdraws prefixes of a LAN that is lost, `talk` speaks with peers and hubs about rosters and candidates.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +29,7 @@ use crate::{
     persist,
     reach::FAR_EVERY,
     relays::{Asked, Relays},
+    returns::Returns,
     rng::Rng,
     roster::{Keeper, Offered, Persisted as Written, Useless},
 };
@@ -75,6 +76,8 @@ pub struct Node {
     /// Owners of parts of what this node carries, and when they are to be kept warm again.
     pub(crate) wards: BTreeSet<PeerSlot>,
     pub(crate) wards_at: Option<Instant>,
+    /// Gateways that come and go.
+    pub(crate) returns: Returns,
     /// What this node says of its own LAN.
     pub(crate) lan: OwnLan,
     /// Messages of peers that are none, or say what nobody may say.
@@ -178,6 +181,7 @@ impl Node {
             named: Vec::new(),
             wards: BTreeSet::new(),
             wards_at: None,
+            returns: Returns::default(),
             lan: OwnLan::default(),
             refused_messages: 0,
             names: BTreeMap::new(),
@@ -268,8 +272,8 @@ impl Node {
                     self.forget_lan(peer);
                 }
             }
-            Event::PeerSilent { peer } => self.peer_silent(peer),
-            Event::PeerAnswers { peer } => self.peer_answers(peer),
+            Event::PeerSilent { peer } => self.peer_silent(peer, now),
+            Event::PeerAnswers { peer } => self.peer_answers(peer, now),
             Event::SharedUsed { peer } => self.shared_used(peer),
             Event::StaleEpoch { peer } => self.tell_stale(peer, now),
             Event::DirectUp { peer, endpoint } => {
@@ -346,6 +350,7 @@ impl Node {
         self.relays.handle_timeout(&self.hubs, now, &mut self.out);
         self.peers_timeout(now);
         self.wards_timeout(now);
+        self.returns_timeout(now);
         self.lan_timeout(now);
         self.fetch_timeout(now);
         if self.remember_at.is_some_and(|at| at <= now) {
@@ -384,7 +389,8 @@ impl Node {
         }
         let epoch = self.epoch.rising.as_ref().and_then(Rising::again);
         let rest = [self.remember_at, self.up_at, self.far_at, Some(self.fresh_at), epoch, self.wards_at];
-        let all = [self.hubs.poll_timeout(), self.relays.poll_timeout()].into_iter().chain(rest);
+        let parts = [self.hubs.poll_timeout(), self.relays.poll_timeout(), self.returns.poll_timeout()];
+        let all = parts.into_iter().chain(rest);
         all.flatten().chain(self.peers_next()).chain(self.lan_next()).chain(self.fetch_next()).min()
     }
 

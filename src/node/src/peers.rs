@@ -22,6 +22,8 @@ pub(crate) struct Peers {
     table: Vec<Peer>,
     slots: SharedMap<MemberId, PeerSlot>,
     active: BTreeSet<PeerSlot>,
+    /// Those that do not answer or have lost their LAN.
+    absent: BTreeSet<PeerSlot>,
     /// What the file says of members that are in no roster seen yet.
     remembered: BTreeMap<MemberId, RememberedPeer>,
 }
@@ -174,7 +176,22 @@ impl Peers {
             // the workers may have dropped what they knew of it
             contact.told.clear();
         }
+        self.note_absence(slot);
         self.active.remove(&slot)
+    }
+
+    /// Whether it is absent may have changed.
+    pub(crate) fn note_absence(&mut self, slot: PeerSlot) {
+        if self.get(slot).is_some_and(|peer| peer.is_absent()) {
+            self.absent.insert(slot);
+        } else {
+            self.absent.remove(&slot);
+        }
+    }
+
+    /// Those that do not answer or have lost their LAN; some may be no members any more.
+    pub(crate) fn absent(&self) -> impl Iterator<Item = PeerSlot> {
+        self.absent.iter().copied()
     }
 
     /// The peers of interest.
@@ -252,6 +269,11 @@ impl Contact {
             hubs: BTreeMap::new(),
             pieces: (0, None),
         }
+    }
+
+    /// Whether it does not answer, or has lost its LAN.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.silent || self.lan.is_lost()
     }
 
     /// A lane's datagrams go this way.

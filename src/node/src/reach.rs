@@ -63,6 +63,8 @@ impl Node {
                 self.hubs.send(hub, &message, &mut self.out);
             }
         }
+        // the workers have forgotten that it did not answer, and say nothing when it does
+        self.refresh_away(slot);
     }
 
     pub(crate) fn session_up(&mut self, slot: PeerSlot, now: Instant) {

@@ -8,7 +8,8 @@
 //! The workers say when a peer falls silent and when it answers again; it says itself when it lost its LAN (`lan`). Where
 //! others can take the place of such a peer, the workers are given a snapshot in which it is away: flows go to the
 //! others, at once. While flows go to one owner, all of them are kept warm: whoever takes over has a session, and whoever
-//! is gone is found out before it is needed. So does the owner of a prefix keep those warm to whom a part of it moved,
+//! is gone is found out before it is needed. A gateway that comes and goes is held back while others of its prefix can
+//! have its flows (`returns`). So does the owner of a prefix keep those warm to whom a part of it moved,
 //! for it must know when that falls back to it: no route leads there then.
 
 use std::{
@@ -39,21 +40,37 @@ enum Place {
 
 impl Node {
     /// Nothing arrives at a peer.
-    pub(crate) fn peer_silent(&mut self, slot: PeerSlot) {
+    pub(crate) fn peer_silent(&mut self, slot: PeerSlot, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.silent = true;
+        if self.is_replaceable(slot) {
+            self.returns.handle_silence(slot, now);
+        }
         self.log_away(slot, "it does not answer");
-        self.refresh_away();
+        self.refresh_away(slot);
     }
 
     /// It answers again.
-    pub(crate) fn peer_answers(&mut self, slot: PeerSlot) {
+    pub(crate) fn peer_answers(&mut self, slot: PeerSlot, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.silent = false;
-        if self.snapshot.away.silent.contains(&slot) {
-            tracing::info!(peer = %peer.name, "a gateway answers again: it has its flows back");
+        let was = self.snapshot.away.silent.contains(&slot);
+        self.returns.handle_answer(slot, now);
+        self.refresh_away(slot);
+        if was {
+            self.log_return(slot);
         }
-        self.refresh_away();
+    }
+
+    /// Gateways that have answered for long enough have their flows back.
+    pub(crate) fn returns_timeout(&mut self, now: Instant) {
+        for slot in self.returns.handle_timeout(now) {
+            let was = self.snapshot.away.withdrawn.contains_key(&slot);
+            self.refresh_away(slot);
+            if was {
+                self.log_return(slot);
+            }
+        }
     }
 
     /// Packets go to a peer that is not the only one who may have them: all of those must be ready.
@@ -74,15 +91,10 @@ impl Node {
     /// Peers whose flows others are to take.
     pub(crate) fn away(&self) -> Away {
         let mut away = Away::default();
-        let absent = self.peers.iter().filter(|(_, peer)| peer.member && (peer.silent || peer.lan.is_lost()));
-        for (slot, peer) in absent.filter(|(slot, _)| !self.stand_ins(*slot).is_empty()) {
-            if peer.silent {
-                away.silent.insert(slot);
-            }
-            if peer.lan.is_lost() {
-                away.withdrawn.insert(slot, peer.lan.prefixes());
-            }
+        for slot in self.peers.absent() {
+            self.place_away(slot, &mut away);
         }
+        self.hold_back(&mut away);
         away
     }
 
@@ -92,7 +104,11 @@ impl Node {
         let mut alarms = Vec::new();
         for slot in away.silent.iter().chain(away.withdrawn.keys()).copied().collect::<BTreeSet<_>>() {
             let Some(peer) = self.peers.get(slot) else { continue };
-            let why = if peer.silent { Absence::Silent } else { Absence::Lan(peer.lan.lack()) };
+            let why = match (peer.silent, peer.lan.is_lost()) {
+                (true, _) => Absence::Silent,
+                (false, true) => Absence::Lan(peer.lan.lack()),
+                (false, false) => Absence::Unsteady,
+            };
             let mut fallen: BTreeMap<Vec<Owner>, Vec<Prefix>> = BTreeMap::new();
             let mut beside = false;
             for stand_in in self.stand_ins(slot) {
@@ -108,6 +124,7 @@ impl Node {
                 alarms.push(match why {
                     Absence::Silent => Alarm::Silent { gateway: peer.name.clone() },
                     Absence::Lan(lack) => Alarm::Withdrawn { gateway: peer.name.clone(), lack },
+                    Absence::Unsteady => Alarm::Unsteady { gateway: peer.name.clone() },
                 });
             }
             alarms.extend(fallen.into_iter().map(|(owners, prefixes)| Alarm::Fallback {
@@ -145,9 +162,15 @@ impl Node {
         }
     }
 
-    /// Gives the workers a snapshot without those who are away, where that is another one.
-    pub(crate) fn refresh_away(&mut self) {
-        let away = self.away();
+    /// Gives the workers another snapshot where this peer is away and was not, or the other way round.
+    pub(crate) fn refresh_away(&mut self, slot: PeerSlot) {
+        self.peers.note_absence(slot);
+        let mut away = self.snapshot.away.clone();
+        // who is held back depends on the others
+        for slot in self.returns.held().chain([slot]) {
+            self.place_away(slot, &mut away);
+        }
+        self.hold_back(&mut away);
         if away == self.snapshot.away {
             return;
         }
@@ -188,6 +211,48 @@ impl Node {
             for peer in self.wards.iter().copied() {
                 self.out.worker(Command::KeepWarm { peer });
             }
+        }
+    }
+
+    /// Says of a peer whether others are to take its flows.
+    fn place_away(&self, slot: PeerSlot, away: &mut Away) {
+        away.silent.remove(&slot);
+        away.withdrawn.remove(&slot);
+        let Some(peer) = self.peers.get(slot).filter(|peer| peer.member && peer.is_absent()) else { return };
+        if !self.is_replaceable(slot) {
+            return;
+        }
+        if peer.silent {
+            away.silent.insert(slot);
+        }
+        if peer.lan.is_lost() {
+            away.withdrawn.insert(slot, peer.lan.prefixes());
+        }
+    }
+
+    /// Keeps from those that come and go what another one beside them can have.
+    fn hold_back(&self, away: &mut Away) {
+        for slot in self.returns.held() {
+            let Some(peer) = self.peers.get(slot).filter(|peer| peer.member && !peer.silent) else { continue };
+            let able = |stand_in: &StandIn| {
+                stand_in.place == Place::Beside
+                    && stand_in.owners.iter().any(|owner| away.can(*owner, stand_in.prefix.ip()))
+            };
+            let held = self.stand_ins(slot).into_iter().filter(able).map(|stand_in| stand_in.prefix);
+            let held: Vec<Prefix> = held.collect();
+            if !held.is_empty() {
+                let lost = peer.lan.prefixes();
+                away.withdrawn.insert(slot, held.iter().chain(&*lost).copied().collect());
+            }
+        }
+    }
+
+    fn log_return(&self, slot: PeerSlot) {
+        let Some(peer) = self.peers.get(slot).filter(|peer| !peer.lan.is_lost()) else { return };
+        if self.snapshot.away.withdrawn.contains_key(&slot) {
+            tracing::info!(peer = %peer.name, "a gateway that comes and goes answers again: its flows stay away for a while");
+        } else {
+            tracing::info!(peer = %peer.name, "a gateway answers again: it has its flows back");
         }
     }
 

@@ -202,6 +202,14 @@ pub enum Alarm {
     /// The roster's age.
     #[error("{0}")]
     Roster(flatlan_roster::Freshness),
+    /// A gateway that shares prefixes with others falls silent again and again.
+    #[error(
+        "gateway {gateway} comes and goes: its flows stay with the others of its prefixes until it answers for a while"
+    )]
+    Unsteady {
+        /// Which.
+        gateway: Name,
+    },
     /// A gateway that shares prefixes with others withdrew them.
     #[error("gateway {gateway} withdrew its prefixes: {lack}: its flows go to the others of them")]
     Withdrawn {
@@ -221,6 +229,9 @@ pub enum Absence {
     /// It does not answer.
     #[error("it does not answer")]
     Silent,
+    /// It answers, but not for long enough yet.
+    #[error("it comes and goes")]
+    Unsteady,
 }
 
 /// Several of a kind, as a person lists them.

@@ -15,6 +15,7 @@ use crate::{
     Absence, Alarm, LanLack, LanLoss, Listed,
     lan::BACK_AFTER,
     peer_message::{MAX_WITHDRAWN, PeerMessage, Withdrawn},
+    returns::{FORGOTTEN, HOLD},
 };
 
 /// Nodes of which some carry [`SHARED`] together, and to one of which [`MOVED`] moved; node 1 has sessions with all.
@@ -86,6 +87,62 @@ fn a_gateway_that_lost_its_lan_is_passed_over_until_it_has_had_it_back_for_a_whi
     assert_eq!(chosen(&net, HOST), peers([b]));
     net.until(BACK_AFTER, |net| chosen(net, HOST) == peers([a, b]));
     assert_eq!((alarms(&net, 1), alarms(&net, 2)), (vec![], vec![]));
+}
+
+/// A gateway falls silent and answers again.
+fn flap(net: &mut Net, peer: PeerSlot) {
+    net.event(1, Event::PeerSilent { peer });
+    net.event(1, Event::PeerAnswers { peer });
+}
+
+#[test]
+fn a_gateway_that_comes_and_goes_gets_its_flows_back_ever_later_but_whenever_they_need_it() {
+    let mut net = gateways(&[1, 2, 3], &[2, 3], None);
+    let [a, b] = [2, 3].map(|n| net.slot(1, n));
+    flap(&mut net, a);
+    assert_eq!(chosen(&net, HOST), peers([a, b]));
+
+    flap(&mut net, a);
+    assert_eq!(chosen(&net, HOST), peers([b]));
+    assert_eq!(alarms(&net, 1), [Alarm::Unsteady { gateway: "n2".parse().unwrap() }]);
+    net.run(HOLD / 2);
+    assert_eq!(chosen(&net, HOST), peers([b]));
+    net.until(HOLD, |net| chosen(net, HOST) == peers([a, b]));
+    assert_eq!(alarms(&net, 1), []);
+
+    flap(&mut net, a);
+    net.run(HOLD * 3 / 2);
+    assert_eq!(chosen(&net, HOST), peers([b]), "longer than the last time");
+    net.event(1, Event::PeerSilent { peer: b });
+    assert_eq!(chosen(&net, HOST), peers([a]), "nobody else is there");
+    net.event(1, Event::PeerAnswers { peer: b });
+    assert_eq!(chosen(&net, HOST), peers([b]));
+    net.until(HOLD, |net| chosen(net, HOST) == peers([a, b]));
+
+    net.run(FORGOTTEN);
+    flap(&mut net, a);
+    assert_eq!(chosen(&net, HOST), peers([a, b]));
+}
+
+#[test]
+fn an_address_that_moved_is_not_held_back_for_the_site_that_it_left() {
+    let mut net = gateways(&[1, 2, 3], &[2], Some(3));
+    let dr = net.slot(1, 3);
+    for _ in 0..5 {
+        flap(&mut net, dr);
+        assert_eq!(chosen(&net, MOVED_HOST), peers([dr]));
+    }
+}
+
+#[test]
+fn a_silent_gateway_that_nobody_wanted_for_long_is_tried_again() {
+    let mut net = gateways(&[1, 2, 3], &[2, 3], None);
+    let [a, b] = [2, 3].map(|n| net.slot(1, n));
+    net.event(1, Event::PeerSilent { peer: a });
+    assert_eq!(chosen(&net, HOST), peers([b]));
+    // the workers have forgotten it: they will not say that it answers
+    net.event(1, Event::Idle { peer: a });
+    assert_eq!(chosen(&net, HOST), peers([a, b]));
 }
 
 #[test]
