@@ -5,6 +5,8 @@
 
 mod lan;
 mod on_lan;
+#[cfg(test)]
+mod testing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

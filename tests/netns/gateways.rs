@@ -76,15 +76,7 @@ fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
     let (home, away) = (lab.site("a").unwrap().hosts()[0].namespace(), lab.site("b").unwrap().hosts()[1].namespace());
     reached_at(home, &own);
 
-    // a fails over to b: the machine comes up there as it was
-    let router = lab.site("a").unwrap().lan_addresses()[0].to_string();
-    let lan = lab.site("a").unwrap().prefixes()[0].prefix();
-    home.exec("ip", ["link", "set", "eth0", "down"]).unwrap();
-    away.exec("ip", ["address", "flush", "dev", "eth0"]).unwrap();
-    away.exec("ip", ["address", "add", &format!("{vm}/{lan}"), "dev", "eth0"]).unwrap();
-    away.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
-    let moved = lab.administer(["network", "move", &format!("{vm}/32"), "--to", "b"]).unwrap();
-    assert_eq!(moved.stdout, format!("- {vm}/32 a\n+ {vm}/32 b\n"));
+    fail_over(&lab, vm);
     reached_at(away, &own);
 
     // and back
@@ -209,13 +201,7 @@ fn an_address_that_moved_falls_back_to_its_old_site_while_the_new_one_is_gone() 
         }
     };
     drop(answered(clients[1], vm));
-    let router = lab.site("a").unwrap().lan_addresses()[0].to_string();
-    let lan = lab.site("a").unwrap().prefixes()[0].prefix();
-    home.exec("ip", ["link", "set", "eth0", "down"]).unwrap();
-    away.exec("ip", ["address", "flush", "dev", "eth0"]).unwrap();
-    away.exec("ip", ["address", "add", &format!("{vm}/{lan}"), "dev", "eth0"]).unwrap();
-    away.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
-    lab.administer(["network", "move", &format!("{vm}/32"), "--to", "b"]).unwrap();
+    fail_over(&lab, vm);
     for client in clients {
         drop(answered(client, vm));
     }
@@ -224,6 +210,7 @@ fn an_address_that_moved_falls_back_to_its_old_site_while_the_new_one_is_gone() 
     // the DR site is gone, and the machine comes up where it was: it speaks first
     lab.cut("b").unwrap();
     home.exec("ip", ["link", "set", "eth0", "up"]).unwrap();
+    let router = lab.site("a").unwrap().lan_addresses()[0].to_string();
     home.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
     drop(answered(home, lab.site("c").unwrap().virtual_ip().into()));
     let pings = clients.map(|client| answered(client, vm));
@@ -250,6 +237,20 @@ fn an_address_that_moved_falls_back_to_its_old_site_while_the_new_one_is_gone() 
     for ping in pings {
         println!("longest gap: {:?}", ping.stop().longest_gap().length);
     }
+}
+
+/// The machine with this address dies on a's LAN and comes up on b's, in place of its last host, as it was; its address is
+/// moved after it.
+fn fail_over(lab: &Lab, vm: IpAddr) {
+    let (home, away) = (lab.site("a").unwrap(), lab.site("b").unwrap().hosts()[1].namespace());
+    let router = home.lan_addresses()[0].to_string();
+    let address = format!("{vm}/{}", home.prefixes()[0].prefix());
+    home.hosts()[0].namespace().exec("ip", ["link", "set", "eth0", "down"]).unwrap();
+    away.exec("ip", ["address", "flush", "dev", "eth0"]).unwrap();
+    away.exec("ip", ["address", "add", &address, "dev", "eth0"]).unwrap();
+    away.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
+    let moved = lab.administer(["network", "move", &format!("{vm}/32"), "--to", "b"]).unwrap();
+    assert_eq!(moved.stdout, format!("- {vm}/32 a\n+ {vm}/32 b\n"));
 }
 
 /// Flows from a host of a to the host of b, each of which says something each 10 ms.

@@ -162,28 +162,11 @@ const MISSES: u32 = 4;
 
 #[cfg(test)]
 mod tests {
-    use flatlan_types::Name;
-
     use super::*;
-
-    fn prefix(text: &str) -> Prefix {
-        text.parse().unwrap()
-    }
-
-    fn lan(device: &str, of: &str) -> Connected {
-        Connected { device: device.to_owned(), prefix: prefix(of) }
-    }
+    use crate::gateway::testing::{interface, lan, prefix};
 
     fn links(states: &[(&str, LinkState)]) -> BTreeMap<String, LinkState> {
         states.iter().map(|(device, state)| ((*device).to_owned(), *state)).collect()
-    }
-
-    fn interface(served: &[&str], moved: &[&str]) -> Interface {
-        let name: Name = "site".parse().unwrap();
-        let prefixes = |texts: &[&str]| texts.iter().map(|text| prefix(text)).collect::<Vec<_>>();
-        let (served, moved) = ([prefixes(served), prefixes(moved)].concat(), prefixes(moved));
-        let range = prefix("10.77.0.0/16");
-        Interface { network: name.clone(), name, ips: Vec::new(), range, routes: Vec::new(), served, moved, mtu: 1400 }
     }
 
     fn no_link(device: &str) -> LanLoss {
@@ -195,7 +178,7 @@ mod tests {
     #[test]
     fn a_lan_is_lost_with_the_link_of_its_device_and_with_the_device_and_what_is_behind_others_is_not() {
         let mut watch = LanWatch::default();
-        let interface = interface(&["192.168.1.0/24", "192.168.2.0/24", "10.9.0.0/16"], &[]);
+        let interface = interface(&[], &["192.168.1.0/24", "192.168.2.0/24", "10.9.0.0/16"], &[]);
         let lans = [lan("eth0", "203.0.113.0/24"), lan("eth1", "192.168.1.0/24"), lan("eth2", "192.168.2.0/24")];
         assert!(watch.lost(&interface, &lans, &links(&UP), None).is_empty());
         let down = links(&[UP[0], ("eth1", LinkState::Down), UP[2]]);
@@ -210,7 +193,7 @@ mod tests {
     #[test]
     fn a_prefix_with_two_devices_is_lost_with_both_and_one_that_was_never_seen_is_not_unless_its_device_is_named() {
         let mut watch = LanWatch::default();
-        let interface = interface(&["192.168.0.0/16"], &[]);
+        let interface = interface(&[], &["192.168.0.0/16"], &[]);
         assert!(watch.lost(&interface, &[], &links(&UP), None).is_empty());
         let missing = watch.lost(&interface, &[], &links(&UP), Some("eth7"));
         assert_eq!(missing.into_values().next(), Some(LanLoss::NoDevice { device: "eth7".to_owned() }));
@@ -224,7 +207,7 @@ mod tests {
     #[test]
     fn what_moved_here_is_lost_with_the_only_lan_that_there_is() {
         let mut watch = LanWatch::default();
-        let interface = interface(&["192.168.1.0/24"], &["192.168.9.5/32"]);
+        let interface = interface(&[], &["192.168.1.0/24"], &["192.168.9.5/32"]);
         let lans = [lan("eth1", "192.168.1.0/24")];
         let lost = watch.lost(&interface, &lans, &links(&[("eth1", LinkState::Down)]), None);
         assert_eq!(lost.get(&prefix("192.168.9.5/32")), Some(&no_link("eth1")));
@@ -233,7 +216,7 @@ mod tests {
     #[test]
     fn a_machine_that_does_not_answer_some_times_in_a_row_is_gone_until_it_answers() {
         let mut watch = LanWatch::default();
-        let interface = interface(&["192.168.1.0/24", "192.168.2.0/24"], &[]);
+        let interface = interface(&[], &["192.168.1.0/24", "192.168.2.0/24"], &[]);
         let lans = [lan("eth1", "192.168.1.0/24"), lan("eth2", "192.168.2.0/24")];
         let target: IpAddr = [192, 168, 1, 11].into();
         let probe = |watch: &mut LanWatch, answered| watch.handle_probe(Probed { target, answered });

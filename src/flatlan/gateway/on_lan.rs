@@ -104,26 +104,8 @@ const WIDEST: u8 = 10;
 
 #[cfg(test)]
 mod tests {
-    use flatlan_types::Name;
-
     use super::*;
-
-    fn prefix(text: &str) -> Prefix {
-        text.parse().unwrap()
-    }
-
-    fn lan(device: &str, of: &str) -> Connected {
-        Connected { device: device.to_owned(), prefix: prefix(of) }
-    }
-
-    fn interface(routes: &[&str], served: &[&str], moved: &[&str]) -> Interface {
-        let name: Name = "site".parse().unwrap();
-        let prefixes = |texts: &[&str]| texts.iter().map(|text| prefix(text)).collect::<Vec<_>>();
-        let served = [prefixes(served), prefixes(moved)].concat();
-        let range = prefix("10.77.0.0/16");
-        let (routes, moved) = ([prefixes(routes), vec![range]].concat(), prefixes(moved));
-        Interface { network: name.clone(), name, ips: Vec::new(), range, routes, served, moved, mtu: 1400 }
-    }
+    use crate::gateway::testing::{interface, lan, prefix};
 
     #[test]
     fn the_old_site_answers_for_what_moved_away_from_its_lan_and_for_nothing_else() {

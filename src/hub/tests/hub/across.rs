@@ -6,39 +6,9 @@ use flatlan_hub::{Allow, ForwardDrop, HubEvent};
 use flatlan_relay::{Control, PathOpen, PathReason, Presence, Proof, RefusedCode, Role};
 use flatlan_types::{BootEpoch, InviteSecret};
 
-use crate::world::{Admin, DELAY, Who, World, allow, fatten, hub_key, lan, open_invites, redeem_invites, tenant};
-
-/// Hubs that all dial each other, one network published to the first, and nodes.
-fn hubs(count: usize, nodes: u8) -> (World, Admin) {
-    let all: Vec<_> = (0..count).collect();
-    let mut admin = lan(&all, nodes);
-    let mut world = World::new(count, allow(&[admin.id]));
-    for n in 0..nodes {
-        world.node(n + 1);
-    }
-    // The others learn of the network from the first, and it dials them.
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(2));
-    (world, admin)
-}
-
-/// Hubs in a line: each reaches only its neighbours.
-fn line(count: usize, nodes: u8) -> (World, Admin) {
-    let all: Vec<_> = (0..count).collect();
-    let mut admin = lan(&all, nodes);
-    let mut world = World::new(count, allow(&[admin.id]));
-    for n in 0..nodes {
-        world.node(n + 1);
-    }
-    for a in 0..count {
-        for b in a + 2..count {
-            world.cut(Who::Hub(a), Who::Hub(b));
-        }
-    }
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(12));
-    (world, admin)
-}
+use crate::world::{
+    Admin, DELAY, Who, World, allow, fatten, hub_key, hubs, lan, line, open_invites, redeem_invites, tenant,
+};
 
 /// Hubs 0 and 2, which reach each other over hub 1 and over hub 3 only.
 fn two_ways() -> (World, Admin) {

@@ -10,7 +10,7 @@ use flatlan_relay::{
 use flatlan_types::{BootEpoch, Label, MemberId, NetworkId};
 use proptest::prelude::*;
 
-use crate::world::{DELAY, START, Who, World, allow, fatten, hub_key, hub_secret, lan, node_secret, tenant};
+use crate::world::{DELAY, START, World, allow, fatten, hub_key, hub_secret, hubs, lan, line, node_secret, tenant};
 
 /// Any message, with fields that sometimes fit the world.
 fn message(network: NetworkId) -> impl Strategy<Value = Control> {
@@ -240,12 +240,7 @@ fn strangers_uploads_do_not_keep_hubs_from_exchanging_rosters() {
 
 #[test]
 fn a_hub_cannot_claim_a_node_that_it_does_not_hold() {
-    let mut admin = lan(&[0, 1, 2], 2);
-    let mut world = World::new(3, allow(&[admin.id]));
-    world.node(1);
-    world.node(2);
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(2));
+    let (mut world, admin) = hubs(3, 2);
     let a = world.attach(0, 0, admin.id);
     let b = world.id(1);
     // Hub 1 forges: another's signature, another hub's presence as its own, another network's.
@@ -263,12 +258,7 @@ fn a_hub_cannot_claim_a_node_that_it_does_not_hold() {
 
 #[test]
 fn a_hub_cannot_withdraw_a_node_from_the_hub_that_holds_it() {
-    let mut admin = lan(&[0, 1], 2);
-    let mut world = World::new(2, allow(&[admin.id]));
-    world.node(1);
-    world.node(2);
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(2));
+    let (mut world, admin) = hubs(2, 2);
     let a = world.join(0, 0, admin.id);
     world.join(1, 0, admin.id);
     let (network, member, order) = (admin.id, world.id(1), PresenceOrder { epoch: BootEpoch(u64::MAX), counter: 0 });
@@ -279,12 +269,7 @@ fn a_hub_cannot_withdraw_a_node_from_the_hub_that_holds_it() {
 
 #[test]
 fn a_presence_that_ended_long_ago_is_not_brought_back_by_another_hub() {
-    let mut admin = lan(&[0, 1, 2], 2);
-    let mut world = World::new(3, allow(&[admin.id]));
-    world.node(1);
-    world.node(2);
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(2));
+    let (mut world, admin) = hubs(3, 2);
     let a = world.join(0, 0, admin.id);
     let left = world.join(1, 1, admin.id);
     let (network, member, old) = (admin.id, world.id(1), world.nodes[1].order);
@@ -310,12 +295,7 @@ fn a_presence_that_ended_long_ago_is_not_brought_back_by_another_hub() {
 
 #[test]
 fn a_hub_cannot_withdraw_a_node_from_another_hub_that_says_it_holds_it() {
-    let mut admin = lan(&[0, 1, 2], 2);
-    let mut world = World::new(3, allow(&[admin.id]));
-    world.node(1);
-    world.node(2);
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(2));
+    let (mut world, admin) = hubs(3, 2);
     let a = world.join(0, 0, admin.id);
     let b = world.join(1, 1, admin.id);
     let (network, member, order) = (admin.id, world.id(1), PresenceOrder { epoch: BootEpoch(u64::MAX), counter: 0 });
@@ -330,20 +310,11 @@ fn a_hub_cannot_withdraw_a_node_from_another_hub_that_says_it_holds_it() {
 
 #[test]
 fn a_hub_cannot_withdraw_a_node_from_a_hub_that_is_reached_over_others() {
-    // 3 - 0 - 1 - 2; the node is at 2.
-    let mut admin = lan(&[0, 1, 2, 3], 2);
-    let mut world = World::new(4, allow(&[admin.id]));
-    for (a, b) in [(0, 2), (1, 3), (2, 3)] {
-        world.cut(Who::Hub(a), Who::Hub(b));
-    }
-    world.node(1);
-    world.node(2);
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(12));
-    let a = world.join(0, 0, admin.id);
-    let b = world.join(1, 2, admin.id);
+    let (mut world, admin) = line(4, 2);
+    let a = world.join(0, 1, admin.id);
+    let b = world.join(1, 3, admin.id);
     let (network, member, order) = (admin.id, world.id(1), PresenceOrder { epoch: BootEpoch(u64::MAX), counter: 0 });
-    world.say_as_hub(3, 0, Control::PresenceGone { network, member, hub: hub_key(2), order });
+    world.say_as_hub(0, 1, Control::PresenceGone { network, member, hub: hub_key(3), order });
     world.run(DELAY * 8);
     for _ in 0..2 {
         [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
@@ -354,12 +325,7 @@ fn a_hub_cannot_withdraw_a_node_from_a_hub_that_is_reached_over_others() {
 
 #[test]
 fn a_replayed_link_state_of_an_earlier_life_does_not_silence_its_hub() {
-    let mut admin = lan(&[0, 1], 2);
-    let mut world = World::new(2, allow(&[admin.id]));
-    world.node(1);
-    world.node(2);
-    world.publish(0, &mut admin);
-    world.run(Duration::from_secs(2));
+    let (mut world, admin) = hubs(2, 2);
     // Hub 1 once had a clock far ahead.
     let version = flatlan_relay::LsaVersion { incarnation: u64::MAX - 9, sequence: 4 };
     let lsa = flatlan_relay::Lsa { origin: hub_key(1), version, links: vec![], serves: vec![] };

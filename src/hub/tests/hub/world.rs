@@ -199,6 +199,38 @@ pub struct World {
     held: Option<Vec<Event>>,
 }
 
+/// Hubs that all dial each other, one network published to the first, and nodes.
+pub fn hubs(count: usize, nodes: u8) -> (World, Admin) {
+    let all: Vec<_> = (0..count).collect();
+    let mut admin = lan(&all, nodes);
+    let mut world = World::new(count, allow(&[admin.id]));
+    for n in 0..nodes {
+        world.node(n + 1);
+    }
+    // The others learn of the network from the first, and it dials them.
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(2));
+    (world, admin)
+}
+
+/// Hubs in a line: each reaches only its neighbours.
+pub fn line(count: usize, nodes: u8) -> (World, Admin) {
+    let all: Vec<_> = (0..count).collect();
+    let mut admin = lan(&all, nodes);
+    let mut world = World::new(count, allow(&[admin.id]));
+    for n in 0..nodes {
+        world.node(n + 1);
+    }
+    for a in 0..count {
+        for b in a + 2..count {
+            world.cut(Who::Hub(a), Who::Hub(b));
+        }
+    }
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(12));
+    (world, admin)
+}
+
 impl World {
     pub fn new(hubs: usize, allow: Allow) -> Self {
         Self::with_limits(hubs, allow, Limits::default())
