@@ -11,9 +11,9 @@
 //! Signs of life are messages on the control stream and `BIND`s on UDP: one late TCP segment takes no adjacency down.
 //! Where UDP works, a `BIND` without an answer is followed by many, so that silence means something sooner. Where data goes
 //! too `BIND`s are so frequent that a tenth of a second or two says something: the neighbour is *late*, and what leads over
-//! it is moved, where there is another way, as if it were stopping. Nothing is lost if that was wrong, and who was taken
-//! for late without cause gets twice the time from then on. Two hubs that dial each other keep the stream that the smaller
-//! key dialled.
+//! it is moved, where there is another way, as if it were stopping. Nothing is lost if that was wrong: what was moved is led
+//! back to who has been on time for a while; who was taken for late without cause gets twice the time, until it has not
+//! been late for long. Two hubs that dial each other keep the stream that the smaller key dialled.
 //! Up or down, and round trips that changed much, make a new link state, which floods to the hubs that
 //! share a network with its origin. Digests find what a lost message left different.
 //!
@@ -28,7 +28,7 @@ use flatlan_relay::{
     Attach, Attached, Control, Echo, Lsa, LsaEntry, LsaLink, LsaVersion, NetworkTag, Presence, Proof, RefusedCode,
     Role, SignedLsa, auth,
 };
-use flatlan_types::{Endpoint, HostPort, HubKey, NetworkId, Signature};
+use flatlan_types::{Endpoint, HostPort, HubKey, Label, NetworkId, Signature};
 
 use super::{Dialling, Draining, Hub, NeighbourStatus, Owner, State, attach::Refusal, path::Cause, presence::Gone};
 use crate::{
@@ -52,8 +52,12 @@ pub(super) struct Neighbour {
     /// The same for late, where it speaks often enough.
     late: Option<Instant>,
     pace: Pace,
-    /// How often it was late and was heard after all.
+    /// How often it was late and was heard after all; one less after each [`ALARM_KEPT`] without.
     alarms: u32,
+    /// When it was so last, or when one was forgotten.
+    alarmed: Instant,
+    /// What led over it when it was late.
+    led_around: BTreeSet<Label>,
     leg: LegState,
     /// Its last hello, and when it came.
     theirs: Option<(u64, Instant)>,
@@ -90,7 +94,7 @@ impl Neighbour {
         };
         (self.heard, self.silent) = (now, now + patience);
         let doubt = self.pace.doubt(self.rtt.unwrap_or_default());
-        self.late = doubt.map(|doubt| now + doubt * (1 << self.alarms.min(MAX_ALARMS)));
+        self.late = doubt.map(|doubt| now + doubt * (1 << self.alarms));
     }
 
     fn alive(&self, now: Instant) -> bool {
@@ -639,6 +643,8 @@ impl Hub {
             late: None,
             pace: Pace::default(),
             alarms: 0,
+            alarmed: now,
+            led_around: BTreeSet::new(),
             leg: LegState::Down,
             theirs: None,
             rtt: None,
@@ -692,20 +698,38 @@ impl Hub {
             }
             (Adjacency::Up, true) if late => {
                 neighbour.adjacency = Adjacency::Late;
+                let there = self.attachments.get(attachment.0).into_iter().flat_map(|there| &there.downstream);
+                neighbour.led_around.extend(there.map(|(_, label)| *label));
                 self.event(HubEvent::NeighbourLate { hub });
                 self.leave_neighbour(attachment, Cause::Leaving, now);
             }
             (Adjacency::Late, true) if !late => {
                 neighbour.adjacency = Adjacency::Up;
-                neighbour.alarms += 1;
+                (neighbour.alarms, neighbour.alarmed) = ((neighbour.alarms + 1).min(MAX_ALARMS), now);
             }
             (Adjacency::Late | Adjacency::Up, false) => {
                 neighbour.adjacency = Adjacency::Down;
+                neighbour.led_around.clear();
                 self.event(HubEvent::NeighbourDown { hub });
                 self.originate();
                 self.leave_neighbour(attachment, Cause::Broken, now);
             }
-            (Adjacency::Down, false) | (Adjacency::Late | Adjacency::Up, true) => {}
+            (Adjacency::Up, true) => self.trust(hub, now),
+            (Adjacency::Down, false) | (Adjacency::Late, true) => {}
+        }
+    }
+
+    /// A neighbour is on time: what that means after a while.
+    fn trust(&mut self, hub: HubKey, now: Instant) {
+        let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
+        let steady = now.saturating_duration_since(neighbour.alarmed);
+        if neighbour.alarms > 0 && steady >= ALARM_KEPT {
+            (neighbour.alarms, neighbour.alarmed) = (neighbour.alarms - 1, now);
+        }
+        if !neighbour.led_around.is_empty() && steady >= LED_BACK {
+            for label in std::mem::take(&mut neighbour.led_around) {
+                self.improve(label, now);
+            }
         }
     }
 
@@ -867,6 +891,10 @@ const FREQUENT: Duration = Duration::from_millis(100);
 const BURST_LENGTH: u32 = 7;
 /// How often the time of one that was not late after all is doubled.
 const MAX_ALARMS: u32 = 4;
+/// One such time is forgotten after so long without another one.
+const ALARM_KEPT: Duration = Duration::from_secs(300);
+/// What was led around a neighbour is led back when that has been on time for so long.
+const LED_BACK: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Neighbours that a roster lists; those that are configured do not count.

@@ -350,6 +350,11 @@ impl Hub {
         }
     }
 
+    /// Perhaps there is a better way by now.
+    pub(super) fn improve(&mut self, label: Label, now: Instant) {
+        self.repair(label, None, Cause::Leaving, now);
+    }
+
     pub(super) fn expire_requests(&mut self, now: Instant) {
         let late: Vec<_> =
             self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(request, _)| *request).collect();

@@ -396,14 +396,12 @@ fn ten_percent_of_loss_makes_no_hub_late() {
 }
 
 #[test]
-fn a_hub_that_was_late_without_cause_gets_twice_the_time() {
+fn a_hub_that_was_late_without_cause_gets_twice_the_time_until_it_was_on_time_for_long() {
     let (mut world, admin) = two_ways();
     let a = world.join(0, 0, admin.id);
     world.join(1, 2, admin.id);
     world.run(DELAY * 5);
-    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
-    let mut late = Vec::new();
-    for _ in 0..3 {
+    let late = |world: &mut World, label| {
         world.stream(0, 0, label, Duration::from_secs(1));
         world.hubs[0].events.clear();
         for dumb in [1, 3] {
@@ -415,9 +413,58 @@ fn a_hub_that_was_late_without_cause_gets_twice_the_time() {
         world.cut(Who::Hub(1), Who::Hub(3));
         world.stream(0, 0, label, Duration::from_millis(100));
         assert!(world.passes(0, 0, label, 1));
-        late.push(world.hubs[0].events.len());
+        world.hubs[0].events.len()
+    };
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    assert_eq!([0; 3].map(|_| late(&mut world, label)), [1, 0, 0]);
+    world.run(Duration::from_secs(350));
+    // nodes that said nothing are gone, hubs speak
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let label = world.open(0, a, admin.id, world.id(1)).unwrap();
+    assert_eq!(late(&mut world, label), 1);
+}
+
+#[test]
+fn what_was_led_around_a_hub_that_was_late_without_cause_is_led_back_when_it_is_on_time_again() {
+    // 0 - 1 - 2, and the longer way 0 - 3 - 4 - 2
+    let mut admin = lan(&[0, 1, 2, 3, 4], 2);
+    let mut world = World::new(5, allow(&[admin.id]));
+    let part = |world: &mut World| {
+        for (a, b) in [(0, 2), (0, 4), (1, 3), (1, 4), (2, 3)] {
+            world.cut(Who::Hub(a), Who::Hub(b));
+        }
+    };
+    part(&mut world);
+    world.node(1);
+    world.node(2);
+    world.publish(0, &mut admin);
+    world.run(Duration::from_secs(6));
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    assert_eq!(via, [0, 1, 2].map(hub_key));
+    world.stream(0, 0, label, Duration::from_secs(1));
+    world.heard(a);
+    world.cut(Who::Hub(0), Who::Hub(1));
+    world.stream(0, 0, label, Duration::from_millis(190));
+    world.heal();
+    part(&mut world);
+    let moved = |via: &[usize]| Control::PathMoved { label, via: via.iter().map(|hub| hub_key(*hub)).collect() };
+    world.stream(0, 0, label, Duration::from_secs(2));
+    assert!(world.hubs[0].events.contains(&HubEvent::NeighbourLate { hub: hub_key(1) }));
+    let heard = world.heard(a);
+    assert!(heard.contains(&moved(&[0, 3, 4, 2])), "{heard:?}");
+    assert!(!heard.contains(&moved(&[0, 1, 2])), "it is not trusted at once");
+    for _ in 0..4 {
+        [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
+        world.stream(0, 0, label, Duration::from_secs(1));
     }
-    assert_eq!(late, [1, 0, 0]);
+    let heard = world.heard(a);
+    assert!(heard.contains(&moved(&[0, 1, 2])), "{heard:?}");
+    assert!(world.passes(0, 0, label, 1));
 }
 
 #[test]
