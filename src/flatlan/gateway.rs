@@ -14,7 +14,7 @@ use std::{
 };
 
 use flatlan_node::Interface;
-use flatlan_os::route::{Connected, Forwarding, Found, Link, Netlink, RouteError};
+use flatlan_os::route::{Connected, Forwarding, Found, Link, Netlink, Redirects, RouteError};
 
 use self::on_lan::OnLan;
 
@@ -25,6 +25,9 @@ pub(crate) use on_lan::{moved_away, strictly};
 #[derive(Debug, Default)]
 pub(crate) struct Gateway {
     forwarding: Forwarding,
+    redirects: Redirects,
+    /// Whether it was said that they are sent.
+    redirects_said: bool,
     /// Whether this machine forwards, as far as was said.
     forwards: Forwards,
     plan: OnLan,
@@ -81,6 +84,21 @@ impl Gateway {
         };
     }
 
+    /// Hosts of the LAN must ask this gateway for what moved here as long as it may move on.
+    fn stop_redirects(&mut self, plan: &OnLan) {
+        let done = self.redirects.stop_on(plan.routes.keys().map(String::as_str));
+        if let Err(why) = &done
+            && !self.redirects_said
+        {
+            tracing::warn!(
+                reason = %why,
+                "hosts of this LAN are told by ICMP to pass this gateway by, and will look for what moved here for five \
+                 minutes after it has moved on: sysctl -w net.ipv4.conf.all.send_redirects=0 and the same for the LAN's device"
+            );
+        }
+        self.redirects_said = done.is_err();
+    }
+
     async fn put(&mut self, plan: OnLan, netlink: &Netlink) -> Result<(), RouteError> {
         for prefix in plan.homeless.iter().filter(|prefix| !self.plan.homeless.contains(prefix)) {
             tracing::warn!(vip = %prefix, "it moved here, and on which LAN it is cannot be told: set `lan` in the config");
@@ -89,6 +107,7 @@ impl Gateway {
             tracing::warn!(vip = %prefix, "too wide to be answered for on the LAN: its hosts need a route to this gateway");
         }
         self.touched.extend(plan.devices().map(str::to_owned));
+        self.stop_redirects(&plan);
         let mut links = BTreeMap::new();
         for device in &self.touched {
             match netlink.link(device).await {

@@ -82,9 +82,13 @@ fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
     // and back
     away.exec("ip", ["link", "set", "eth0", "down"]).unwrap();
     home.exec("ip", ["link", "set", "eth0", "up"]).unwrap();
+    // which went with its link
+    let router = lab.site("a").unwrap().lan_addresses()[0].to_string();
+    home.exec("ip", ["route", "replace", "default", "via", &router]).unwrap();
     let back = lab.administer(["network", "move", "--undo"]).unwrap();
     assert_eq!(back.stdout, format!("- {vm}/32 b\n+ {vm}/32 a\n"));
-    drop(answered(neighbour, vm));
+    // also by a host beside the place that it left
+    reached_at(home, &own);
     for site in ["a", "b"] {
         let answers = gateway(&lab, site).exec("ip", ["neighbour", "show", "proxy"]).unwrap();
         assert_eq!(answers, "", "{site} answers for nobody any more");

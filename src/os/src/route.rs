@@ -4,11 +4,12 @@
 //! level: give what should be, and what differs is changed; only our own link and our own routes are ever
 //! touched. Reading answers what the control machine asks: which prefixes are connected here already, under
 //! which addresses this machine can be reached, and that something has changed.
-//! Whether the machine forwards is in `forward`, what a gateway answers for on its LAN in `neighbour`, what the kernel would do with
-//! a packet in `way`. Policy routing, other tables and DNS are not here.
+//! Whether the machine forwards is in `forward`, what a gateway answers for on its LAN in `neighbour`, that it sends nobody
+//! around itself in `redirects`, what the kernel would do with a packet in `way`. Policy routing, other tables and DNS are not here.
 
 mod forward;
 mod neighbour;
+mod redirects;
 mod way;
 
 use std::{
@@ -35,6 +36,7 @@ use rtnetlink::{
 use tokio::{sync::watch, task::JoinHandle};
 
 pub use forward::{Forwarding, Found};
+pub use redirects::Redirects;
 pub use way::Way;
 
 use crate::{ExitClass, Why};
