@@ -70,7 +70,8 @@ fn main() {
         more(&disk, 20);
     }
     std::fs::write(&stop, "").unwrap();
-    let ended = disk.wait_exit(PATIENCE);
+    // which reads every block again: some round trips of 40 ms each
+    let ended = disk.wait_exit(PATIENCE * 10);
     let verdict = disk.lines().last().map(|line| line.text.clone()).unwrap_or_default();
     paper.say(format!("\n{verdict}; nbdkit {}.", if server.is_running() { "runs" } else { "is gone" }));
     let whole = ended.is_some_and(|status| status.success()) && verdict.starts_with("verified");

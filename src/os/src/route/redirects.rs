@@ -63,7 +63,7 @@ fn switch_off(device: &str) -> io::Result<bool> {
 fn switch_on(device: &str) {
     match fs::write(setting(device), "1") {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(reason = %error, device, "ICMP redirects could not be switched on again");
+            tracing::warn!(reason = %error, "ICMP redirects could not be switched on again on the LAN");
         }
         _ => {}
     }
