@@ -43,7 +43,7 @@ const MUCH: usize = 512 << 10;
 const LONG: Duration = Duration::from_micros(1300);
 /// What is told is a run of this many bytes at least: a bulk flow's, and no ping's or query's.
 const BULK: usize = 16 << 10;
-/// From one mark to the next: the flow's answer must have time to show, over the longest round trip (RFC 8289 section 4.1).
+/// From one mark to the next: the flow's answer must have time to show, over the longest round trip (the interval of RFC 8289).
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
@@ -52,10 +52,10 @@ mod tests {
 
     const RUN: usize = 60_000;
 
-    /// How many of the runs of a burst are marked; a run is read each `each`, the first after a wait of `first`.
-    fn marks(backlog: &mut Backlog, runs: u32, first: Duration, start: Instant) -> u32 {
+    /// How many of so many runs are marked, each of which had waited for `waited`; one is read each millisecond.
+    fn marks(backlog: &mut Backlog, runs: u32, waited: Duration, start: Instant) -> u32 {
         let each = Duration::from_millis(1);
-        (0..runs).map(|n| u32::from(backlog.is_long(RUN, first, start + each * n))).sum()
+        (0..runs).map(|n| u32::from(backlog.is_long(RUN, waited, start + each * n))).sum()
     }
 
     #[test]

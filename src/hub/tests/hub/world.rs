@@ -199,14 +199,20 @@ pub struct World {
     held: Option<Vec<Event>>,
 }
 
-/// Hubs that all dial each other, one network published to the first, and nodes.
-pub fn hubs(count: usize, nodes: u8) -> (World, Admin) {
+/// Hubs, nodes, and a network that no hub has heard of.
+fn unpublished(count: usize, nodes: u8) -> (World, Admin) {
     let all: Vec<_> = (0..count).collect();
-    let mut admin = lan(&all, nodes);
+    let admin = lan(&all, nodes);
     let mut world = World::new(count, allow(&[admin.id]));
     for n in 0..nodes {
         world.node(n + 1);
     }
+    (world, admin)
+}
+
+/// Hubs that all dial each other, one network published to the first, and nodes.
+pub fn hubs(count: usize, nodes: u8) -> (World, Admin) {
+    let (mut world, mut admin) = unpublished(count, nodes);
     // The others learn of the network from the first, and it dials them.
     world.publish(0, &mut admin);
     world.run(Duration::from_secs(2));
@@ -215,12 +221,7 @@ pub fn hubs(count: usize, nodes: u8) -> (World, Admin) {
 
 /// Hubs in a line: each reaches only its neighbours.
 pub fn line(count: usize, nodes: u8) -> (World, Admin) {
-    let all: Vec<_> = (0..count).collect();
-    let mut admin = lan(&all, nodes);
-    let mut world = World::new(count, allow(&[admin.id]));
-    for n in 0..nodes {
-        world.node(n + 1);
-    }
+    let (mut world, mut admin) = unpublished(count, nodes);
     for a in 0..count {
         for b in a + 2..count {
             world.cut(Who::Hub(a), Who::Hub(b));

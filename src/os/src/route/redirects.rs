@@ -11,7 +11,8 @@ use crate::Why;
 /// Devices on which no redirects are sent, by level. What was switched off by this is switched on again when it is
 /// dropped.
 ///
-/// IPv4 only: the kernel has no such setting for IPv6, whose hosts forget a redirect to a neighbour that is gone.
+/// IPv4 only: the kernel has no such setting for IPv6. A host that takes redirects (`accept_redirects`) still looks on the LAN
+/// for an IPv6 address that has moved on, for longer than ten seconds.
 #[derive(Debug, Default)]
 pub struct Redirects {
     switched_off: BTreeSet<String>,
