@@ -46,6 +46,12 @@ impl Report {
         self.answers.len()
     }
 
+    /// How many questions that were asked after this moment were answered.
+    #[must_use]
+    pub fn answered_of_asked_after(&self, moment: Instant) -> usize {
+        self.answers.iter().filter(|(at, took)| at.checked_sub(*took).is_some_and(|asked| asked > moment)).count()
+    }
+
     /// How long the first answer was waited for, from the start.
     #[must_use]
     pub fn first_answer(&self) -> Option<Duration> {
@@ -117,6 +123,14 @@ mod tests {
         let start = Instant::now();
         let answers = answers.iter().map(|at| (start + MS * *at, MS)).collect();
         (start, Report::new(start, start + MS * end, 10, answers, None))
+    }
+
+    #[test]
+    fn an_answer_counts_by_when_it_was_asked_for() {
+        let (start, report) = report(&[10, 20, 300], 320);
+        assert_eq!(report.answered_of_asked_after(start + MS * 9), 2);
+        assert_eq!(report.answered_of_asked_after(start + MS * 18), 2);
+        assert_eq!(report.answered_of_asked_after(start + MS * 299), 0);
     }
 
     #[test]
