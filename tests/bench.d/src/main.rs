@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// How long each TCP flow takes, in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Only one TCP stream, idle pings, and 64-byte UDP at 200 k/s
+    /// Only one TCP stream, pings idle and beside it, and 64-byte UDP at 200 k/s
     #[arg(long)]
     quick: bool,
     /// Where the tables go; without it tests/results/bench.md, and a short one into README.md

@@ -210,8 +210,8 @@ impl Turn<'_> {
             step(&|| measure::tcp(&running, Flow::Four, self.args.seconds))?;
             step(&|| measure::tcp(&running, Flow::Reverse, self.args.seconds))?;
             step(&|| measure::tcp(&running, Flow::Both, self.args.seconds))?;
-            step(&|| measure::ping_loaded(&running, self.args.seconds))?;
         }
+        step(&|| measure::ping_loaded(&running, self.args.seconds))?;
         for (bytes, rate) in self.datagrams() {
             step(&|| measure::udp(self.arena, bytes, rate))?;
         }
