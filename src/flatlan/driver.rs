@@ -395,7 +395,7 @@ impl Driver {
         if self.forwards_until.take_if(|at| *at <= now).is_some()
             && let Some(interface) = &self.interface
         {
-            self.gateway.forward(interface);
+            self.gateway.keep_settings(interface);
             self.forwards_until = Some(now + FORWARDS);
         }
         if !self.up && self.next_waiting <= now {

@@ -57,8 +57,14 @@ impl Gateway {
         self.put(OnLan::default(), netlink).await
     }
 
-    /// Whoever carries routes forwards, also after somebody switched it off: nothing tells when that happens.
-    pub(crate) fn forward(&mut self, interface: &Interface) {
+    /// Makes those settings again as they must be that somebody else may have changed: nothing tells when that happens.
+    pub(crate) fn keep_settings(&mut self, interface: &Interface) {
+        self.forward(interface);
+        self.stop_redirects(devices_of_routes(&self.plan));
+    }
+
+    /// Whoever carries routes forwards.
+    fn forward(&mut self, interface: &Interface) {
         let wanted = !interface.served.is_empty();
         let was = self.forwards;
         self.forwards = match self.forwarding.set(wanted) {
@@ -85,8 +91,8 @@ impl Gateway {
     }
 
     /// Hosts of the LAN must ask this gateway for what moved here as long as it may move on.
-    fn stop_redirects(&mut self, plan: &OnLan) {
-        let done = self.redirects.stop_on(plan.routes.keys().map(String::as_str));
+    fn stop_redirects(&mut self, devices: BTreeSet<String>) {
+        let done = self.redirects.stop_on(devices);
         if let Err(why) = &done
             && !self.redirects_said
         {
@@ -107,7 +113,8 @@ impl Gateway {
             tracing::warn!(vip = %prefix, "too wide to be answered for on the LAN: its hosts need a route to this gateway");
         }
         self.touched.extend(plan.devices().map(str::to_owned));
-        self.stop_redirects(&plan);
+        // as long as a route leads into the LAN, the old one or the new one
+        self.stop_redirects(&devices_of_routes(&self.plan) | &devices_of_routes(&plan));
         let mut links = BTreeMap::new();
         for device in &self.touched {
             match netlink.link(device).await {
@@ -128,6 +135,7 @@ impl Gateway {
             plan.answers.iter().filter_map(|(device, ip)| Some((*links.get(device.as_str())?, *ip))).collect();
         let devices: BTreeSet<Link> = links.values().copied().collect();
         let new = netlink.set_answers(&devices, &answers).await?;
+        self.stop_redirects(devices_of_routes(&plan));
         self.plan = plan;
         for link in devices {
             let ips: Vec<Ipv4Addr> = new.iter().filter(|(on, _)| *on == link).filter_map(|(_, ip)| v4(*ip)).collect();
@@ -137,6 +145,11 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// The devices of LANs on which is what moved here.
+fn devices_of_routes(plan: &OnLan) -> BTreeSet<String> {
+    plan.routes.keys().cloned().collect()
 }
 
 /// Whether this machine forwards.

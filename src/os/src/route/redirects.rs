@@ -23,9 +23,8 @@ impl Redirects {
     /// sends none.
     ///
     /// # Errors
-    /// They are, and must not be stopped: the setting is root's, and a sandbox may hold it fixed.
-    pub fn stop_on<'a>(&mut self, devices: impl IntoIterator<Item = &'a str>) -> Result<(), Why> {
-        let mut wanted: BTreeSet<String> = devices.into_iter().map(str::to_owned).collect();
+    /// They are sent on one of them, and must not be stopped: the setting is root's, and a sandbox may hold it fixed.
+    pub fn stop_on(&mut self, mut wanted: BTreeSet<String>) -> Result<(), Why> {
         if !wanted.is_empty() {
             // a device sends them where either allows it
             wanted.insert(ALL.to_owned());
@@ -33,6 +32,7 @@ impl Redirects {
         for device in self.switched_off.extract_if(.., |device| !wanted.contains(device)) {
             switch_on(&device);
         }
+        let mut done = Ok(());
         for device in wanted {
             match switch_off(&device) {
                 Ok(false) => {}
@@ -40,10 +40,10 @@ impl Redirects {
                     self.switched_off.insert(device);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => done = done.and_then(|()| Err(error.into())),
             }
         }
-        Ok(())
+        done
     }
 }
 
@@ -89,23 +89,24 @@ mod tests {
     #[test]
     fn redirects_are_stopped_where_that_is_wanted_and_are_as_they_were_afterwards() {
         in_empty_netns(|| {
+            let on = |devices: &[&str]| devices.iter().map(|device| (*device).to_owned()).collect();
             let mut redirects = Redirects::default();
-            redirects.stop_on([]).unwrap();
+            redirects.stop_on(on(&[])).unwrap();
             assert!(sends("lo") && sends(ALL), "nothing is wanted");
-            redirects.stop_on(["lo", "nobody"]).unwrap();
+            redirects.stop_on(on(&["lo", "nobody"])).unwrap();
             assert!(!sends("lo") && !sends(ALL));
             fs::write(setting("lo"), "1").unwrap();
-            redirects.stop_on(["lo"]).unwrap();
+            redirects.stop_on(on(&["lo"])).unwrap();
             assert!(!sends("lo"), "somebody switched them on");
-            redirects.stop_on([]).unwrap();
+            redirects.stop_on(on(&[])).unwrap();
             assert!(sends("lo") && sends(ALL));
-            redirects.stop_on(["lo"]).unwrap();
+            redirects.stop_on(on(&["lo"])).unwrap();
             drop(redirects);
             assert!(sends("lo") && sends(ALL));
 
             fs::write(setting("lo"), "0").unwrap();
             let mut redirects = Redirects::default();
-            redirects.stop_on(["lo"]).unwrap();
+            redirects.stop_on(on(&["lo"])).unwrap();
             drop(redirects);
             assert!(!sends("lo") && sends(ALL), "they were off already");
         });
