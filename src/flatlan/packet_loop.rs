@@ -362,16 +362,16 @@ impl<S: Sessions> PacketLoop<S> {
         };
         for received in batch.received() {
             let udp::Received { from, contents, stride, traffic_class, waited, to: _ } = received;
-            let mut contents: &[u8] = contents;
             let before = self.carried();
-            if self.backlog.is_long(contents.len(), waited, now)
-                && let Some((first, others)) = contents.split_at_checked(stride)
-            {
-                self.worker.handle_network(from, first, stride, CE, now, &mut self.io);
-                contents = others;
+            let told = self.backlog.handle_run(contents.len(), waited, now);
+            for (part, ecn) in parts(contents, stride, traffic_class & ECN, told) {
+                self.worker.handle_network(from, part, stride, ecn, now, &mut self.io);
             }
-            self.worker.handle_network(from, contents, stride, traffic_class & ECN, now, &mut self.io);
-            priority.count_carried(self.carried() - before);
+            let carried = self.carried() - before;
+            if told && carried > 0 {
+                self.backlog.handle_mark(now);
+            }
+            priority.count_carried(carried);
         }
         if count < RecvBatch::BUFFERS {
             self.backlog.emptied();
@@ -516,6 +516,13 @@ enum Flow {
     Stop,
 }
 
+/// What a run of datagrams of `stride` bytes is taken in as, each part with its bits of ECN: all of it at once, or, of a run
+/// that is `told` of congestion, the first datagram by itself, with the mark.
+fn parts(run: &[u8], stride: usize, ecn: u8, told: bool) -> impl Iterator<Item = (&[u8], u8)> {
+    let (first, others) = run.split_at(if told { stride.min(run.len()) } else { 0 });
+    [(first, CE), (others, ecn)].into_iter().filter(|(part, _)| !part.is_empty())
+}
+
 /// The congestion bits of a traffic class (RFC 3168).
 pub(crate) const ECN: u8 = 3;
 /// Congestion was experienced.
@@ -540,3 +547,17 @@ const ORDERS: usize = 1024;
 pub(crate) const EVENTS: usize = 1024;
 /// When to try again to hand events up.
 const EVENT_RETRY: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_run_that_is_told_of_congestion_the_first_datagram_alone_is_marked() {
+        let all = |run, told| parts(run, 4, 1, told).collect::<Vec<_>>();
+        assert_eq!(all(b"aaaabbbbcc", false), [(&b"aaaabbbbcc"[..], 1)]);
+        assert_eq!(all(b"aaaabbbbcc", true), [(&b"aaaa"[..], CE), (&b"bbbbcc"[..], 1)]);
+        assert_eq!(all(b"aaaa", true), [(&b"aaaa"[..], CE)]);
+        assert_eq!(all(b"aa", true), [(&b"aa"[..], CE)]);
+    }
+}

@@ -24,15 +24,17 @@ impl Backlog {
         self.read = 0;
     }
 
-    /// A datagram or run of `len` bytes was read, which had waited so long. Whether a packet of it is to be marked.
-    pub fn is_long(&mut self, len: usize, waited: Duration, now: Instant) -> bool {
+    /// A datagram or run of `len` bytes was read, which had waited so long. Whether a packet of it is to be marked: where it
+    /// turns out to be of a session, [`Backlog::handle_mark`] follows.
+    pub fn handle_run(&mut self, len: usize, waited: Duration, now: Instant) -> bool {
         self.read = self.read.saturating_add(len);
         let long = self.read >= MUCH && waited >= LONG && len >= BULK;
-        if !long || self.next.is_some_and(|next| now < next) {
-            return false;
-        }
+        long && self.next.is_none_or(|next| next <= now)
+    }
+
+    /// A flow was told: no other one is for a while.
+    pub fn handle_mark(&mut self, now: Instant) {
         self.next = Some(now + PAUSE);
-        true
     }
 }
 
@@ -55,7 +57,14 @@ mod tests {
     /// How many of so many runs are marked, each of which had waited for `waited`; one is read each millisecond.
     fn marks(backlog: &mut Backlog, runs: u32, waited: Duration, start: Instant) -> u32 {
         let each = Duration::from_millis(1);
-        (0..runs).map(|n| u32::from(backlog.is_long(RUN, waited, start + each * n))).sum()
+        let mut marks = 0;
+        for now in (0..runs).map(|n| start + each * n) {
+            if backlog.handle_run(RUN, waited, now) {
+                backlog.handle_mark(now);
+                marks += 1;
+            }
+        }
+        marks
     }
 
     #[test]
@@ -79,7 +88,15 @@ mod tests {
     fn a_full_socket_that_is_read_in_time_and_small_packets_are_left_alone() {
         let (mut backlog, start) = (Backlog::default(), Instant::now());
         assert_eq!(marks(&mut backlog, 1000, LONG - Duration::from_nanos(1), start), 0);
-        assert!(!backlog.is_long(BULK - 1, LONG, start));
-        assert!(backlog.is_long(BULK, LONG, start));
+        assert!(!backlog.handle_run(BULK - 1, LONG, start));
+        assert!(backlog.handle_run(BULK, LONG, start));
+    }
+
+    #[test]
+    fn what_nobody_sealed_uses_up_no_mark() {
+        let (mut backlog, start) = (Backlog::default(), Instant::now());
+        marks(&mut backlog, 8, LONG, start);
+        assert!(backlog.handle_run(RUN, LONG, start), "garbage");
+        assert_eq!(marks(&mut backlog, 40, LONG, start), 1);
     }
 }
