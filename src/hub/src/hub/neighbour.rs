@@ -699,6 +699,7 @@ impl Hub {
             (Adjacency::Up, true) if late => {
                 neighbour.adjacency = Adjacency::Late;
                 let there = self.attachments.get(attachment.0).into_iter().flat_map(|there| &there.downstream);
+                neighbour.led_around.retain(|label| self.labels.get(label.0).is_some());
                 neighbour.led_around.extend(there.map(|(_, label)| *label));
                 self.event(HubEvent::NeighbourLate { hub });
                 self.leave_neighbour(attachment, Cause::Leaving, now);
@@ -727,7 +728,9 @@ impl Hub {
             (neighbour.alarms, neighbour.alarmed) = (neighbour.alarms - 1, now);
         }
         if !neighbour.led_around.is_empty() && steady >= LED_BACK {
-            for label in std::mem::take(&mut neighbour.led_around) {
+            let some: Vec<Label> =
+                std::iter::from_fn(|| neighbour.led_around.pop_first()).take(LED_BACK_AT_ONCE).collect();
+            for label in some {
                 self.improve(label, now);
             }
         }
@@ -895,6 +898,8 @@ const MAX_ALARMS: u32 = 4;
 const ALARM_KEPT: Duration = Duration::from_secs(300);
 /// What was led around a neighbour is led back when that has been on time for so long.
 const LED_BACK: Duration = Duration::from_secs(5);
+/// Labels that are led back in one turn: the hub has others to serve meanwhile.
+const LED_BACK_AT_ONCE: usize = 1000;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Neighbours that a roster lists; those that are configured do not count.
