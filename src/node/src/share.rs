@@ -8,9 +8,9 @@
 //! The workers say when a peer falls silent and when it answers again; it says itself when it lost its LAN (`lan`). Where
 //! others can take the place of such a peer, the workers are given a snapshot in which it is away: flows go to the
 //! others, at once. While flows go to one owner, all of them are kept warm: whoever takes over has a session, and whoever
-//! is gone is found out before it is needed. A gateway that comes and goes is held back while others of its prefix can
-//! have its flows (`returns`). So does the owner of a prefix keep those warm to whom a part of it moved,
-//! for it must know when that falls back to it: no route leads there then.
+//! is gone is found out before it is needed. So does the owner of a prefix keep those warm to whom a part of it moved,
+//! for it must know when that falls back to it: no route leads there then. A gateway that comes and goes is held back
+//! while others of its prefix can have its flows (`returns`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -239,6 +239,7 @@ impl Node {
                     && stand_in.owners.iter().any(|owner| away.can(*owner, stand_in.prefix.ip()))
             };
             let held = self.stand_ins(slot).into_iter().filter(able).map(|stand_in| stand_in.prefix);
+            // of these the whole group has every part: nothing in them is this one's alone
             let held: Vec<Prefix> = held.collect();
             if !held.is_empty() {
                 let lost = peer.lan.prefixes();

@@ -27,7 +27,12 @@ pub fn until(deadline: Instant) -> Duration {
 
 /// The wall clock; zero where it shows a time before 1970.
 pub fn unix() -> UnixTime {
-    UnixTime(SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()))
+    UnixTime(since_1970().as_secs())
+}
+
+/// The wall clock, as the kernel stamps packets with it; zero where it shows a time before 1970.
+pub(crate) fn since_1970() -> Duration {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
 }
 
 fn since_boot() -> Duration {

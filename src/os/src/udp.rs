@@ -21,7 +21,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use flatlan_types::Endpoint;
@@ -31,7 +31,7 @@ use rustix::{
 };
 use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
-use crate::{ExitClass, Offload, Why};
+use crate::{ExitClass, Offload, Why, clock};
 
 mod control;
 mod many;
@@ -150,7 +150,7 @@ impl RecvBatch {
     /// What the last receive brought, in order of arrival.
     pub fn received(&mut self) -> impl Iterator<Item = Received<'_>> {
         let filled = self.metas.iter().take(self.filled);
-        let now = self.metas[0].came.and_then(|_| SystemTime::UNIX_EPOCH.elapsed().ok()).unwrap_or_default();
+        let now = self.metas[0].came.map_or(Duration::ZERO, |_| clock::since_1970());
         filled.zip(self.buffers.chunks_exact_mut(self.len)).filter_map(move |(meta, buffer)| {
             let contents = buffer.get_mut(..meta.len).filter(|contents| !contents.is_empty())?;
             Some(Received {

@@ -68,8 +68,10 @@ pub(crate) fn render(head: &Head, args: &Args, peers: &[Peer], results: &Results
     for mode in &args.modes {
         let _ = writeln!(text, "\n## {}\n", mode.title());
         text.push_str(&values(*mode, peers, results));
-        text.push_str("\nflatlan / other, of medians:\n\n");
-        text.push_str(&ratios(*mode, peers, results));
+        let ratios = ratios(*mode, peers, results);
+        if !ratios.is_empty() {
+            let _ = write!(text, "\nflatlan / other, of medians:\n\n{ratios}");
+        }
         if let Some(paths) = results.paths.get(mode) {
             let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
             let _ = writeln!(text, "\nflatlan's paths before and after each measurement: {}", paths.join(" · "));
@@ -179,6 +181,9 @@ fn values(mode: Mode, peers: &[Peer], results: &Results) -> String {
 fn ratios(mode: Mode, peers: &[Peer], results: &Results) -> String {
     let known = |peer: &Peer| *peer != Peer::Flatlan && results.values.contains_key(&(mode, *peer));
     let peers: Vec<Peer> = peers.iter().copied().filter(known).collect();
+    if peers.is_empty() {
+        return String::new();
+    }
     let mut text = row("", peers.iter().map(|peer| peer.word().to_owned()));
     text.push_str(&rule(peers.len()));
     for figure in figures(mode, results) {

@@ -132,6 +132,10 @@ fn an_address_that_moved_is_not_held_back_for_the_site_that_it_left() {
         flap(&mut net, dr);
         assert_eq!(chosen(&net, MOVED_HOST), peers([dr]));
     }
+
+    // and what moved to a gateway of a group is the group's
+    let net = gateways(&[1, 2, 3], &[2, 3], Some(2));
+    assert_eq!(chosen(&net, MOVED_HOST), peers([2, 3].map(|n| net.slot(1, n))));
 }
 
 #[test]
