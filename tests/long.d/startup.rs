@@ -236,17 +236,17 @@ fn revoke_frozen(lab: &Lab) -> (Duration, usize) {
         status["hubs"].as_array()?.iter().all(|hub| hub["state"] == "attached").then_some(())
     });
     lab.freeze("c").unwrap();
+    let frozen = Instant::now();
     let hubs = ["h1", "h2"].map(|hub| lab.process(hub).unwrap());
     let said = hubs.each_ref().map(|hub| hub.lines().len());
     let start = Instant::now();
     lab.administer(["revoke", "c"]).unwrap();
     let gone = hubs.iter().zip(said).map(|(hub, said)| wait_said(hub, said, "node detached").1).max().unwrap();
-    let answered = ping.report().answered();
     lab.thaw("c").unwrap();
     let ended = lab.process("c").unwrap().wait_exit(PATIENCE);
     assert!(ended.is_some_and(|status| !status.success()), "the revoked node goes on: {ended:?}");
     lab.allow_direct().unwrap();
-    (gone.duration_since(start), ping.stop().answered() - answered)
+    (gone.duration_since(start), ping.stop().answered_of_asked_after(frozen))
 }
 
 /// c, with a new key and a new state directory.

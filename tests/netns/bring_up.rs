@@ -125,10 +125,10 @@ fn the_status_holds_what_the_contract_says(lab: &Lab, site: &str, network: &str)
     let _traffic: Vec<Probe> =
         lab.sites().filter(|other| other.name() != site).map(|other| ping(lab, site, other.name())).collect();
     let full = |status: &Value| {
-        let peers = status["peers"].as_array()?;
-        peers
-            .iter()
-            .all(|peer| peer["path"]["rtt_ms"].is_number() && peer["last_handshake_s"].is_number())
+        let (hubs, peers) = (status["hubs"].as_array()?, status["peers"].as_array()?);
+        let measured = |way: &Value| way["transport"] == "udp" && way["rtt_ms"].is_number();
+        let heard = |peer: &Value| peer["last_handshake_s"].is_number() && peer["rx_bytes"].as_u64() > Some(0);
+        (hubs.iter().all(measured) && peers.iter().all(|peer| measured(&peer["path"]) && heard(peer)))
             .then(|| status.clone())
     };
     let status = wait_status(lab, site, "a measured path to every peer", full);

@@ -90,6 +90,14 @@ impl Datagrams {
     }
 }
 
+/// Ends several at once: none of them is sent any more while the last of another are waited for.
+pub(crate) fn stop_all<const N: usize>(streams: [Datagrams; N]) -> [Arrivals; N] {
+    for stream in &streams {
+        stream.stop.store(true, Ordering::Relaxed);
+    }
+    streams.map(Datagrams::stop)
+}
+
 impl Arrivals {
     /// How many were sent.
     pub(crate) fn sent(&self) -> usize {
@@ -177,4 +185,4 @@ fn receive(inbox: &UdpSocket, flows: usize, stop: &AtomicBool, arrived: &AtomicU
 /// How often threads look whether they are to stop.
 const LOOK: Duration = Duration::from_millis(20);
 /// After the last was sent, so long for it to arrive.
-const LATE: Duration = Duration::from_secs(2);
+pub(crate) const LATE: Duration = Duration::from_secs(2);

@@ -3,11 +3,11 @@
 #![allow(dead_code, reason = "test and benchmark take what they need")]
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use flatlan_lab::{Lab, Probe, RunOptions};
+use flatlan_lab::{Lab, Probe, Report, RunOptions};
 
-use crate::datagrams::Datagrams;
+use crate::datagrams::{Datagrams, LATE, stop_all};
 use crate::flows::wait_usable;
 use crate::support::{PATIENCE, gateway, joined, starved};
 
@@ -104,19 +104,21 @@ impl Talk {
         self.echo.wait_answers(20, PATIENCE).unwrap();
     }
 
-    /// Ends it. What the nodes had no processor time for is not counted as lost: they count it themselves.
+    /// Ends it, after all that was sent has arrived or is lost. What the nodes had no processor time for is not counted as
+    /// lost: they count it themselves.
     pub(crate) fn stop(self, lab: &Lab) -> Felt {
+        let (start, end) = (self.ping.started(), Instant::now());
+        let longest = |report: &Report| report.longest_gap_between(start, end).length;
+        let (ping, echo) = (self.ping.finish(LATE), self.echo.finish(LATE));
+        let datagrams = stop_all(self.datagrams);
         let starved = starved(lab, &["a", "b"]) - self.starved;
-        let (ping, echo) = (self.ping.stop(), self.echo.stop());
-        let datagrams = self.datagrams.map(Datagrams::stop);
         let gap = datagrams.iter().map(crate::datagrams::Arrivals::longest_gap).max().unwrap_or_default();
         Felt {
             sent: datagrams.iter().map(crate::datagrams::Arrivals::sent).sum(),
             lost: datagrams.iter().map(crate::datagrams::Arrivals::lost).sum::<usize>().saturating_sub(starved),
             doubled: datagrams.iter().map(crate::datagrams::Arrivals::doubled).sum(),
-            // the last may be under way
-            pings_lost: ping.sent().saturating_sub(ping.answered() + 1 + starved),
-            gaps: [ping.longest_gap().length, echo.longest_gap().length, gap],
+            pings_lost: ping.sent().saturating_sub(ping.answered() + starved),
+            gaps: [longest(&ping), longest(&echo), gap],
             broken: echo.broken(),
         }
     }

@@ -179,7 +179,8 @@ fn a_preferred_gateway_has_all_flows_except_while_it_is_gone() {
     let flows = flows(&lab);
     let carried = |gateway: &str| carried(&lab, gateway);
     wait_moving(&flows, "at first");
-    assert!(carried("b2") > 0 && carried("b") == 0, "b stands by");
+    let [b, b2] = ["b", "b2"].map(carried);
+    assert!(b2 > 20 * b, "b stands by: {b} bytes beside {b2}");
     lab.kill("b2").unwrap();
     wait_moving(&flows, "without b2");
     assert!(carried("b") > 0);
@@ -187,7 +188,8 @@ fn a_preferred_gateway_has_all_flows_except_while_it_is_gone() {
     wait_status(&lab, "a", "no alarm", |status| (status["alarms"].as_array()?.is_empty()).then_some(()));
     let [b, b2] = ["b", "b2"].map(carried);
     wait_moving(&flows, "with b2 again");
-    assert!(carried("b") == b && carried("b2") > b2, "they are its own again");
+    let [b, b2] = [carried("b") - b, carried("b2") - b2];
+    assert!(b2 > 20 * b, "they are its own again: {b} bytes beside {b2}");
     println!("longest gap of a flow: {:?}", whole(flows));
 }
 

@@ -138,6 +138,11 @@ fn a_revoked_node_is_cut_off_by_its_hubs_in_the_middle_of_its_session() {
     bring_up(&lab);
     let ping = ping(&lab, "c", "a");
     ping.wait_answers(50, PATIENCE).unwrap();
+    for site in ["a", "b", "c"] {
+        wait_status(&lab, site, "both hubs", |status| {
+            status["hubs"].as_array()?.iter().all(|hub| hub["state"] == "attached").then_some(())
+        });
+    }
     // It is busy elsewhere while the news comes, and what it was told to send waits. Answers that came before wait with
     // it, and are no harm.
     lab.freeze("c").unwrap();

@@ -18,7 +18,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use datagrams::Datagrams;
+use datagrams::{Datagrams, stop_all};
 use flatlan_lab::{Lab, Probe, RunOptions};
 use serde_json::Value;
 use support::{PATIENCE, gateway, joined, starved, wait_status};
@@ -94,8 +94,9 @@ fn each_hub_carries_its_part_of_a_pair_and_one_that_is_killed_costs_only_its_own
         connection.wait_answers(20, PATIENCE).unwrap();
     }
     talks[0].wait_arrivals(300, PATIENCE);
+    let arrived = stop_all(talks);
     let starved = starved(&lab, &["a", "b"]);
-    for arrivals in talks.map(Datagrams::stop) {
+    for arrivals in arrived {
         let missing = arrivals.missing();
         let hit = missing.iter().filter(|missing| **missing > 0).count();
         let overrun = arrivals.overrun();
@@ -126,8 +127,9 @@ fn two_hubs_carry_a_third_each_at_the_least_and_one_that_is_stopped_loses_nothin
     assert!(ended.success(), "{ended}");
     wait_carriers_without_standby(&lab, "h2");
     talks[0].wait_arrivals(300, PATIENCE);
+    let arrived = stop_all(talks);
     let starved = starved(&lab, &["a", "b"]);
-    for arrivals in talks.map(Datagrams::stop) {
+    for arrivals in arrived {
         let lost = arrivals.lost().saturating_sub(starved);
         println!("{} sent, {lost} lost, longest gap of a flow {:?}", arrivals.sent(), arrivals.longest_gap());
         assert_eq!((lost, arrivals.doubled()), (0, 0));

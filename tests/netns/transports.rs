@@ -30,8 +30,8 @@ fn nodes_behind_cones_punch_holes_and_64_mib_arrive_directly() {
     let before = lab.traffic();
     send_by_every_address(&lab, "a", "b", MUCH);
     let by_hub = lab.traffic().since(&before).of("h1").received_bytes;
-    assert!(by_hub < MIB, "{by_hub} bytes crossed the hub");
-    assert!(is_direct(&path(&lab.status("a").unwrap(), "b").unwrap()));
+    assert!(by_hub < MUCH / 10, "{by_hub} bytes crossed the hub");
+    wait_path(&lab, "a", "b", "a direct path", is_direct);
 }
 
 #[test]
