@@ -114,7 +114,8 @@ impl<'a> Routers<'a> {
         routers
     }
 
-    /// Waits until the first gateway is the router, and nothing is wrong.
+    /// Waits until the first gateway is the router, and nothing is wrong: a gateway that failed again and again has its flows
+    /// back half a minute after it answers.
     pub(crate) fn wait_whole(&self) {
         let [first, second] = &self.east;
         let whole = || {
@@ -124,7 +125,7 @@ impl<'a> Routers<'a> {
                 && second.reaches("west")
                 && alarms(self.lab).is_empty()
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * 2;
         while !whole() {
             let tails = || format!("{}\n{}\n{}", alarms(self.lab), first.tail(), second.tail());
             assert!(Instant::now() < deadline, "the first gateway never was the router again: {}", tails());
