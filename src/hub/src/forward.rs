@@ -66,11 +66,14 @@ pub struct Forwarder {
     /// Whose endpoint this is: only to tell a sender about a label that it should not use.
     by_endpoint: BTreeMap<Endpoint, AttachmentId>,
     legs: Vec<HubLeg>,
+    /// The attachments of neighbouring hubs.
+    hubs: Vec<AttachmentId>,
     events: VecDeque<ForwardEvent>,
     /// Endpoints that the other workers are to know of, as they are now.
     moved: BTreeMap<AttachmentId, Option<Endpoint>>,
-    /// Where the next sweep for idle labels begins.
+    /// Where the next sweep for idle labels begins, and that for stale endpoints.
     sweep_from: usize,
+    sweep_attachments_from: usize,
     next_sweep: Instant,
     stats: ForwardStats,
 }
@@ -87,9 +90,11 @@ impl Forwarder {
             tenants: Vec::new(),
             by_endpoint: BTreeMap::new(),
             legs: Vec::new(),
+            hubs: Vec::new(),
             events: VecDeque::new(),
             moved: BTreeMap::new(),
             sweep_from: 0,
+            sweep_attachments_from: 0,
             next_sweep: now + SWEEP,
             stats: ForwardStats::default(),
         }
@@ -189,11 +194,16 @@ impl Forwarder {
                     bucket: self.config.quotas.attachment(attachment.0, quota, now),
                     told: None,
                 };
+                if kind == AttachmentKind::Hub {
+                    self.hubs.push(attachment);
+                }
                 self.attachments.insert(attachment.0, state);
             }
             ForwardCommand::RemoveAttachment { attachment } => {
                 self.set_endpoint(attachment, None, now);
                 self.attachments.remove(attachment.0);
+                self.config.quotas.forget_attachment(attachment.0);
+                self.hubs.retain(|hub| *hub != attachment);
                 self.legs.retain(|leg| leg.attachment() != attachment);
             }
             ForwardCommand::SetStream { attachment, stream } => {
@@ -569,19 +579,22 @@ impl Forwarder {
         if !self.binds() {
             return;
         }
-        let stale: Vec<_> = self
-            .by_endpoint
-            .iter()
-            .filter(|(_, attachment)| {
-                let state = self.attachments.get(attachment.0);
-                state.is_none_or(|state| now.saturating_duration_since(state.heard) >= state.kind.stale())
-            })
-            .map(|(endpoint, attachment)| (*endpoint, *attachment))
-            .collect();
-        for (endpoint, attachment) in stale {
-            self.set_endpoint(attachment, None, now);
-            self.by_endpoint.remove(&endpoint);
-            self.tell(ForwardEvent::Unbound { attachment });
+        let stale = |attachments: &Table<Attachment>, attachment: AttachmentId| {
+            let state = attachments.get(attachment.0).filter(|state| state.endpoint.is_some());
+            state.is_some_and(|state| now.saturating_duration_since(state.heard) >= state.kind.stale())
+        };
+        // few, and to be found silent soon; nodes a part at a time, as labels: frames wait meanwhile
+        let hubs = self.hubs.iter().copied();
+        let begin = self.sweep_attachments_from;
+        let end = begin + self.attachments.slots() / SWEEPS + 1;
+        let nodes = self.attachments.keys(begin..end).map(AttachmentId);
+        let stale: Vec<_> = hubs.chain(nodes).filter(|attachment| stale(&self.attachments, *attachment)).collect();
+        self.sweep_attachments_from = if end < self.attachments.slots() { end } else { 0 };
+        for attachment in stale {
+            if self.endpoint(attachment).is_some() {
+                self.set_endpoint(attachment, None, now);
+                self.tell(ForwardEvent::Unbound { attachment });
+            }
         }
     }
 
@@ -1132,7 +1145,7 @@ fn segments(bytes: usize, stride: usize) -> u64 {
 
 /// How often idle labels and stale endpoints are looked for.
 const SWEEP: Duration = Duration::from_millis(250);
-/// Sweeps in which the whole label table is visited.
+/// Sweeps in which all labels and all attachments are visited.
 const SWEEPS: usize = 8;
 const NODE_STALE: Duration = Duration::from_secs(60);
 const HUB_STALE: Duration = Duration::from_secs(1);

@@ -24,8 +24,8 @@ pub struct Quota {
     pub packets: u64,
 }
 
-/// The quotas in use, so that all workers charge the same ones. Locked where an attachment or a network comes, never
-/// for a packet.
+/// The quotas in use, so that all workers charge the same ones. Locked where an attachment comes or goes and where
+/// a network comes, never for a packet.
 #[derive(Debug, Default)]
 pub struct Quotas {
     attachments: Mutex<BTreeMap<u32, Weak<Shared>>>,
@@ -36,6 +36,14 @@ impl Quotas {
     /// The bucket of an attachment.
     pub(crate) fn attachment(&self, id: u32, quota: Quota, now: Instant) -> Arc<Shared> {
         shared(&self.attachments, id, quota, now)
+    }
+
+    /// An attachment is gone: its bucket too, once no worker has it.
+    pub(crate) fn forget_attachment(&self, id: u32) {
+        let mut attachments = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        if attachments.get(&id).is_some_and(|bucket| bucket.strong_count() == 0) {
+            attachments.remove(&id);
+        }
     }
 
     /// The bucket of a network.
@@ -50,7 +58,6 @@ fn shared<K: Ord>(of: &Mutex<BTreeMap<K, Weak<Shared>>>, key: K, quota: Quota, n
     if let Some(known) = of.get(&key).and_then(Weak::upgrade).filter(|known| known.quota == quota) {
         return known;
     }
-    of.retain(|_, bucket| bucket.strong_count() > 0);
     let bucket = Arc::new(Shared::new(quota, now));
     of.insert(key, Arc::downgrade(&bucket));
     bucket
@@ -143,6 +150,20 @@ mod tests {
         let passed = (0..200).filter(|_| bucket.take(1, 500, start)).count();
         assert_eq!(passed, 100);
         assert!(bucket.bytes.load(Ordering::Relaxed) <= 50_000_000);
+    }
+
+    #[test]
+    fn a_bucket_is_forgotten_with_its_attachment_once_no_worker_has_it() {
+        let (quotas, now) = (Quotas::default(), Instant::now());
+        let quota = Quota { bytes: 0, packets: 10_000 };
+        let [first, second] = [(); 2].map(|()| quotas.attachment(7, quota, now));
+        let _other = quotas.attachment(8, quota, now);
+        drop(first);
+        quotas.forget_attachment(7);
+        assert!(Arc::ptr_eq(&second, &quotas.attachment(7, quota, now)), "the second worker still charges it");
+        drop(second);
+        quotas.forget_attachment(7);
+        assert_eq!(quotas.attachments.lock().unwrap().keys().collect::<Vec<_>>(), [&8]);
     }
 
     #[test]

@@ -61,6 +61,12 @@ impl<T> Table<T> {
         self.slots.iter().filter_map(|slot| slot.as_ref().map(|(key, value)| (*key, value)))
     }
 
+    /// The keys in these slots.
+    pub(crate) fn keys(&self, slots: std::ops::Range<usize>) -> impl Iterator<Item = u32> {
+        let places = slots.filter_map(|slot| self.slots.get(slot)?.as_ref());
+        places.map(|(key, _)| *key)
+    }
+
     pub(crate) fn slots(&self) -> usize {
         self.slots.len()
     }

@@ -388,9 +388,36 @@ fn an_endpoint_from_which_nothing_comes_is_forgotten() {
     let mut net = Net::new();
     let a = net.bound_node(1, "192.0.2.1:1000");
     net.now += NODE_STALE;
-    net.timeouts();
+    for _ in 0..SWEEPS {
+        net.timeouts();
+        net.now += SWEEP;
+    }
     assert_eq!(net.forwarder.endpoint(a), None);
     assert_eq!(net.events(), [ForwardEvent::Unbound { attachment: a }]);
+}
+
+#[test]
+fn silent_nodes_are_looked_for_a_part_at_a_time_and_a_silent_hub_every_time() {
+    let mut net = Net::new();
+    let nodes: Vec<_> = (1..=400).map(|n| net.bound_node(n, &format!("192.0.2.1:{}", 1000 + n))).collect();
+    let hub = AttachmentId(Label::new(401, 1).0);
+    net.add(hub, AttachmentKind::Hub, Quota::default());
+    net.now += NODE_STALE - HUB_STALE;
+    let Verdict::Challenge(nonce) = net.bind(hub, "192.0.2.10:51820", 1, 0).verdict else { panic!() };
+    assert_eq!(net.bind(hub, "192.0.2.10:51820", 2, nonce).verdict, Verdict::Bound);
+    net.events();
+    net.now += HUB_STALE;
+    let mut silent = Vec::new();
+    for sweep in 0..SWEEPS {
+        net.timeouts();
+        let told = net.events();
+        let of_hub = ForwardEvent::Unbound { attachment: hub };
+        assert_eq!(told.contains(&of_hub), sweep == 0);
+        assert!(told.len() <= 1 + nodes.len().div_ceil(SWEEPS) + 1, "{} at once", told.len());
+        silent.extend(told.into_iter().filter(|event| *event != of_hub));
+        net.now += SWEEP;
+    }
+    assert_eq!(silent, nodes.iter().map(|node| ForwardEvent::Unbound { attachment: *node }).collect::<Vec<_>>());
 }
 
 #[test]
