@@ -35,7 +35,7 @@ use crate::{
     args::Config,
     packet_loop::{Order, PacketThreads},
     state::{Found, HubState},
-    streams::{StreamEvent, Streams},
+    streams::{Accepted, StreamEvent, Streams},
 };
 
 /// Why a hub does not run, or no longer.
@@ -347,7 +347,8 @@ impl RunningHub {
     async fn handle_stream(&mut self, event: StreamEvent) {
         let now = clock::now();
         match event {
-            StreamEvent::Accepted { stream, remote, place } => {
+            StreamEvent::Accepted(accepted) => {
+                let Accepted { stream, remote, place } = *accepted;
                 let opened = Opened { remote, exporter: Exporter(stream.exporter), origin: StreamOrigin::Accepted };
                 let id = self.streams.add_stranger(stream, place);
                 self.hub.handle_stream_opened(id, opened, now);
@@ -355,7 +356,7 @@ impl RunningHub {
             StreamEvent::Dialled { stream, dial, role } => {
                 let origin = StreamOrigin::Dialled(dial);
                 let opened = Opened { remote: stream.remote, exporter: Exporter(stream.exporter), origin };
-                let id = self.streams.add(stream, role);
+                let id = self.streams.add(*stream, role);
                 self.hub.handle_stream_opened(id, opened, now);
             }
             StreamEvent::DialFailed { dial } => self.hub.handle_dial_failed(dial, now),

@@ -23,12 +23,12 @@ use tokio::{
 
 use crate::lobby::{Lobby, Place};
 
-/// What streams tell the control loop.
+/// What streams tell the control loop. Every task has room for one: it is small.
 pub(crate) enum StreamEvent {
-    /// TLS and WebSocket are done. `remote` is the peer's address as TCP knows it.
-    Accepted { stream: Stream, remote: Endpoint, place: Place },
+    /// TLS and WebSocket are done.
+    Accepted(Box<Accepted>),
     /// Dialled.
-    Dialled { stream: Stream, dial: DialId, role: Role },
+    Dialled { stream: Box<Stream>, dial: DialId, role: Role },
     /// Not to be dialled.
     DialFailed { dial: DialId },
     /// One message.
@@ -37,6 +37,14 @@ pub(crate) enum StreamEvent {
     Closed { stream: StreamId },
     /// Bound: for a packet thread.
     HandedOver { stream: StreamId, data: Box<DataStream> },
+}
+
+/// A stream that came in.
+pub(crate) struct Accepted {
+    pub(crate) stream: Stream,
+    /// The peer's address as TCP knows it.
+    pub(crate) remote: Endpoint,
+    pub(crate) place: Place,
 }
 
 /// All streams of a hub.
@@ -74,12 +82,13 @@ impl Streams {
                 let (events, acceptor) = (events.clone(), acceptor.borrow().clone());
                 tokio::spawn(told(async move {
                     let accepted = tokio::select! {
-                        accepted = Box::pin(acceptor.accept(tcp)) => accepted,
+                        accepted = acceptor.accept(tcp) => accepted,
                         () = place.lost() => return tracing::debug!(endpoint = %remote, "too many connections"),
                     };
                     match accepted {
                         Ok(stream) => {
-                            let _ = events.send(StreamEvent::Accepted { stream, remote, place }).await;
+                            let accepted = Box::new(Accepted { stream, remote, place });
+                            let _ = events.send(StreamEvent::Accepted(accepted)).await;
                         }
                         Err(error) => tracing::debug!(endpoint = %remote, reason = %error, "connection is no stream"),
                     }
@@ -93,7 +102,7 @@ impl Streams {
         let events = self.events.clone();
         tokio::spawn(async move {
             let event = match Box::pin(caught_async(dial(DialConfig::new(&at)))).await {
-                Ok(Ok(stream)) => StreamEvent::Dialled { stream, dial: dial_id, role },
+                Ok(Ok(stream)) => StreamEvent::Dialled { stream: Box::new(stream), dial: dial_id, role },
                 Ok(Err(error)) => {
                     tracing::debug!(hub = %at, reason = %error, "a hub is not reachable");
                     StreamEvent::DialFailed { dial: dial_id }
@@ -138,11 +147,11 @@ impl Streams {
         let greeting = (role == Some(Role::HubData)).then_some(GREETING);
         let (open, closed) = oneshot::channel();
         let until = (bound.clone(), greeting, closed);
-        // a task's memory is its own size several times over
+        // a task's memory is the size of its innermost part several times over
         let work = converse(Box::pin(until_handed_over(id, stream, outgoing, until, self.events.clone())));
         let (lobby, admitted) = oneshot::channel();
         let lobby = place.is_some().then_some(lobby);
-        tokio::spawn(supervised(id, while_welcome(work, place, admitted), self.events.clone()));
+        tokio::spawn(supervised(id, Box::pin(while_welcome(work, place, admitted)), self.events.clone()));
         self.streams.insert(id, Handle { queue: Some(queue), bound, _open: open, lobby });
         id
     }
@@ -323,6 +332,14 @@ mod tests {
     use super::*;
 
     const WAIT: Duration = Duration::from_secs(4);
+
+    #[test]
+    fn an_event_for_which_every_task_has_room_is_small() {
+        assert!(size_of::<StreamEvent>() <= 64, "{}", size_of::<StreamEvent>());
+        let (events, _heard) = mpsc::channel(1);
+        let task = supervised(StreamId(1), std::future::ready(()), events);
+        assert!(size_of_val(&task) <= 512, "{}", size_of_val(&task));
+    }
 
     #[tokio::test]
     async fn many_short_messages_may_wait_on_a_stream_and_a_bounded_number_of_bytes() {

@@ -74,7 +74,8 @@ pub struct StreamSender(SplitSink<Socket, Message>);
 #[derive(Debug)]
 pub struct StreamReceiver(SplitStream<Socket>);
 
-type Socket = WebSocketStream<Tap<TlsStream<TcpStream>>>;
+/// The TLS part is more than a kilobyte, and whatever holds it on the way would have room for several.
+type Socket = WebSocketStream<Tap<Box<TlsStream<TcpStream>>>>;
 
 /// Where and how to dial.
 #[derive(Debug)]
@@ -179,7 +180,7 @@ fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
 
 impl Stream {
     fn new(mut socket: Socket) -> Result<Self, StreamError> {
-        match socket.get_mut().get_mut() {
+        match &mut **socket.get_mut().get_mut() {
             TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
             TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD)),
         }
@@ -189,7 +190,7 @@ impl Stream {
             return Err(closed(io::Error::new(io::ErrorKind::InvalidData, "the HTTP head is malformed")));
         }
         let tls = |e: rustls::Error| StreamError::Tls { with: "the other end".into(), why: io::Error::other(e).into() };
-        let (tcp, session) = match socket.get_ref().get_ref() {
+        let (tcp, session) = match &**socket.get_ref().get_ref() {
             TlsStream::Client(stream) => {
                 let (tcp, session) = stream.get_ref();
                 (tcp, session.export_keying_material([0; 32], EXPORTER, None))
@@ -297,7 +298,7 @@ fn websocket_config() -> WebSocketConfig {
     // The defaults are for a few large streams; a hub has thousands.
     let mut config = WebSocketConfig::default();
     // all of it is cleared before each read, and so resident in every stream
-    config.read_buffer_size = 1 << 10;
+    config.read_buffer_size = 1 << 8;
     config.write_buffer_size = 16 << 10;
     config.max_write_buffer_size = 4 * MOST_MESSAGE;
     config.max_message_size = Some(MOST_MESSAGE);

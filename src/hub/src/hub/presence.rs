@@ -22,12 +22,16 @@ use crate::forward::AttachmentId;
 /// The presences of one network.
 #[derive(Debug, Default)]
 pub(super) struct PresenceTable {
-    by_member: BTreeMap<MemberId, BTreeMap<HubKey, Held>>,
+    by_member: BTreeMap<MemberId, Holders>,
     /// Computed on demand, dropped by any change.
     digest: Option<Vec<PresenceSummary>>,
     /// Which of what ended is told next.
     turn: usize,
 }
+
+/// What is held of one member, by hub: mostly one entry, for which a map would take the room of eleven.
+#[derive(Debug, Default)]
+struct Holders(Vec<Held>);
 
 #[derive(Debug)]
 struct Held {
@@ -63,12 +67,53 @@ pub(super) enum Gone {
     UpTo(PresenceOrder),
 }
 
+impl Holders {
+    fn get(&self, hub: &HubKey) -> Option<&Held> {
+        self.0.get(self.place(hub).ok()?)
+    }
+
+    fn get_mut(&mut self, hub: &HubKey) -> Option<&mut Held> {
+        let place = self.place(hub).ok()?;
+        self.0.get_mut(place)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Held> {
+        self.0.iter()
+    }
+
+    /// In place of what is held for the same hub.
+    fn insert(&mut self, held: Held) {
+        match self.place(&held.presence.hub()) {
+            Ok(at) => {
+                if let Some(before) = self.0.get_mut(at) {
+                    *before = held;
+                }
+            }
+            Err(at) => {
+                self.0.reserve_exact(1);
+                self.0.insert(at, held);
+            }
+        }
+    }
+
+    fn remove(&mut self, hub: &HubKey) {
+        if let Ok(at) = self.place(hub) {
+            self.0.remove(at);
+        }
+    }
+
+    /// Where a hub's entry is, or would be.
+    fn place(&self, hub: &HubKey) -> Result<usize, usize> {
+        self.0.binary_search_by_key(hub, |held| held.presence.hub())
+    }
+}
+
 impl PresenceTable {
     /// What forbids this presence: one of a greater boot epoch anywhere, or as great an order at the same
     /// hub.
     pub(super) fn blocks(&self, presence: &Presence) -> Option<&Presence> {
         let held = self.by_member.get(&presence.member())?;
-        let blocking = held.values().filter(|held| {
+        let blocking = held.iter().filter(|held| {
             let order = held.presence.order();
             order.epoch > presence.order().epoch || (held.presence.hub() == presence.hub() && order >= presence.order())
         });
@@ -82,7 +127,7 @@ impl PresenceTable {
 
     /// The hubs that hold a member.
     pub(super) fn hubs_of(&self, member: &MemberId) -> impl Iterator<Item = &Presence> {
-        let held = self.by_member.get(member).into_iter().flat_map(BTreeMap::values);
+        let held = self.by_member.get(member).into_iter().flat_map(Holders::iter);
         held.filter(|held| held.gone.is_none()).map(|held| &held.presence)
     }
 
@@ -106,13 +151,13 @@ impl PresenceTable {
     }
 
     pub(super) fn present(&self) -> usize {
-        self.by_member.values().filter(|held| held.values().any(|held| held.gone.is_none())).count()
+        self.by_member.values().filter(|held| held.iter().any(|held| held.gone.is_none())).count()
     }
 
     /// The hubs at which anyone is.
     fn hubs(&self) -> BTreeSet<HubKey> {
-        let held = self.by_member.values().flatten();
-        held.filter(|(_, held)| held.gone.is_none()).map(|(hub, _)| *hub).collect()
+        let held = self.by_member.values().flat_map(Holders::iter);
+        held.filter(|held| held.gone.is_none()).map(|held| held.presence.hub()).collect()
     }
 
     fn add(&mut self, presence: Presence, by: By, now: Instant) -> (Added, Vec<HubKey>) {
@@ -127,14 +172,14 @@ impl PresenceTable {
         self.digest = None;
         let of_member = self.by_member.entry(presence.member()).or_default();
         let mut ended = Vec::new();
-        for (hub, held) in of_member.iter_mut() {
+        for held in &mut of_member.0 {
             if held.presence.order().epoch < presence.order().epoch && held.gone.is_none() {
                 held.gone = Some(now);
-                ended.push(*hub);
+                ended.push(held.presence.hub());
             }
         }
         ended.retain(|hub| *hub != presence.hub());
-        of_member.insert(presence.hub(), Held { presence, gone: None });
+        of_member.insert(Held { presence, gone: None });
         (Added::New, ended)
     }
 
@@ -174,7 +219,7 @@ impl PresenceTable {
     pub(super) fn retain_hubs(&mut self, mut hub: impl FnMut(&HubKey) -> bool) {
         self.digest = None;
         for held in self.by_member.values_mut() {
-            held.retain(|key, _| hub(key));
+            held.0.retain(|held| hub(&held.presence.hub()));
         }
     }
 
@@ -184,8 +229,9 @@ impl PresenceTable {
         }
         let mut by_hub: BTreeMap<HubKey, (u32, [u8; 16])> = BTreeMap::new();
         for (member, held) in &self.by_member {
-            for (hub, held) in held {
-                let (count, hash) = by_hub.entry(*hub).or_default();
+            for held in held.iter() {
+                let hub = held.presence.hub();
+                let (count, hash) = by_hub.entry(hub).or_default();
                 if held.gone.is_some() {
                     continue;
                 }

@@ -26,7 +26,8 @@ use crate::forward::StreamId;
 /// What one stream brings of rosters.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
-    transfer: Option<Transfer>,
+    /// Most streams bring none.
+    transfer: Option<Box<Transfer>>,
     wanted: BTreeMap<NetworkId, Wanted>,
 }
 
@@ -121,7 +122,7 @@ impl Hub {
         now: Instant,
     ) {
         let Some(at) = self.streams.get_mut(&stream) else { return };
-        let asked = |transfer: &&mut Transfer| transfer.network == network && transfer.source == Source::Asked;
+        let asked = |transfer: &&mut Box<Transfer>| transfer.network == network && transfer.source == Source::Asked;
         let Some(transfer) = at.incoming.transfer.as_mut().filter(asked) else { return };
         transfer.heard = now;
         let version = transfer.version;
@@ -170,7 +171,7 @@ impl Hub {
             self.end_transfer(stream);
             let transfer = Transfer::new(network, Source::Upload, total, now);
             if let Some(stream) = self.streams.get_mut(&stream) {
-                stream.incoming.transfer = Some(transfer);
+                stream.incoming.transfer = Some(Box::new(transfer));
             }
         }
         if let Some(transfer) = self.streams.get_mut(&stream).and_then(|stream| stream.incoming.transfer.as_mut()) {
@@ -314,7 +315,7 @@ impl Hub {
                 continue;
             }
             let transfer = Transfer { version, ..Transfer::new(network, Source::Asked, 0, now) };
-            state.incoming.transfer = Some(transfer);
+            state.incoming.transfer = Some(Box::new(transfer));
             return self.send(stream, Control::GetRoster { network, offset: 0 });
         }
     }

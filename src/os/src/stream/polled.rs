@@ -75,7 +75,7 @@ pub async fn hand_over(
     let quiet = time::timeout(HAND_OVER_TIMEOUT, become_quiet(&mut socket, &mut early)).await;
     quiet.map_err(|_| closed(io::ErrorKind::TimedOut.into()))??;
     let (tls, plain) = socket.into_inner().into_parts();
-    let (tcp, mut tls) = match tls {
+    let (tcp, mut tls) = match *tls {
         TlsStream::Client(stream) => {
             let (tcp, tls) = stream.into_inner();
             (tcp, Connection::Client(tls))

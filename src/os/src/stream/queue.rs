@@ -1,33 +1,27 @@
 //! What a stream's task still has to send, bounded in messages and in bytes.
 //!
 //! The bound is at the entrance: what finds no room is refused there and then. A reader who does not read
-//! so costs a fixed amount of memory.
+//! so costs a fixed amount of memory. A queue in which nothing waits, as of nearly all of a hub's thousands of streams,
+//! has no memory but its own few words.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use super::{StreamError, StreamSender};
 
 /// The entrance.
-#[derive(Debug, Clone)]
-pub struct SendQueue {
-    messages: mpsc::Sender<Bytes>,
-    /// Bytes that wait.
-    load: Arc<AtomicUsize>,
-    limit: usize,
-}
+#[derive(Debug)]
+pub struct SendQueue(Arc<Shared>);
 
 /// The exit.
 #[derive(Debug)]
-pub struct SendQueueEnd {
-    messages: mpsc::Receiver<Bytes>,
-    load: Arc<AtomicUsize>,
-}
+pub struct SendQueueEnd(Arc<Shared>);
 
 /// There is no room, or nobody sends any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,11 +37,28 @@ pub enum Sent {
     Until,
 }
 
+#[derive(Debug)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    most: usize,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: VecDeque<Bytes>,
+    /// Of these messages, and of those that are on their way out.
+    bytes: usize,
+    /// One of the ends is gone.
+    closed: bool,
+    /// Who waits for a message.
+    waker: Option<Waker>,
+}
+
 /// A queue of at most `messages` messages and `limit` bytes, and one message more.
 pub fn send_queue(messages: usize, limit: usize) -> (SendQueue, SendQueueEnd) {
-    let (sender, receiver) = mpsc::channel(messages);
-    let load = Arc::new(AtomicUsize::new(0));
-    (SendQueue { messages: sender, load: load.clone(), limit }, SendQueueEnd { messages: receiver, load })
+    let shared = Arc::new(Shared { waiting: Mutex::default(), most: messages, limit });
+    (SendQueue(shared.clone()), SendQueueEnd(shared))
 }
 
 impl SendQueue {
@@ -56,15 +67,27 @@ impl SendQueue {
     /// # Errors
     /// Where there is no room.
     pub fn put(&self, message: Bytes) -> Result<(), QueueFull> {
-        if self.load.load(Ordering::Relaxed) >= self.limit {
+        let mut waiting = self.0.waiting();
+        if waiting.closed || waiting.bytes >= self.0.limit || waiting.messages.len() >= self.0.most {
             return Err(QueueFull);
         }
-        let length = message.len();
-        self.load.fetch_add(length, Ordering::Relaxed);
-        self.messages.try_send(message).map_err(|_| {
-            self.load.fetch_sub(length, Ordering::Relaxed);
-            QueueFull
-        })
+        waiting.bytes += message.len();
+        waiting.messages.push_back(message);
+        let waker = waiting.waker.take();
+        drop(waiting);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SendQueue {
+    /// What was put in still leaves.
+    fn drop(&mut self) {
+        if let Some(waker) = self.0.close() {
+            waker.wake();
+        }
     }
 }
 
@@ -83,12 +106,12 @@ impl SendQueueEnd {
         loop {
             let message = tokio::select! {
                 biased;
-                message = self.messages.recv() => message,
+                message = self.next() => message,
                 () = &mut until => return Ok(Sent::Until),
             };
             let Some(message) = message else { return Ok(Sent::All) };
             self.feed(sender, message).await?;
-            while let Ok(message) = self.messages.try_recv() {
+            while let Some(message) = self.take() {
                 self.feed(sender, message).await?;
             }
             sender.flush().await?;
@@ -98,14 +121,73 @@ impl SendQueueEnd {
     async fn feed(&self, sender: &mut StreamSender, message: Bytes) -> Result<(), StreamError> {
         let length = message.len();
         let fed = sender.feed(message).await;
-        self.load.fetch_sub(length, Ordering::Relaxed);
+        self.0.waiting().bytes -= length;
         fed
+    }
+
+    fn take(&self) -> Option<Bytes> {
+        self.0.waiting().take()
+    }
+
+    /// The next message; `None` where nobody can put one in any more. Safe to cancel.
+    async fn next(&self) -> Option<Bytes> {
+        poll_fn(|context| {
+            let mut waiting = self.0.waiting();
+            if let Some(message) = waiting.take() {
+                return Poll::Ready(Some(message));
+            }
+            if waiting.closed {
+                return Poll::Ready(None);
+            }
+            match &mut waiting.waker {
+                Some(waker) => waker.clone_from(context.waker()),
+                none => *none = Some(context.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for SendQueueEnd {
+    /// Nobody sends what is left.
+    fn drop(&mut self) {
+        self.0.close();
+        self.0.waiting().messages = VecDeque::new();
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) -> Option<Waker> {
+        let mut waiting = self.waiting();
+        waiting.closed = true;
+        waiting.waker.take()
+    }
+}
+
+impl Waiting {
+    fn take(&mut self) -> Option<Bytes> {
+        let message = self.messages.pop_front()?;
+        if self.messages.is_empty() {
+            self.messages = VecDeque::new();
+        }
+        Some(message)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
+
+    const WAIT: Duration = Duration::from_secs(4);
 
     fn message(length: usize) -> Bytes {
         vec![0; length].into()
@@ -113,14 +195,15 @@ mod tests {
 
     #[test]
     fn a_reader_who_does_not_read_costs_a_bounded_number_of_bytes() {
-        let (queue, mut end) = send_queue(100, 1000);
+        let (queue, end) = send_queue(100, 1000);
         while queue.put(message(90)).is_ok() {}
-        assert_eq!(queue.load.load(Ordering::Relaxed), 1080);
+        assert_eq!(queue.0.waiting().bytes, 1080);
         let mut left = 0;
-        while let Ok(message) = end.messages.try_recv() {
+        while let Some(message) = end.take() {
             left += message.len();
         }
         assert_eq!(left, 1080);
+        assert_eq!(queue.put(message(1)), Err(QueueFull), "what is on its way out still counts");
     }
 
     #[test]
@@ -128,8 +211,35 @@ mod tests {
         let (queue, end) = send_queue(3, 1000);
         (0..3).for_each(|_| queue.put(message(1)).unwrap());
         assert_eq!(queue.put(message(1)), Err(QueueFull));
-        assert_eq!(queue.load.load(Ordering::Relaxed), 3);
+        assert_eq!(queue.0.waiting().bytes, 3);
         drop(end);
         assert_eq!(queue.put(message(1)), Err(QueueFull));
+    }
+
+    #[tokio::test]
+    async fn messages_come_out_in_order_and_after_the_last_it_is_told_that_there_is_none() {
+        let (queue, end) = send_queue(3, 1000);
+        let reader = tokio::spawn(async move {
+            let mut lengths = Vec::new();
+            while let Some(message) = end.next().await {
+                lengths.push(message.len());
+            }
+            lengths
+        });
+        // whoever waits is awakened by a message, and by the end
+        tokio::task::yield_now().await;
+        queue.put(message(7)).unwrap();
+        tokio::task::yield_now().await;
+        (8..10).for_each(|length| queue.put(message(length)).unwrap());
+        drop(queue);
+        assert_eq!(timeout(WAIT, reader).await.unwrap().unwrap(), [7, 8, 9]);
+    }
+
+    #[test]
+    fn a_queue_in_which_nothing_waits_has_no_room_for_messages() {
+        let (queue, end) = send_queue(100, 1000);
+        (0..100).for_each(|_| queue.put(message(1)).unwrap());
+        while end.take().is_some() {}
+        assert_eq!(queue.0.waiting().messages.capacity(), 0);
     }
 }

@@ -89,7 +89,8 @@ impl Acceptor {
     /// # Errors
     /// Where the other end speaks something else, or is too slow.
     pub async fn accept(&self, tcp: TcpStream) -> Result<Stream, StreamError> {
-        let accepted = time::timeout(ACCEPT_TIMEOUT, self.accept_patiently(tcp)).await;
+        // thousands may be on their way at a time
+        let accepted = time::timeout(ACCEPT_TIMEOUT, Box::pin(self.accept_patiently(tcp))).await;
         accepted.map_err(|_| StreamError::Closed { why: Why(io::ErrorKind::TimedOut.into()) })?
     }
 
@@ -100,7 +101,7 @@ impl Acceptor {
         let tls = self.0.accept(tcp).await;
         let tls = tls.map_err(|e| StreamError::Tls { with: from.to_string(), why: e.into() })?;
         let upgraded = tokio_tungstenite::accept_hdr_async_with_config(
-            Tap::new(TlsStream::Server(tls)),
+            Tap::new(Box::new(TlsStream::Server(tls))),
             only_our_path,
             Some(websocket_config()),
         );
@@ -124,7 +125,7 @@ fn only_our_path(request: &Request, response: Response) -> Result<Response, Erro
     Err(refusal)
 }
 
-pub(super) async fn connect(tcp: TcpStream, name: &str) -> io::Result<TlsStream<TcpStream>> {
+pub(super) async fn connect(tcp: TcpStream, name: &str) -> io::Result<Box<TlsStream<TcpStream>>> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
@@ -135,7 +136,7 @@ pub(super) async fn connect(tcp: TcpStream, name: &str) -> io::Result<TlsStream<
     config.resumption = Resumption::disabled();
     let name = ServerName::try_from(name.to_owned()).or_else(|_| ServerName::try_from(NO_NAME));
     let name = name.map_err(io::Error::other)?;
-    Ok(TlsConnector::from(Arc::new(config)).connect(name, tcp).await?.into())
+    Ok(Box::new(TlsConnector::from(Arc::new(config)).connect(name, tcp).await?.into()))
 }
 
 /// Accepts any certificate, and only with a valid signature by its key over this handshake: the exporter

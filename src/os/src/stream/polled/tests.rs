@@ -90,7 +90,7 @@ fn socket(stream: Stream) -> Socket {
 
 /// Below WebSocket.
 fn tls(stream: Stream) -> TlsStream<tokio::net::TcpStream> {
-    socket(stream).into_inner().into_parts().0
+    *socket(stream).into_inner().into_parts().0
 }
 
 /// Below TLS.
