@@ -22,7 +22,7 @@ use flatlan_hub::{
 };
 use flatlan_os::{
     clock, panic,
-    poll::{self, Waker},
+    poll::{Poller, Waker},
     priority::Priority,
     stream::{DataStream, StreamBounds, StreamInbox, StreamSet},
     udp::{RecvBatch, SendBatch, Transmit, UdpSocket, Unsent},
@@ -307,12 +307,17 @@ impl PacketLoop {
         let mut received = RecvBatch::new();
         let mut inbox = StreamInbox::new();
         let mut priority = Priority::new(clock::now());
+        let poller = Poller::new([self.io.udp.as_fd(), self.io.streams.as_fd()], self.waker.clone())?;
+        // the socket and the data streams: not asked in vain where the kernel has just told which of them has something
+        let mut readable = [true; 2];
         loop {
             let now = clock::now();
             priority.update(now);
             self.io.now = now;
+            let [udp, streams] = std::mem::replace(&mut readable, [true; 2]);
             let mut busy = false;
-            while let Ok(order) = self.orders.try_recv() {
+            for _ in 0..ORDER_BURST {
+                let Ok(order) = self.orders.try_recv() else { break };
                 busy = true;
                 match order {
                     Order::Command(command) => self.forwarder.apply(command, now),
@@ -341,8 +346,12 @@ impl PacketLoop {
                 }
             }
             busy |= self.send_for_others();
-            busy |= self.receive_streams(&mut inbox, &mut priority, now);
-            busy |= self.receive(&mut received, &mut priority, now);
+            if streams {
+                busy |= self.receive_streams(&mut inbox, &mut priority, now);
+            }
+            if udp {
+                busy |= self.receive(&mut received, &mut priority, now);
+            }
             if self.forwarder.poll_timeout() <= now {
                 self.forwarder.handle_timeout(now, &mut self.io);
             }
@@ -353,7 +362,7 @@ impl PacketLoop {
             if !busy {
                 let deadline = self.forwarder.poll_timeout();
                 let deadline = if told_all { deadline } else { deadline.min(now + EVENT_RETRY) };
-                poll::wait([self.io.udp.as_fd(), self.io.streams.as_fd()], &self.waker, Some(deadline))?;
+                readable = poller.wait(Some(deadline))?.readable;
             }
         }
     }
@@ -510,6 +519,8 @@ const UDP_BURST: usize = 4;
 const STREAM_BURST: usize = 4;
 /// What other workers handed over, before anything else is looked at.
 const HANDED_BURST: usize = 64;
+/// Orders followed before anything else is looked at: many nodes that come at once keep no frame waiting.
+const ORDER_BURST: usize = 64;
 /// What may wait to be sent on the data streams of a worker.
 const STREAM_BOUNDS: StreamBounds = StreamBounds { together: 32 << 20, patience: Duration::from_millis(20) };
 /// Orders that may wait.

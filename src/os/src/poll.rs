@@ -1,17 +1,18 @@
 //! What a worker thread waits on: its descriptors, a wake-up from other threads, and a deadline.
 //!
-//! One system call (`ppoll`, nanosecond deadlines) and one eventfd. It says who is ready and does
-//! nothing else.
+//! One system call and one eventfd. It says who is ready and does nothing else. [`wait`] has nanosecond deadlines
+//! (`ppoll`); a [`Poller`] knows its descriptors beforehand (`epoll`), and costs less where it waits for every packet.
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll},
     fd::AsFd,
     io::Errno,
 };
@@ -81,6 +82,55 @@ pub fn wait<const N: usize>(
     Ok(ready)
 }
 
+/// The same descriptors, waited for again and again: the kernel is told of them once.
+#[derive(Debug)]
+pub struct Poller<const N: usize> {
+    epoll: OwnedFd,
+    waker: Waker,
+}
+
+impl<const N: usize> Poller<N> {
+    /// Of descriptors that stay open as long as this is used.
+    ///
+    /// # Errors
+    /// Where the process has no descriptor left, or one of these cannot be waited for.
+    pub fn new(descriptors: [BorrowedFd<'_>; N], waker: Waker) -> io::Result<Self> {
+        const { assert!(N < MOST) };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (descriptor, number) in descriptors.into_iter().chain([waker.0.as_fd()]).zip(0..) {
+            epoll::add(&epoll, descriptor, epoll::EventData::new_u64(number), epoll::EventFlags::IN)?;
+        }
+        Ok(Self { epoll, waker })
+    }
+
+    /// As [`wait`], with the deadline rounded up to whole milliseconds.
+    ///
+    /// # Errors
+    /// As [`wait`].
+    pub fn wait(&self, deadline: Option<Instant>) -> io::Result<Ready<N>> {
+        let mut events = [MaybeUninit::<epoll::Event>::uninit(); MOST];
+        let (events, _) = loop {
+            let timeout = deadline.map(|deadline| Timespec::try_from(whole(clock::until(deadline))).unwrap_or(LONG));
+            match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+                Ok(done) => break done,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let ready = |number: usize| events.iter().any(|event| event.data.u64() == number as u64);
+        let ready = Ready { readable: std::array::from_fn(ready), woken: ready(N) };
+        if ready.woken {
+            self.waker.clear();
+        }
+        Ok(ready)
+    }
+}
+
+/// The next whole number of milliseconds: kernels before 5.11 know no other timeouts here.
+fn whole(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
+}
+
 const MOST: usize = 8;
 const LONG: Timespec = Timespec { tv_sec: 3600, tv_nsec: 0 };
 
@@ -115,6 +165,25 @@ mod tests {
         .unwrap();
         assert!(wait([], &waker, None).unwrap().woken);
         assert!(!wait([], &waker, soon(0)).unwrap().woken);
+    }
+
+    #[test]
+    fn a_poller_tells_the_ready_descriptor_apart_and_its_wait_ends_at_a_deadline_or_by_a_waker() {
+        let (idle, busy) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let waker = Waker::new().unwrap();
+        let poller = Poller::new([idle.as_fd(), busy.as_fd()], waker.clone()).unwrap();
+        let deadline = soon(3).unwrap();
+        assert_eq!(poller.wait(Some(deadline)).unwrap(), Ready { readable: [false, false], woken: false });
+        assert!(clock::now() >= deadline);
+        let other = thread::spawn(move || waker.wake());
+        assert_eq!(poller.wait(soon(4000)).unwrap(), Ready { readable: [false, false], woken: true });
+        other.join().unwrap();
+        idle.send_to(b"x", busy.local_addr().unwrap()).unwrap();
+        for _ in 0..2 {
+            assert_eq!(poller.wait(soon(4000)).unwrap(), Ready { readable: [false, true], woken: false });
+        }
+        busy.recv(&mut [0; 8]).unwrap();
+        assert_eq!(poller.wait(soon(0)).unwrap(), Ready { readable: [false, false], woken: false });
     }
 
     #[test]
