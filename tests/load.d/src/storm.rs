@@ -80,9 +80,11 @@ pub(crate) async fn run(paper: &mut Paper, nodes: usize) -> Result<()> {
     paper.say("Control machine, packet engine, sockets and streams of each in one task; each reaches another by a packet through the hub or, as all are on one machine, directly.\n");
     paper.head(&["what", "count", "half after, s", "99 % after, s", "last after, s", "goal"]);
     let last = |times: &[Duration]| times.last().map_or(f64::INFINITY, Duration::as_secs_f64);
+    let after =
+        |times: &[Duration], share| if times.is_empty() { f64::INFINITY } else { at(times, share).as_secs_f64() };
     paper.say(format!("| started | {nodes} | | | {:.2} | 1 |", started.as_secs_f64()));
     for (what, times, goal) in [("attached", &up, ""), ("reach a peer, and are answered", &answered, "5")] {
-        let [half, most] = [0.5, 0.99].map(|share| at(times, share).as_secs_f64());
+        let [half, most] = [0.5, 0.99].map(|share| after(times, share));
         paper.say(format!("| {what} | {} | {half:.2} | {most:.2} | {:.2} | {goal} |", times.len(), last(times)));
     }
     paper.say(format!(
