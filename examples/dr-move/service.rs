@@ -64,7 +64,7 @@ fn session(mut stream: TcpStream, client: SocketAddr, name: &str, stop: &AtomicB
         match stream.read(&mut question) {
             Ok(0) => return Ok(()),
             Ok(_) => writeln!(stream, "{name} {}", client.ip())?,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(error) if PAUSES.contains(&error.kind()) => {}
             Err(error) => return Err(error),
         }
     }
@@ -177,5 +177,7 @@ pub(crate) fn service_at(ip: IpAddr) -> SocketAddr {
 const PORT: u16 = 9081;
 /// Between two questions, and between two looks whether it is over.
 const PAUSE: Duration = Duration::from_millis(20);
+/// What is no end of a session: nothing came for a while, or a signal did.
+const PAUSES: [io::ErrorKind; 3] = [io::ErrorKind::Interrupted, io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];
 /// A client gives a session up that has said nothing for so long.
 const SILENCE: Duration = Duration::from_millis(250);

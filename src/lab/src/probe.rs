@@ -225,6 +225,11 @@ impl State {
     }
 }
 
+/// Whether this is no end of a connection: nothing came within [`POLL`], or a signal did.
+fn is_pause(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}
+
 /// How long a thread waits for a packet before it looks whether it should stop.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -239,5 +244,12 @@ mod tests {
         shared.lock().quiet = true;
         assert_eq!(shared.ask(), None);
         assert_eq!(shared.lock().report(Instant::now()).sent(), 2);
+    }
+
+    #[test]
+    fn a_signal_is_no_end_of_a_connection() {
+        use io::ErrorKind::{ConnectionReset, Interrupted, TimedOut, WouldBlock};
+        let paused = [Interrupted, TimedOut, WouldBlock, ConnectionReset].map(|kind| is_pause(&kind.into()));
+        assert_eq!(paused, [true, true, true, false]);
     }
 }

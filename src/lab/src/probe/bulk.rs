@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 
 use super::echo::connection;
-use super::{Gap, POLL};
+use super::{Gap, POLL, is_pause};
 use crate::error::LabError;
 use crate::namespace::Namespace;
 
@@ -313,10 +313,6 @@ fn receive(mut stream: TcpStream, received: &Received) -> Sent {
         }
     };
     Sent { bytes, hash: hash.finalize().into(), end }
-}
-
-fn is_pause(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
 impl Payload {

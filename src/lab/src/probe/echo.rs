@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{POLL, Shared};
+use super::{POLL, Shared, is_pause};
 use crate::error::LabError;
 use crate::namespace::Namespace;
 
@@ -97,7 +97,7 @@ fn read_exact(stream: &mut TcpStream, bytes: &mut [u8], shared: &Shared) -> io::
         match stream.read(rest) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => filled += count,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(error) if is_pause(&error) => {}
             Err(error) => return Err(error),
         }
     }
