@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::{Dscp, NodeConfig, TransportChoice},
     control::{self, Request},
-    gateway::{Gateway, LanProbe, LanWatch, moved_away, strictly},
+    gateway::{Gateway, LanProbe, LanWatch, Surroundings, moved_away, strictly},
     packet_loop::{ECN, PacketLoopError, Unstarted},
     refused::Refused,
     state::{NodeState, SOCKET, StateError},
@@ -597,8 +597,10 @@ impl Driver {
             routes.insert(prefix, source);
         }
         self.netlink.set_routes(link, &routes).await?;
+        let led = routes.into_keys().collect();
+        let around = Surroundings { lans: &lans, lan: self.config.lan.as_deref(), led: &led };
         // the overlay works without it
-        if let Err(error) = self.gateway.set(interface, &lans, self.config.lan.as_deref(), &self.netlink).await {
+        if let Err(error) = self.gateway.set(interface, around, &self.netlink).await {
             tracing::warn!(reason = %error, "what moved is not where it should be");
             self.gateway_again = Some(clock::now() + SET_AGAIN);
         }

@@ -7,8 +7,11 @@
 //! ```
 //!
 //! Pure: what to do follows from the roster and from the LANs that this machine is in. The kernel answers only for what
-//! its own routes lead elsewhere, so an address that comes home is answered for by itself again. Neighbours of an address
-//! that moved are reached by IPv4 alone: with IPv6 a host's router has a link-local address, which is nobody else's.
+//! its own routes lead elsewhere, so an address that comes home is answered for by itself again. By IPv4, that is, and address by
+//! address; by IPv6, and for what is wider than [`WIDEST`], `elsewhere` answers. A host that moved reaches the router that it
+//! believes in by each of the two, but for one that has a link-local IPv6 address: that is nobody else's.
+//!
+//! What moved away from a LAN, and what was on it and has moved on, is announced there: nobody waits until he asks again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +31,7 @@ pub(super) struct OnLan {
     pub(super) answers: BTreeSet<(String, IpAddr)>,
     /// What moved here, and no device is known for it.
     pub(super) homeless: Vec<Prefix>,
-    /// What is too wide to answer for each of its addresses.
+    /// What moved away, and is too wide to be announced address by address.
     pub(super) wide: BTreeSet<Prefix>,
 }
 
@@ -37,9 +40,16 @@ impl OnLan {
     /// operator named one.
     pub(super) fn plan(interface: &Interface, lans: &[Connected], lan: Option<&str>) -> Self {
         let mut plan = Self::default();
-        for prefix in interface.routes.iter().copied().filter(|prefix| moved_away(*prefix, interface)) {
+        // behind another gateway of the group it is on this LAN still
+        let away = |prefix: &Prefix| moved_away(*prefix, interface) && !interface.beside.contains(prefix);
+        for prefix in interface.routes.iter().copied().filter(away) {
             for lan in lans.iter().filter(|lan| strictly(prefix, lan.prefix)) {
-                plan.answer(&lan.device, prefix);
+                match each_of(prefix) {
+                    Some(ips) => plan.answers.extend(ips.map(|ip| (lan.device.clone(), ip))),
+                    None => {
+                        plan.wide.insert(prefix);
+                    }
+                }
             }
         }
         for prefix in interface.moved.iter().copied() {
@@ -54,10 +64,9 @@ impl OnLan {
             let around = interface.routes.iter().copied().filter(|route| strictly(prefix, *route));
             // its host believes that all of its old LAN is on this one, its router too
             if let Some(around) = around.max_by_key(|route| route.length()) {
-                plan.answer(device, around);
-                let ends = around.network();
-                plan.answers.remove(&(device.to_owned(), ends.network()));
-                plan.answers.remove(&(device.to_owned(), ends.broadcast()));
+                let ends = [around.network().network(), around.network().broadcast()];
+                let hosts = each_of(around).into_iter().flatten().filter(|ip| !ends.contains(ip));
+                plan.answers.extend(hosts.map(|ip| (device.to_owned(), ip)));
             }
         }
         plan
@@ -68,14 +77,23 @@ impl OnLan {
         self.routes.keys().chain(self.answers.iter().map(|(device, _)| device)).map(String::as_str)
     }
 
-    fn answer(&mut self, device: &str, prefix: Prefix) {
-        let bits = if prefix.ip().is_ipv4() { 32 } else { 128 };
-        if bits - prefix.length() > WIDEST {
-            self.wide.insert(prefix);
-            return;
+    /// What was on a LAN by an earlier plan and is no more, address by address.
+    pub(super) fn left(&self, earlier: &Self) -> BTreeSet<(String, IpAddr)> {
+        let mut left = BTreeSet::new();
+        for (device, prefixes) in &earlier.routes {
+            let here = self.routes.get(device);
+            for prefix in prefixes.iter().filter(|prefix| here.is_none_or(|here| !here.contains(*prefix))) {
+                left.extend(each_of(*prefix).into_iter().flatten().map(|ip| (device.clone(), ip)));
+            }
         }
-        self.answers.extend(prefix.network().iter().map(|ip| (device.to_owned(), ip)));
+        left
     }
+}
+
+/// The addresses of a prefix that is narrow enough to be dealt with one by one.
+fn each_of(prefix: Prefix) -> Option<impl Iterator<Item = IpAddr>> {
+    let bits = if prefix.ip().is_ipv4() { 32 } else { 128 };
+    (bits - prefix.length() <= WIDEST).then(|| prefix.network().iter())
 }
 
 /// Whether another member's prefix is a part of what this one carries.
@@ -99,7 +117,7 @@ fn only_device<'a>(interface: &Interface, lans: &'a [Connected]) -> Option<&'a s
     devices.next().filter(|_| devices.next().is_none())
 }
 
-/// Bits of a prefix that may be answered for, address by address: as many as 1,024.
+/// Bits of a prefix that may be dealt with address by address: as many as 1,024.
 const WIDEST: u8 = 10;
 
 #[cfg(test)]
@@ -142,6 +160,24 @@ mod tests {
         let interface = interface(&["192.168.10.0/24"], &["192.168.20.0/24"], &["192.168.10.5/32"]);
         let lans = [lan("eth1", "192.168.20.0/24"), lan("eth2", "192.168.10.0/24")];
         assert_eq!(OnLan::plan(&interface, &lans, None), OnLan::default());
+    }
+
+    #[test]
+    fn what_moved_to_another_gateway_of_the_group_is_on_the_same_lan_still() {
+        let mut interface = interface(&["192.168.10.5/32"], &["192.168.10.0/24"], &[]);
+        interface.beside = vec![prefix("192.168.10.5/32")];
+        assert_eq!(OnLan::plan(&interface, &[lan("eth1", "192.168.10.0/24")], None), OnLan::default());
+    }
+
+    #[test]
+    fn what_moves_on_from_a_lan_is_known_address_by_address_where_that_can_be() {
+        let lans = [lan("eth1", "192.168.20.0/24")];
+        let plan = |moved: &[&str]| OnLan::plan(&interface(&[], &["192.168.20.0/24"], moved), &lans, None);
+        let before = plan(&["192.168.10.5/32", "192.168.10.8/31", "fd77:1::5/128", "fd77:3::/64"]);
+        let ips = |of: &BTreeSet<(String, IpAddr)>| of.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>();
+        assert_eq!(ips(&plan(&["192.168.10.5/32"]).left(&before)), ["192.168.10.8", "192.168.10.9", "fd77:1::5"]);
+        assert_eq!(ips(&before.left(&before)), Vec::<String>::new());
+        assert_eq!(ips(&before.left(&plan(&[]))), Vec::<String>::new());
     }
 
     #[test]

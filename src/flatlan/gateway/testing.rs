@@ -20,5 +20,15 @@ pub(super) fn interface(routes: &[&str], served: &[&str], moved: &[&str]) -> Int
     let served = [prefixes(served), prefixes(moved)].concat();
     let range = prefix("10.77.0.0/16");
     let (routes, moved) = ([prefixes(routes), vec![range]].concat(), prefixes(moved));
-    Interface { network: name.clone(), name, ips: Vec::new(), range, routes, served, moved, mtu: 1400 }
+    Interface {
+        network: name.clone(),
+        name,
+        ips: Vec::new(),
+        range,
+        routes,
+        served,
+        beside: Vec::new(),
+        moved,
+        mtu: 1400,
+    }
 }

@@ -262,6 +262,14 @@ fn interface(roster: &VerifiedRoster, me: MemberIndex, mine: &Member) -> Interfa
     routes.extend(wide);
     routes.sort();
     routes.dedup();
+    let beside = match &mine.record.ha {
+        None => Vec::new(),
+        Some(_) => {
+            let of_group = |at: MemberIndex| roster.member(at).is_some_and(|other| other.record.ha == mine.record.ha);
+            let others = roster.carried().filter(|(_, at)| *at != me && of_group(*at));
+            others.map(|(prefix, _)| prefix).filter(|prefix| !served.contains(prefix)).collect()
+        }
+    };
     Interface {
         network: network.name.clone(),
         name: mine.name().clone(),
@@ -269,6 +277,7 @@ fn interface(roster: &VerifiedRoster, me: MemberIndex, mine: &Member) -> Interfa
         range: network.range,
         routes,
         served,
+        beside,
         moved: mine.record.moved.clone(),
         mtu: network.mtu,
     }

@@ -92,7 +92,9 @@ pub struct Interface {
     pub routes: Vec<Prefix>,
     /// Prefixes of the LAN behind this node: never to be led into the interface.
     pub served: Vec<Prefix>,
-    /// Those of them that moved here from another member's LAN.
+    /// What others of this node's HA group carry, and it does not: it may be on the same LAN. Leads into the interface, too.
+    pub beside: Vec<Prefix>,
+    /// Those of `served` that moved here from another member's LAN.
     pub moved: Vec<Prefix>,
     /// Its MTU.
     pub mtu: u16,

@@ -8,6 +8,7 @@
 //! * [`poll`]: what a worker thread waits on.
 //! * [`stream`]: WebSocket over TLS over TCP, to and at a hub.
 //! * [`route`]: addresses, routes and their changes, by netlink.
+//! * [`neighbour`]: who looks for an address on a LAN, and the answer.
 //! * [`netns`]: doing a thing inside another network namespace.
 //! * [`mod@file`]: the state directory.
 //! * [`mod@panic`]: a bug in one task or thread ends that one, and is told.
@@ -30,6 +31,7 @@ pub mod echo;
 pub mod entropy;
 pub mod file;
 pub mod harden;
+pub mod neighbour;
 pub mod netns;
 pub mod panic;
 pub mod poll;

@@ -54,6 +54,13 @@ pub struct Link {
     index: u32,
 }
 
+impl Link {
+    /// The kernel's number of it.
+    pub(crate) fn index(self) -> u32 {
+        self.index
+    }
+}
+
 /// A prefix that a device of this machine is in.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Connected {
@@ -566,6 +573,12 @@ pub enum RouteError {
         /// Of the route.
         prefix: Prefix,
     },
+    /// Nobody who looks for an address can be heard.
+    #[error("cannot listen on the LAN: {why}")]
+    Listen {
+        /// The reason.
+        why: Why,
+    },
     /// There is no such device.
     #[error("there is no network device {name}")]
     NoLink {
@@ -595,7 +608,9 @@ impl RouteError {
     /// Which exit code it asks for.
     pub fn exit_class(&self) -> ExitClass {
         match self {
-            Self::Announce { why, .. } | Self::Failed { why, .. } | Self::Open(why) => ExitClass::of(why),
+            Self::Announce { why, .. } | Self::Failed { why, .. } | Self::Listen { why, .. } | Self::Open(why) => {
+                ExitClass::of(why)
+            }
             Self::Families { .. } | Self::NoLink { .. } => ExitClass::Failed,
             Self::NotPermitted { .. } => ExitClass::NotPermitted,
         }

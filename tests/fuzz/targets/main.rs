@@ -5,6 +5,7 @@
 mod files;
 mod forward;
 mod machine;
+mod neighbour;
 mod node;
 mod node_machine;
 mod packets;

@@ -87,6 +87,11 @@ impl Overlay {
         all.chain(connected.iter().map(|lan| &lan.prefix)).flat_map(|prefix| samples(*prefix)).collect()
     }
 
+    /// Whether a member is another gateway of this node's group: they carry a prefix together.
+    fn is_beside(&self, name: &str) -> bool {
+        self.peers.iter().any(|(other, prefix)| other == name && self.served.contains(prefix))
+    }
+
     /// Whether a member carries a part of `prefix` that holds this address.
     fn has_narrower(&self, prefix: Prefix, ip: IpAddr) -> bool {
         let all = self.served.iter().chain(self.peers.iter().map(|(_, prefix)| prefix));
@@ -234,7 +239,9 @@ impl Look<'_> {
         }
         for (name, prefix) in &self.overlay.peers {
             let moved = self.overlay.served.iter().any(|served| strictly(*prefix, *served));
-            for lan in self.lans().filter(|lan| moved && prefix.ip().is_ipv4() && strictly(*prefix, lan.prefix)) {
+            // behind another gateway of the group it is on this LAN still; what is wide, the node answers for by itself
+            let by_kernel = moved && prefix.ip().is_ipv4() && width(*prefix) <= WIDEST && !self.overlay.is_beside(name);
+            for lan in self.lans().filter(|lan| by_kernel && strictly(*prefix, lan.prefix)) {
                 if !self.answers_for(*prefix, &lan.device) {
                     traps.push(Trap {
                         trap: Kind::Arp,
@@ -246,8 +253,6 @@ impl Look<'_> {
                         ),
                         remedy: if prefix.is_host() {
                             format!("ip neighbour replace proxy {} dev {}", prefix.ip(), lan.device)
-                        } else if width(*prefix) > WIDEST {
-                            format!("a route to {prefix} by this gateway on each of them")
                         } else {
                             "systemctl reload flatlan".to_owned()
                         },
@@ -308,10 +313,7 @@ impl Look<'_> {
     }
 
     fn answers_for(&self, prefix: Prefix, device: &str) -> bool {
-        let one_by_one = || {
-            width(prefix) <= WIDEST
-                && prefix.network().iter().all(|ip| self.machine.answers.contains(&(device.to_owned(), ip)))
-        };
+        let one_by_one = || prefix.network().iter().all(|ip| self.machine.answers.contains(&(device.to_owned(), ip)));
         self.machine.devices.get(device).is_some_and(|device| device.proxy_arp) || one_by_one()
     }
 }
@@ -343,7 +345,7 @@ fn width(prefix: Prefix) -> u8 {
 
 /// The device by which a machine speaks to itself.
 const LOOPBACK: &str = "lo";
-/// A node answers for as many addresses of a prefix as these bits say.
+/// A node has the kernel answer for as many addresses of a prefix as these bits say.
 const WIDEST: u8 = 10;
 
 #[cfg(test)]
@@ -483,6 +485,10 @@ mod tests {
         assert_eq!(gateway.traps(), []);
         gateway.machine.answers.clear();
         gateway.device("eth1").proxy_arp = true;
+        assert_eq!(gateway.traps(), []);
+        // a gateway beside this one has it
+        let mut gateway = Gateway::good();
+        gateway.peer(json!({ "name": "a2", "ips": [], "routes": ["192.168.1.0/24", "192.168.1.5/32"] }));
         assert_eq!(gateway.traps(), []);
     }
 

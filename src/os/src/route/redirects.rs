@@ -1,18 +1,16 @@
 //! Whether this machine tells the hosts of a LAN to send to each other what they sent to it (ICMP redirects, RFC 792).
 //!
 //! A gateway that forwards a packet back into the LAN that it came from says so to its sender, who then passes the
-//! gateway by for five minutes. For an address that moved here that is five minutes too long: when it moves on, the host
-//! still looks for it on the LAN, and reaches nobody.
+//! gateway by for five minutes. An address that moved here is best sent by the gateway: when it moves on, nobody needs to be told.
+//! The kernel has no such setting for IPv6, and a host may have been told before: such hosts are told again, and answered
+//! where they look for the address.
 
 use std::{collections::BTreeSet, fs, io};
 
 use crate::Why;
 
 /// Devices on which no redirects are sent, by level. What was switched off by this is switched on again when it is
-/// dropped.
-///
-/// IPv4 only: the kernel has no such setting for IPv6. A host that takes redirects (`accept_redirects`) still looks on the LAN
-/// for an IPv6 address that has moved on, for longer than ten seconds.
+/// dropped. IPv4 only.
 #[derive(Debug, Default)]
 pub struct Redirects {
     switched_off: BTreeSet<String>,

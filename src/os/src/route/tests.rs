@@ -15,8 +15,12 @@ impl Netlink {
         self.handle.link().del(link.index).execute().await.unwrap();
     }
 
+    pub(crate) async fn set_down_for_test(&self, link: Link) {
+        self.change_link("set the device down", LinkUnspec::new_with_index(link.index).down().build()).await.unwrap();
+    }
+
     /// A pair of devices, `a` and `b`, both up, `a` with these addresses.
-    pub(super) async fn veth_for_test(&self, addresses: &[&str]) -> Link {
+    pub(crate) async fn veth_for_test(&self, addresses: &[&str]) -> Link {
         self.handle.link().add(LinkVeth::new("a", "b").build()).execute().await.unwrap();
         for name in ["a", "b"] {
             let link = self.link(name).await.unwrap();
@@ -34,7 +38,7 @@ impl Netlink {
         ips
     }
 
-    async fn ethernet_for_test(&self, link: Link) -> Vec<u8> {
+    pub(crate) async fn ethernet_for_test(&self, link: Link) -> Vec<u8> {
         let found = self.handle.link().get().match_index(link.index).execute().try_next().await.unwrap().unwrap();
         let address = found.attributes.into_iter().find_map(|a| match a {
             LinkAttribute::Address(address) => Some(address),
@@ -43,7 +47,7 @@ impl Netlink {
         address.unwrap()
     }
 
-    async fn neighbour_for_test(&self, link: Link, ip: &str) -> Option<Vec<u8>> {
+    pub(crate) async fn neighbour_for_test(&self, link: Link, ip: &str) -> Option<Vec<u8>> {
         use rtnetlink::packet_route::neighbour::NeighbourAttribute::LinkLayerAddress;
         let all: Vec<_> = self.handle.neighbours().get().execute().try_collect().await.unwrap();
         let ip: IpAddr = ip.parse().unwrap();
@@ -245,21 +249,37 @@ fn what_is_answered_for_on_a_lan_becomes_exactly_what_was_asked() {
 #[test]
 fn an_address_is_announced_to_everybody_on_its_lan() {
     async_in_empty_netns(|| async {
+        // else the devices' own addresses are of use only after a second
+        std::fs::write("/proc/sys/net/ipv6/conf/default/dad_transmits", "0").unwrap();
         let netlink = Netlink::open().unwrap();
         let link = netlink.veth_for_test(&["192.0.2.1/24"]).await;
         let other = netlink.link("b").await.unwrap();
-        netlink.set_addresses(other, &networks(&["192.0.2.2/24"])).await.unwrap();
-        // a neighbour is only told anew of whom it has heard
-        let stale = netlink.handle.neighbours().add(other.index, "192.0.2.5".parse().unwrap());
-        let stale = stale.state(rtnetlink::packet_route::neighbour::NeighbourState::Stale);
-        stale.link_layer_address(&[2, 0, 0, 0, 0, 9]).execute().await.unwrap();
-        netlink.announce(link, &["192.0.2.5".parse().unwrap()]).await.unwrap();
-        let a = netlink.ethernet_for_test(link).await;
-        let learned = async {
-            while netlink.neighbour_for_test(other, "192.0.2.5").await.as_ref() != Some(&a) {
+        netlink.set_addresses(other, &networks(&["192.0.2.2/24", "2001:db8::2/64"])).await.unwrap();
+        let local = async {
+            while netlink.port(link).await.unwrap().unwrap().local.is_none() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(Duration::from_secs(10), learned).await.expect("the neighbour learns where it is");
+        timeout(PATIENCE, local).await.expect("the device has a link-local address");
+        let ips = ["192.0.2.5", "2001:db8::5"];
+        for ip in ips {
+            // a neighbour is only told anew of whom it has heard
+            let stale = netlink.handle.neighbours().add(other.index, ip.parse().unwrap());
+            let stale = stale.state(rtnetlink::packet_route::neighbour::NeighbourState::Stale);
+            stale.link_layer_address(&[2, 0, 0, 0, 0, 9]).execute().await.unwrap();
+        }
+        netlink.announce(link, &ips.map(|ip| ip.parse().unwrap())).await.unwrap();
+        let a = netlink.ethernet_for_test(link).await;
+        let learned = async {
+            for ip in ips {
+                while netlink.neighbour_for_test(other, ip).await.as_ref() != Some(&a) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        timeout(PATIENCE, learned).await.expect("the neighbour learns where they are");
     });
 }
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -270,6 +270,13 @@ fn a_prefix_whose_owner_is_silent_or_lost_its_lan_falls_back_to_the_one_around_i
 }
 
 #[test]
+fn a_gateway_knows_what_others_of_its_group_carry_without_it() {
+    let net = gateways(&[1, 2, 3], &[2, 3], Some(3));
+    let beside = |n: u8| net.nodes[&n].interface.as_ref().unwrap().beside.clone();
+    assert_eq!([beside(1), beside(2), beside(3)], [vec![], vec![prefix(MOVED)], vec![]]);
+}
+
+#[test]
 fn who_carries_the_prefix_around_watches_the_owner_of_a_part_and_leads_it_to_its_own_lan_while_that_is_silent() {
     let mut net = gateways(&[1, 2, 3], &[2], Some(3));
     let dr = net.slot(2, 3);
