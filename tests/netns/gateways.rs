@@ -54,6 +54,26 @@ fn a_node_with_routes_forwards_while_it_runs_and_not_a_moment_longer() {
 }
 
 #[test]
+fn a_kernel_takes_every_setting_of_the_file_for_gateways() {
+    let lab = lab().site("a", Nat::Symmetric).build().unwrap();
+    let machine = gateway(&lab, "a");
+    let settings = [
+        ("ipv4/ip_forward", "1\n"),
+        ("ipv6/conf/all/forwarding", "1\n"),
+        ("ipv4/conf/all/send_redirects", "0\n"),
+        ("ipv4/conf/default/send_redirects", "0\n"),
+        ("ipv4/conf/eth0/send_redirects", "0\n"),
+    ];
+    for (setting, wanted) in settings {
+        machine.sysctl(&format!("net/{setting}"), if wanted == "1\n" { "0" } else { "1" }).unwrap();
+    }
+    machine.exec("sysctl", ["-p", concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/flatlan-gateway.conf")]).unwrap();
+    for (setting, wanted) in settings {
+        assert_eq!(machine.exec("cat", [format!("/proc/sys/net/{setting}")]).unwrap(), wanted, "{setting}");
+    }
+}
+
+#[test]
 fn an_address_that_moves_is_reached_from_every_site_and_keeps_its_neighbours() {
     let lab = sites();
     let vm: IpAddr = lab.site("a").unwrap().hosts()[0].addresses()[0];
