@@ -1,5 +1,10 @@
-//! What a gateway does on its machine beyond the TUN: it forwards for its site, and acts on its LANs for addresses that
-//! moved. By level: what should be is set again whenever the machine's network changed, whoever changed it.
+//! What a gateway does on its machine beyond the TUN: it forwards for its site, acts on its LANs for addresses that moved,
+//! and keeps what comes for a LAN from leaving by another way while the LAN is gone. By level: what should be is set again
+//! whenever the machine's network changed, whoever changed it.
+//!
+//! A LAN's own route goes when its device goes down, and the machine's default route would take over: what the overlay brought for
+//! the LAN would leave, in clear, for the internet. Behind each LAN's route stands one that says "unreachable", which the
+//! sender is told then. A LAN is known from when it is first seen, until this node carries nothing of it.
 //!
 //! Nothing here can stop a node: what the kernel refuses is said, and tried again.
 
@@ -40,6 +45,10 @@ pub(crate) struct Gateway {
     plan: OnLan,
     /// Devices on which something of ours is, or may be of an earlier life.
     touched: BTreeSet<String>,
+    /// The networks of the site's LANs, also while they are gone.
+    lans: BTreeSet<Prefix>,
+    /// Those that are said to be unreachable by default.
+    unreachable: BTreeSet<Prefix>,
     elsewhere: watch::Sender<Arc<Elsewhere>>,
     answerers: BTreeMap<String, Answerer>,
     /// Whether it was said that hosts are not answered.
@@ -68,19 +77,24 @@ impl Gateway {
         self.forward(interface);
         let is_own = |prefix: Prefix| interface.served.iter().any(|served| served.overlaps(prefix));
         let own = around.lans.iter().filter(|lan| is_own(lan.prefix));
-        self.touched.extend(own.map(|lan| lan.device.clone()));
+        self.touched.extend(own.clone().map(|lan| lan.device.clone()));
+        self.lans.retain(|lan| is_own(*lan));
+        self.lans.extend(own.map(|lan| lan.prefix));
+        let guarded = self.guard(self.lans.clone(), netlink).await;
         let plan = OnLan::plan(interface, around.lans, around.lan);
         let elsewhere = Elsewhere::new(interface, around, &plan);
         let left = plan.left(&self.plan).into_iter().filter(|(_, ip)| elsewhere.holds(*ip)).collect();
         self.answer(elsewhere, netlink).await;
-        self.put(plan, left, netlink).await
+        self.put(plan, left, netlink).await.and(guarded)
     }
 
     /// Takes everything away again.
     pub(crate) async fn clear(&mut self, netlink: &Netlink) -> Result<(), RouteError> {
         self.forwarding = Forwarding::default();
         self.answerers.clear();
-        self.put(OnLan::default(), BTreeSet::new(), netlink).await
+        self.lans.clear();
+        let guarded = self.guard(BTreeSet::new(), netlink).await;
+        self.put(OnLan::default(), BTreeSet::new(), netlink).await.and(guarded)
     }
 
     /// Makes those settings again as they must be that somebody else may have changed: nothing tells when that happens.
@@ -129,6 +143,13 @@ impl Gateway {
             );
         }
         self.redirects_said = done.is_err();
+    }
+
+    /// Sees to it that what comes for these LANs goes there, or nowhere.
+    async fn guard(&mut self, lans: BTreeSet<Prefix>, netlink: &Netlink) -> Result<(), RouteError> {
+        netlink.set_unreachable(&lans, &self.unreachable).await?;
+        self.unreachable = lans;
+        Ok(())
     }
 
     /// Answers the hosts of the LANs for what is elsewhere.

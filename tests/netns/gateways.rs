@@ -33,7 +33,7 @@ mod support;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use flatlan_lab::{Lab, Namespace, Nat, Probe, RunOptions, SiteSpec};
+use flatlan_lab::{Capture, Lab, Namespace, Nat, Probe, RunOptions, SiteSpec, occurrences};
 use serde_json::Value;
 use support::{PATIENCE, gateway, lab, wait_status};
 
@@ -175,6 +175,51 @@ fn found_after_a_redirect(family: usize) {
     elsewhere.exec("ip", ["neighbour", "flush", "dev", "eth0"]).unwrap();
     ping.wait_answers(20, PATIENCE).unwrap();
     assert!(is_redirected(), "it looked for the address on its own LAN throughout");
+}
+
+#[test]
+fn what_comes_for_a_lan_leaves_by_no_other_way_while_the_lan_is_gone() {
+    let lab = pair("b2", "", Some("b2"));
+    lab.kill("b").unwrap();
+    let (client, server) = (&lab.site("a").unwrap().hosts()[0], &lab.site("b").unwrap().hosts()[0]);
+    let (machine, router) = (gateway(&lab, "b2"), lab.site("b2").unwrap().router(0).unwrap());
+    let [_, lan] = lab.site("b2").unwrap().lan_addresses().map(|ip| ip.to_string());
+    let [_, far] = lab.site("a").unwrap().prefixes().map(|prefix| prefix.to_string());
+    server.namespace().exec("ip", ["route", "replace", &far, "via", &lan]).unwrap();
+    // a way out by IPv6, too
+    let out = link_local(router, "lan");
+    machine.exec("ip", ["-6", "route", "add", "default", "via", &out, "dev", "eth0"]).unwrap();
+    let ends = client.addresses().into_iter().zip(server.addresses());
+    for (_, to) in ends.clone() {
+        drop(answered(client.namespace(), to));
+    }
+
+    let wire = Capture::start(&lab, router).unwrap();
+    machine.exec("ip", ["link", "set", "lan0", "down"]).unwrap();
+    for (_, to) in ends.clone() {
+        wait_until("an honest answer", || {
+            let mut ping = Namespace::command("ping");
+            ping.args(["-c", "1", "-W", "1", &to.to_string()]);
+            client.namespace().output(ping).unwrap().stdout.contains("nreachable")
+        });
+    }
+    let wire = wire.stop().unwrap();
+    for (from, to) in ends.clone() {
+        // as they stand in an IP header
+        let header = [from, to].map(octets).concat();
+        assert_eq!(occurrences(&wire, &header).unwrap(), 0, "packets of {from} for {to} left by the uplink");
+    }
+
+    machine.exec("ip", ["link", "set", "lan0", "up"]).unwrap();
+    // which went with its link
+    machine.exec("ip", ["address", "replace", &format!("{lan}/64"), "dev", "lan0"]).unwrap();
+    for (_, to) in ends {
+        drop(answered(client.namespace(), to));
+    }
+    lab.site("b2").unwrap().process().unwrap().stop(PATIENCE).unwrap();
+    for family in ["-4", "-6"] {
+        assert_eq!(machine.exec("ip", [family, "route", "show", "proto", "77"]).unwrap(), "");
+    }
 }
 
 #[test]
@@ -360,6 +405,13 @@ fn come_up(lab: &Lab, machine: &Namespace, vm: IpAddr) {
     // it makes sure that nobody else has it, and nobody says so
     wait_until("its address", || !shown("tentative"));
     assert!(!shown("dadfailed"), "somebody answered for {vm}");
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
 }
 
 /// A machine's own link-local address on a device.

@@ -230,6 +230,31 @@ impl Netlink {
         Ok(())
     }
 
+    /// Makes these the prefixes that this machine says are unreachable as long as no other route leads there; `was`: those of
+    /// the last call. Nothing is as bad as such a route: whatever else leads to the same prefix is used, and what is
+    /// wider, as the default route is, is not.
+    ///
+    /// # Errors
+    /// Where it is not permitted.
+    pub async fn set_unreachable(&self, prefixes: &BTreeSet<Prefix>, was: &BTreeSet<Prefix>) -> Result<(), RouteError> {
+        let route = |prefix: &Prefix| {
+            let route = RouteMessageBuilder::<IpAddr>::new().kind(RouteType::Unreachable).protocol(PROTOCOL);
+            route.priority(WORST).destination_prefix(prefix.ip(), prefix.length()).ok().map(|route| route.build())
+        };
+        for message in was.difference(prefixes).filter_map(route) {
+            self.delete_route(message).await?;
+        }
+        for prefix in prefixes {
+            let Some(message) = route(prefix) else { continue };
+            match self.handle.route().add(message).execute().await {
+                Err(e) if errno(&e) == Some(rustix::io::Errno::EXIST) => {}
+                Err(e) if prefix.ip().is_ipv6() && without_ipv6(&e) => {}
+                added => added.map_err(|e| RouteError::of("add a route", e))?,
+            }
+        }
+        Ok(())
+    }
+
     async fn delete_route(&self, message: RouteMessage) -> Result<(), RouteError> {
         match self.handle.route().del(message).execute().await {
             Err(e) if errno(&e) == Some(rustix::io::Errno::SRCH) => Ok(()),
@@ -549,6 +574,8 @@ fn route_message(link: Link, prefix: Prefix, source: Option<IpAddr>) -> Result<R
 
 /// Marks our routes (`ip route show proto 77`); a number that rtnetlink leaves to its users.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(77);
+/// The metric of a route that is used where there is no other.
+const WORST: u32 = u32::MAX;
 
 /// Why the kernel's tables could not be read or changed.
 #[derive(Debug, thiserror::Error)]

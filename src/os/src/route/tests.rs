@@ -281,5 +281,36 @@ fn an_address_is_announced_to_everybody_on_its_lan() {
     });
 }
 
+#[test]
+fn what_is_unreachable_is_so_only_where_no_other_route_leads() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        let link = netlink.veth_for_test(&["192.0.2.1/24", "2001:db8::1/64"]).await;
+        let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<Prefix>>();
+        let (lans, none) = (prefixes(&["192.0.2.0/24", "2001:db8::/64"]), BTreeSet::new());
+        for _ in 0..2 {
+            netlink.set_unreachable(&lans, &none).await.unwrap();
+        }
+        let others = ["192.0.2.7", "2001:db8::7"].map(|ip| ip.parse().unwrap());
+        let ways = async || netlink.ways(others).await.unwrap();
+        assert!(ways().await.values().all(|way| way.as_ref().is_some_and(|way| way.device == "a")));
+
+        // its routes go, and the default route is no way there
+        netlink.set_addresses(link, &[]).await.unwrap();
+        let b = netlink.link("b").await.unwrap();
+        let default = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(b.index).build();
+        netlink.handle.route().add(default).execute().await.unwrap();
+        let default = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(b.index).build();
+        netlink.handle.route().add(default).execute().await.unwrap();
+        assert!(ways().await.values().all(Option::is_none));
+
+        // another node's stays
+        netlink.set_unreachable(&none, &none).await.unwrap();
+        assert!(ways().await.values().all(Option::is_none));
+        netlink.set_unreachable(&none, &lans).await.unwrap();
+        assert!(ways().await.values().all(|way| way.as_ref().is_some_and(|way| way.device == "b")));
+    });
+}
+
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
