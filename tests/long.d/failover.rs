@@ -68,6 +68,10 @@ fn measure_table(table: Table, flags: &Flags) {
         }
         let (mut felt, mut repeated, mut in_a_row) = (Vec::new(), 0, 0);
         while felt.len() < runs {
+            if fault == Fault::DropData {
+                // Who has seen one hub after another swallow data trusts none of them for minutes, and its streams more.
+                start_again(&lab);
+            }
             match run(&lab, table, fault) {
                 None => {
                     repeated += 1;
