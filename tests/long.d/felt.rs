@@ -96,13 +96,15 @@ impl<'a> Flows<'a> {
         let [there, back] = self.datagrams.map(|probe| probe.finish(UNDER_WAY));
         let (ping, echo) = (self.ping.finish(UNDER_WAY), self.echo.finish(UNDER_WAY));
         let bulk = self.bulk.stop(PATIENCE);
+        let whole = echo.broken().is_none() && bulk.broken.is_none() && bulk.equal;
         Felt {
             ping: longest(&ping),
             echo: longest(&echo),
             bulk: since(bulk.longest_gap, at),
             datagrams: [&there, &back].map(longest),
             lost: [&there, &back].map(|report| report.sent() - report.answered()),
-            alive: echo.broken().is_none() && bulk.broken.is_none() && bulk.equal && moved,
+            whole,
+            alive: whole && moved,
             transfer: bulk,
         }
     }
@@ -125,7 +127,9 @@ pub(crate) struct Felt {
     /// From a to b, and back.
     pub(crate) datagrams: [Duration; 2],
     pub(crate) lost: [usize; 2],
-    /// The connections are those of the start, moved on to the end, and every byte came as it was sent.
+    /// The connections are those of the start, and every byte came as it was sent.
+    pub(crate) whole: bool,
+    /// And they moved on at their rate to the end.
     pub(crate) alive: bool,
     pub(crate) transfer: TransferReport,
 }

@@ -44,6 +44,7 @@ impl Paper {
         ));
         let load: Vec<String> = read("/proc/loadavg").split(' ').take(3).map(str::to_owned).collect();
         paper.say(format!("* load when it began: {}", load.join(" ")));
+        paper.say(format!("* TCP by {}", read("/proc/sys/net/ipv4/tcp_congestion_control").trim()));
         paper.say(format!("* {} binary\n", if cfg!(debug_assertions) { "debug" } else { "release" }));
         paper
     }
