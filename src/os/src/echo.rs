@@ -12,6 +12,8 @@ use std::{
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{net::UdpSocket, time::timeout};
 
+use crate::checksum;
+
 /// Whether `target` answers within that time. `sequence` tells the questions of one asker apart. Needs a tokio runtime.
 ///
 /// # Errors
@@ -62,10 +64,7 @@ fn request(target: IpAddr, ident: u16, sequence: u16) -> [u8; 16] {
     let [s, t] = sequence.to_be_bytes();
     let mut message = [kind, 0, 0, 0, i, j, s, t, b'f', b'l', b'a', b't', b'l', b'a', b'n', b'?'];
     if target.is_ipv4() {
-        let words = message.chunks(2).map(|pair| pair.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)));
-        let sum: u32 = words.sum();
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let [_, _, high, low] = (!((sum & 0xffff) + (sum >> 16))).to_be_bytes();
+        let [high, low] = (!checksum::sum([&message])).to_be_bytes();
         (message[2], message[3]) = (high, low);
     }
     message

@@ -21,6 +21,7 @@
 //! No protocol of ours is here, and no decision.
 #![expect(clippy::wildcard_enum_match_arm, reason = "other crates' enums: what is not named is not meant")]
 
+mod checksum;
 mod exit;
 mod offload;
 mod processor;

@@ -20,7 +20,7 @@ use std::{
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::route::Link;
+use crate::{checksum, route::Link};
 
 /// A device as its neighbours know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,8 @@ use flatlan_fuzz::{Fuzz, outcome};
 
 use wire::{OVERRIDE, REPLY, REQUEST, SOLICITED};
 
+#[path = "../../../src/os/src/checksum.rs"]
+mod checksum;
 // what is around it has sockets
 #[path = "../../../src/os/src/neighbour/wire.rs"]
 mod wire;
@@ -36,8 +38,8 @@ fn neighbour_solicitation() {
     // the same as a question: another kind, no flags, and the checksum that follows from it
     let mut solicited = advertised.clone();
     (solicited[40], solicited[44]) = (135, 0);
-    let sum = u32::from(u16::from_be_bytes([solicited[42], solicited[43]])) + 0x0100 + 0x6000;
-    [solicited[42], solicited[43]] = (((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes();
+    let was = [solicited[42], solicited[43]];
+    [solicited[42], solicited[43]] = checksum::sum([&was, &[0x01, 0x00], &[0x60, 0x00]]).to_be_bytes();
     assert_eq!(wire::parse_solicitation(&solicited), Some((target, asker)));
     Fuzz::new("neighbour-solicitation").seeds([advertised, solicited]).longest(128).run(|input| {
         let asked = wire::parse_solicitation(input);

@@ -3,6 +3,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::checksum;
+
 /// A request of ARP for Ethernet and IPv4: whom it looks for, and who asks. The frame may be padded.
 pub(super) fn parse_request(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let frame: &[u8; 28] = frame.first_chunk()?;
@@ -22,8 +24,8 @@ const fn kinds(operation: u8) -> [u8; 8] {
     [0, 1, 8, 0, 6, 4, 0, operation]
 }
 
-/// A neighbour solicitation that is valid (RFC 4861, section 7.1.1): whom it looks for, and who asks. The frame may be
-/// padded.
+/// A neighbour solicitation that is valid (RFC 4861, section 7.1.1) but for its options, which nobody looks at here: whom it
+/// looks for, and who asks. The frame may be padded.
 pub(super) fn parse_solicitation(packet: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr)> {
     let (header, rest) = packet.split_first_chunk::<8>()?;
     let [version, _, _, _, high, low, ICMPV6, OF_THIS_LINK] = *header else { return None };
@@ -57,19 +59,9 @@ pub(super) fn advertisement(
 
 /// The ones' complement sum over an ICMPv6 message and its pseudo-header (RFC 8200, section 8.1).
 fn sum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
-    let words = |bytes: &[u8]| -> u32 {
-        let word = |pair: &[u8]| {
-            u32::from(u16::from_be_bytes([pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)]))
-        };
-        bytes.chunks(2).map(word).sum()
-    };
-    // no longer than a frame: no sum overflows
-    let mut sum =
-        words(&from.octets()) + words(&to.octets()) + message.len() as u32 + u32::from(ICMPV6) + words(message);
-    while sum > u32::from(u16::MAX) {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+    // no longer than a packet
+    let [high, low] = (message.len() as u16).to_be_bytes();
+    checksum::sum([&from.octets(), &to.octets(), &[0, 0, high, low, 0, 0, 0, ICMPV6], message])
 }
 
 pub(super) const REQUEST: u8 = 1;
