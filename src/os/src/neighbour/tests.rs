@@ -16,14 +16,7 @@ async fn wire_of(netlink: &Netlink) -> [Port; 2] {
     let b = netlink.link("b").await.unwrap();
     let addresses = ["192.0.2.2/24", "2001:db8::2/64"].map(|address| address.parse().unwrap());
     netlink.set_addresses(b, &addresses).await.unwrap();
-    let port = async |link: Link| loop {
-        match netlink.port(link).await.unwrap().unwrap() {
-            port if port.local.is_some() => return port,
-            _ => tokio::task::yield_now().await,
-        }
-    };
-    let ports = async { [port(a).await, port(b).await] };
-    timeout(PATIENCE, ports).await.expect("both have a link-local address")
+    [netlink.port_for_test(a).await, netlink.port_for_test(b).await]
 }
 
 /// A host of `b` sends something to an address, so that its kernel looks for it.
@@ -55,12 +48,7 @@ fn a_host_that_looks_for_an_address_of_nobody_is_heard_and_believes_the_answer()
             let heard = (question.asker.to_string(), question.asked, question.ethernet);
             assert_eq!(heard, (asker.to_owned(), Asked::Everybody, b.ethernet));
             listener.answer(&question).unwrap();
-            let learned = async {
-                while netlink.neighbour_for_test(b.link, target).await.is_none_or(|found| found != a.ethernet) {
-                    tokio::task::yield_now().await;
-                }
-            };
-            timeout(PATIENCE, learned).await.expect("it is believed");
+            netlink.neighbour_is_at_for_test(b.link, target, a).await;
         }
     });
 }

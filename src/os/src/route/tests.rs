@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use rtnetlink::LinkVeth;
-use tokio::time::timeout;
+use tokio::{task::yield_now, time::timeout};
 
 use super::*;
 use crate::{
+    neighbour::Port,
     testing::{as_nobody, async_in_empty_netns, plain_tun, runtime},
     tun::Tun,
 };
@@ -38,16 +39,30 @@ impl Netlink {
         ips
     }
 
-    pub(crate) async fn ethernet_for_test(&self, link: Link) -> Vec<u8> {
-        let found = self.handle.link().get().match_index(link.index).execute().try_next().await.unwrap().unwrap();
-        let address = found.attributes.into_iter().find_map(|a| match a {
-            LinkAttribute::Address(address) => Some(address),
-            _ => None,
-        });
-        address.unwrap()
+    /// The device as its neighbours know it, once it has a link-local address.
+    pub(crate) async fn port_for_test(&self, link: Link) -> Port {
+        let found = async {
+            loop {
+                match self.port(link).await.unwrap().unwrap() {
+                    port if port.local.is_some() => return port,
+                    _ => yield_now().await,
+                }
+            }
+        };
+        timeout(PATIENCE, found).await.expect("the device has a link-local address")
     }
 
-    pub(crate) async fn neighbour_for_test(&self, link: Link, ip: &str) -> Option<Vec<u8>> {
+    /// Waits until whoever sends to `ip` by the device sends it to `port`.
+    pub(crate) async fn neighbour_is_at_for_test(&self, link: Link, ip: &str, port: Port) {
+        let learned = async {
+            while self.neighbour_for_test(link, ip).await.is_none_or(|found| found != port.ethernet) {
+                yield_now().await;
+            }
+        };
+        timeout(PATIENCE, learned).await.unwrap_or_else(|_| panic!("where {ip} is was never learned"));
+    }
+
+    async fn neighbour_for_test(&self, link: Link, ip: &str) -> Option<Vec<u8>> {
         use rtnetlink::packet_route::neighbour::NeighbourAttribute::LinkLayerAddress;
         let all: Vec<_> = self.handle.neighbours().get().execute().try_collect().await.unwrap();
         let ip: IpAddr = ip.parse().unwrap();
@@ -255,12 +270,7 @@ fn an_address_is_announced_to_everybody_on_its_lan() {
         let link = netlink.veth_for_test(&["192.0.2.1/24"]).await;
         let other = netlink.link("b").await.unwrap();
         netlink.set_addresses(other, &networks(&["192.0.2.2/24", "2001:db8::2/64"])).await.unwrap();
-        let local = async {
-            while netlink.port(link).await.unwrap().unwrap().local.is_none() {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, local).await.expect("the device has a link-local address");
+        let port = netlink.port_for_test(link).await;
         let ips = ["192.0.2.5", "2001:db8::5"];
         for ip in ips {
             // a neighbour is only told anew of whom it has heard
@@ -269,15 +279,9 @@ fn an_address_is_announced_to_everybody_on_its_lan() {
             stale.link_layer_address(&[2, 0, 0, 0, 0, 9]).execute().await.unwrap();
         }
         netlink.announce(link, &ips.map(|ip| ip.parse().unwrap())).await.unwrap();
-        let a = netlink.ethernet_for_test(link).await;
-        let learned = async {
-            for ip in ips {
-                while netlink.neighbour_for_test(other, ip).await.as_ref() != Some(&a) {
-                    tokio::task::yield_now().await;
-                }
-            }
-        };
-        timeout(PATIENCE, learned).await.expect("the neighbour learns where they are");
+        for ip in ips {
+            netlink.neighbour_is_at_for_test(other, ip, port).await;
+        }
     });
 }
 
