@@ -234,9 +234,9 @@ impl Gateway {
         self.stop_redirects(devices_of_routes(&plan));
         self.plan = plan;
         for (device, link) in links {
-            let moved_away = new.iter().filter(|(on, _)| *on == link).map(|(_, ip)| *ip);
+            let answered_for = new.iter().filter(|(on, _)| *on == link).map(|(_, ip)| *ip);
             let moved_on = left.iter().filter(|(on, _)| *on == device).map(|(_, ip)| *ip);
-            let ips: Vec<IpAddr> = moved_away.chain(moved_on).collect();
+            let ips: Vec<IpAddr> = answered_for.chain(moved_on).collect();
             if let Err(error) = netlink.announce(link, &ips).await {
                 tracing::warn!(reason = %error, "neighbours may look for what moved where it was");
             }

@@ -20,7 +20,7 @@
 //! * what may be on this LAN behind another gateway of the HA group: that gateway asks, too, and would be led back to itself;
 //! * what the kernel was told to answer for (`on_lan`), by IPv4: of IPv6 it may not.
 //!
-//! An answer goes to its asker alone, and yields to one of the address's owner.
+//! An answer goes to its asker alone; by IPv6 it yields to one of the address's owner.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -15,10 +15,14 @@ use std::{
     future, io, mem,
     net::{IpAddr, Ipv6Addr},
     os::fd::AsRawFd as _,
+    time::Duration,
 };
 
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
 
 use crate::{checksum, route::Link};
 
@@ -97,7 +101,8 @@ impl Listener {
         }
     }
 
-    /// Tells the asker that the address is here. An answer of the address's real owner counts for more (RFC 4861, section 7.2.8).
+    /// Tells the asker that the address is here. By IPv6 an answer of the address's real owner counts for more (RFC 4861,
+    /// section 7.2.8); ARP knows no such difference.
     ///
     /// # Errors
     /// Where it cannot be sent.
@@ -120,23 +125,30 @@ impl Listener {
 
 /// Tells everybody on a device that these addresses are to be found here from now on, so that nobody goes on sending to where
 /// they were: gratuitous ARP replies (RFC 5227, section 3), and advertisements that override what was known, as a home agent
-/// sends them for a mobile node (RFC 6275, section 10.4.1). Those of IPv6 only where the device has it.
+/// sends them for a mobile node (RFC 6275, section 10.4.1). Those of IPv6 only where the device has it. Needs a tokio runtime.
 ///
 /// # Errors
-/// Where it is not permitted, or the device is gone or down.
-pub(crate) fn announce(port: Port, ips: &[IpAddr]) -> io::Result<()> {
-    let socket = open()?;
-    ips.iter().try_for_each(|ip| match (*ip, port.local) {
-        (IpAddr::V4(ip), _) => {
-            let own = (port.ethernet, ip);
-            send(&socket, port, ARP, BROADCAST, &wire::arp(wire::REPLY, own, own))
+/// Where it is not permitted, the device is gone or down, or it does not take them all within [`ANNOUNCED_WITHIN`].
+pub(crate) async fn announce(port: Port, ips: &[IpAddr]) -> io::Result<()> {
+    let socket = registered(open()?, Interest::WRITABLE)?;
+    let told = async {
+        for ip in ips {
+            let (protocol, to, packet) = match (*ip, port.local) {
+                (IpAddr::V4(ip), _) => {
+                    let own = (port.ethernet, ip);
+                    (ARP, BROADCAST, wire::arp(wire::REPLY, own, own))
+                }
+                (IpAddr::V6(ip), Some(local)) => {
+                    let told = wire::advertisement((local, ALL_NODES), ip, port.ethernet, wire::OVERRIDE);
+                    (IPV6, ALL_NODES_ETHERNET, told)
+                }
+                (IpAddr::V6(_), None) => continue,
+            };
+            socket.async_io(Interest::WRITABLE, |socket| send(socket, port, protocol, to, &packet)).await?;
         }
-        (IpAddr::V6(ip), Some(local)) => {
-            let told = wire::advertisement((local, ALL_NODES), ip, port.ethernet, wire::OVERRIDE);
-            send(&socket, port, IPV6, ALL_NODES_ETHERNET, &told)
-        }
-        (IpAddr::V6(_), None) => Ok(()),
-    })
+        Ok(())
+    };
+    timeout(ANNOUNCED_WITHIN, told).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// A frame: how long it is, who is spoken to where that concerns us, and who speaks.
@@ -166,20 +178,25 @@ async fn hear_where_there(socket: Option<&AsyncFd<Socket>>, frame: &mut [u8]) ->
 
 /// A socket that speaks and hears nothing yet.
 fn open() -> io::Result<Socket> {
-    Socket::new(Domain::PACKET, Type::DGRAM, None)
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn registered(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: a `Socket` owns its descriptor, always the same one, and is owned in turn.
+    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
+    Ok(registered?)
 }
 
 fn listen(port: Port, protocol: u16) -> io::Result<AsyncFd<Socket>> {
     let socket = open()?;
-    socket.set_nonblocking(true)?;
     if protocol == IPV6 {
         socket.attach_filter(&ONLY_SOLICITATIONS)?;
         take_every_group(&socket, port)?;
     }
     socket.bind(&address(port, protocol, [0; 6])?)?;
-    // SAFETY: a `Socket` owns its descriptor, always the same one, and is owned in turn.
-    let heard = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-    Ok(heard?)
+    registered(socket, Interest::READABLE)
 }
 
 fn take_every_group(socket: &Socket, port: Port) -> io::Result<()> {
@@ -254,6 +271,8 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// Where the group of all nodes is on an Ethernet (RFC 2464, section 7).
 const ALL_NODES_ETHERNET: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+/// A LAN whose device takes nothing keeps whoever announces waiting for no longer.
+const ANNOUNCED_WITHIN: Duration = Duration::from_millis(100);
 /// Longer than any question with the options that there are.
 const LONGEST: usize = 512;
 

@@ -1,9 +1,7 @@
 use std::{
     net::{SocketAddr, UdpSocket},
-    time::Duration,
+    process::Command,
 };
-
-use tokio::time::timeout;
 
 use super::*;
 use crate::{route::Netlink, testing::async_in_empty_netns};
@@ -65,6 +63,19 @@ fn who_is_asked_alone_knows_so() {
         let question = timeout(PATIENCE, listener.next()).await.unwrap().unwrap();
         let asked = Asked::Us;
         assert_eq!(question, Solicitation { target: target.into(), asker: asker.into(), asked, ethernet: b.ethernet });
+    });
+}
+
+#[test]
+fn a_device_that_takes_nothing_keeps_nobody_waiting_who_announces_much() {
+    async_in_empty_netns(|| async {
+        let netlink = Netlink::open().unwrap();
+        let [a, _] = wire_of(&netlink).await;
+        let none = ["qdisc", "add", "dev", "a", "root", "tbf", "rate", "8bit", "burst", "1600", "limit", "10000000"];
+        assert!(Command::new("tc").args(none).status().unwrap().success());
+        let ips: Vec<IpAddr> = (0..1024_u16).map(|n| [10, 1, (n >> 8) as u8, n as u8].into()).collect();
+        let error = announce(a, &ips).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     });
 }
 

@@ -66,16 +66,12 @@ impl Netlink {
                 _ => None,
             });
         let addresses = self.addresses().await?;
-        let on_link = addresses.iter().filter(|message| message.header.index == link.index && is_usable(message));
-        let local =
-            on_link.filter(|message| message.header.scope == AddressScope::Link).find_map(|message| match own_network(
-                message,
-            )?
-            .ip()
-            {
-                IpAddr::V6(ip) => Some(ip),
-                IpAddr::V4(_) => None,
-            });
+        let of_link = addresses.iter().filter(|message| message.header.index == link.index && is_usable(message));
+        let local = of_link.filter(|message| message.header.scope == AddressScope::Link).filter_map(own_network);
+        let local = local.map(|network| network.ip()).find_map(|ip| match ip {
+            IpAddr::V6(ip) => Some(ip),
+            IpAddr::V4(_) => None,
+        });
         Ok(ethernet.map(|ethernet| Port { link, ethernet, local }))
     }
 
@@ -83,14 +79,14 @@ impl Netlink {
     /// where they were; those of IPv6 where the device has a link-local address. Needs CAP_NET_RAW.
     ///
     /// # Errors
-    /// Where the device is gone or has no Ethernet address, or it is not permitted.
+    /// Where the device is gone, has no Ethernet address or takes nothing, or it is not permitted.
     pub async fn announce(&self, link: Link, ips: &[IpAddr]) -> Result<(), RouteError> {
         if ips.is_empty() {
             return Ok(());
         }
         let announced = match self.port(link).await? {
             None => Err(io::ErrorKind::AddrNotAvailable.into()),
-            Some(port) => neighbour::announce(port, ips),
+            Some(port) => neighbour::announce(port, ips).await,
         };
         announced.map_err(|why| RouteError::Announce { why: why.into() })
     }
