@@ -78,6 +78,21 @@ fn a_node_killed_and_started_again_is_reached_again_even_if_its_clock_is_a_day_b
 }
 
 #[test]
+fn a_node_whose_tun_device_is_deleted_ends_and_says_so_and_starts_again() {
+    let lab = relayed_pair();
+    let ping = ping(&lab, "a", "b");
+    ping.wait_answers(10, PATIENCE).unwrap();
+
+    let node = lab.process("b").unwrap();
+    gateway(&lab, "b").exec("ip", ["link", "delete", "fl0"]).unwrap();
+    let ended = node.wait_exit(PATIENCE).expect("it ends");
+    assert_eq!(ended.code(), Some(1), "{}", node.tail(5));
+    assert!(node.tail(5).contains("error: the TUN device fl0 was deleted under us"), "{}", node.tail(5));
+    lab.restart("b").unwrap();
+    ping.wait_answers(10, PATIENCE).unwrap();
+}
+
+#[test]
 fn a_hub_killed_and_started_again_serves_again_even_if_its_clock_is_a_day_behind() {
     let lab = relayed_pair();
     let flows = Flows::start(&lab, "a", "b").unwrap();
