@@ -141,9 +141,11 @@ fn two_nodes_with_one_key_both_raise_the_alarm() {
     lab.publish().unwrap();
     lab.join("b").unwrap();
     copy(lab.site("b").unwrap().state(), lab.site("c").unwrap().state());
-    lab.up("b").unwrap();
-    lab.up("c").unwrap();
-    for twin in ["b", "c"] {
+    let b = lab.up("b").unwrap();
+    // which may lose to the other before it was ever up: it then leaves the key alone for a minute
+    let c = lab.start_node("c", &RunOptions::default()).unwrap();
+    for (twin, node) in [("b", b), ("c", c)] {
+        node.wait_line("another machine uses this node's key", PATIENCE).unwrap();
         wait_status(&lab, twin, "the alarm", |status| {
             let mut alarms = status["alarms"].as_array()?.iter().filter_map(serde_json::Value::as_str);
             alarms.find(|alarm| alarm.contains("another machine uses this node's key")).map(drop)
