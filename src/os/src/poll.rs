@@ -6,6 +6,7 @@
 use std::{
     io,
     mem::MaybeUninit,
+    num::NonZeroU64,
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -15,6 +16,7 @@ use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll},
     fd::AsFd,
     io::Errno,
+    thread::set_current_timer_slack,
 };
 
 use crate::clock;
@@ -90,7 +92,7 @@ pub struct Poller<const N: usize> {
 }
 
 impl<const N: usize> Poller<N> {
-    /// Of descriptors that stay open as long as this is used.
+    /// Of descriptors that stay open as long as this is used, for the calling thread.
     ///
     /// # Errors
     /// Where the process has no descriptor left, or one of these cannot be waited for.
@@ -100,7 +102,14 @@ impl<const N: usize> Poller<N> {
         for (descriptor, number) in descriptors.into_iter().chain([waker.0.as_fd()]).zip(0..) {
             epoll::add(&epoll, descriptor, epoll::EventData::new_u64(number), epoll::EventFlags::IN)?;
         }
+        // what the kernel adds otherwise is as long as a pause
+        let _ = set_current_timer_slack(NonZeroU64::new(SLACK));
         Ok(Self { epoll, waker })
+    }
+
+    /// Sleeps for so long, whatever comes: not longer by much than it is to, in the thread that made this.
+    pub fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 
     /// As [`wait`], with the deadline rounded up to whole milliseconds.
@@ -132,6 +141,8 @@ fn whole(time: Duration) -> Duration {
 }
 
 const MOST: usize = 8;
+/// By so many nanoseconds a wait may be longer than it should.
+const SLACK: u64 = 1000;
 const LONG: Timespec = Timespec { tv_sec: 3600, tv_nsec: 0 };
 
 #[cfg(test)]
@@ -184,6 +195,19 @@ mod tests {
         }
         busy.recv(&mut [0; 8]).unwrap();
         assert_eq!(poller.wait(soon(0)).unwrap(), Ready { readable: [false, false], woken: false });
+    }
+
+    #[test]
+    fn a_pause_is_not_shorter_than_it_is_to_be_and_nothing_that_came_meanwhile_is_lost() {
+        let busy = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let waker = Waker::new().unwrap();
+        let poller = Poller::new([busy.as_fd()], waker.clone()).unwrap();
+        busy.send_to(b"x", busy.local_addr().unwrap()).unwrap();
+        waker.wake();
+        let (begun, time) = (clock::now(), Duration::from_micros(300));
+        poller.pause(time);
+        assert!(clock::now() - begun >= time);
+        assert_eq!(poller.wait(soon(4000)).unwrap(), Ready { readable: [true], woken: true });
     }
 
     #[test]
