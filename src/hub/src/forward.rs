@@ -930,6 +930,13 @@ pub struct Carried {
     pub bytes: u64,
 }
 
+impl Carried {
+    /// What was added to what there was earlier.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { packets: self.packets.saturating_sub(earlier.packets), bytes: self.bytes.saturating_sub(earlier.bytes) }
+    }
+}
+
 macro_rules! drops {
     ($($(#[$doc:meta])* $reason:ident = $label:literal,)*) => {
         /// Why a datagram was dropped. A counter label, not an error.

@@ -10,6 +10,7 @@ mod args;
 mod driver;
 mod lobby;
 mod log;
+mod moderation;
 mod packet_loop;
 mod state;
 mod streams;

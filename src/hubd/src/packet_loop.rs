@@ -1,7 +1,8 @@
 //! The hub's packet thread: one loop around one [`Forwarder`], and no decision in it.
 //!
 //! Wait for the socket, a data stream, a command or the timeout; read the clock once; hand the batch
-//! in; drain. It never sees what is inside a frame, and nothing that could open one is linked here. Each data stream
+//! in; drain. Where datagrams come one by one and often, some of them wait for each other: [`Moderation`] says when.
+//! It never sees what is inside a frame, and nothing that could open one is linked here. Each data stream
 //! belongs to one worker; what others send on it goes from thread to thread.
 
 use std::{
@@ -33,6 +34,8 @@ use flatlan_relay::{
 };
 use flatlan_types::{Endpoint, NetworkId, Share, WorkerId, Workers};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::moderation::Moderation;
 
 /// What the control side sends to the packet thread.
 pub(crate) enum Order {
@@ -307,14 +310,22 @@ impl PacketLoop {
         let mut received = RecvBatch::new();
         let mut inbox = StreamInbox::new();
         let mut priority = Priority::new(clock::now());
+        let mut moderation = Moderation::new(clock::now());
         let poller = Poller::new([self.io.udp.as_fd(), self.io.streams.as_fd()], self.waker.clone())?;
         // the socket and the data streams: not asked in vain where the kernel has just told which of them has something
-        let mut readable = [true; 2];
+        let mut readable: Option<[bool; 2]> = None;
         loop {
-            let now = clock::now();
+            let mut now = clock::now();
+            if let Some([true, _]) = readable {
+                let moment = moderation.handle_wake(now);
+                if !moment.is_zero() {
+                    poller.pause(moment);
+                    now = clock::now();
+                }
+            }
             priority.update(now);
             self.io.now = now;
-            let [udp, streams] = std::mem::replace(&mut readable, [true; 2]);
+            let [udp, streams] = readable.take().unwrap_or([true; 2]);
             let mut busy = false;
             for _ in 0..ORDER_BURST {
                 let Ok(order) = self.orders.try_recv() else { break };
@@ -350,7 +361,9 @@ impl PacketLoop {
                 busy |= self.receive_streams(&mut inbox, &mut priority, now);
             }
             if udp {
+                let before = self.forwarder.stats().forwarded;
                 busy |= self.receive(&mut received, &mut priority, now);
+                moderation.handle_read(self.forwarder.stats().forwarded.since(before), now);
             }
             if self.forwarder.poll_timeout() <= now {
                 self.forwarder.handle_timeout(now, &mut self.io);
@@ -362,7 +375,7 @@ impl PacketLoop {
             if !busy {
                 let deadline = self.forwarder.poll_timeout();
                 let deadline = if told_all { deadline } else { deadline.min(now + EVENT_RETRY) };
-                readable = poller.wait(Some(deadline))?.readable;
+                readable = Some(poller.wait(Some(deadline))?.readable);
             }
         }
     }
@@ -386,9 +399,9 @@ impl PacketLoop {
             any = true;
             if let Some(attachment) = self.io.owners.get(&stream).copied() {
                 inbox.each(|message| {
-                    let before = self.forwarder.stats().forwarded.bytes;
+                    let before = self.forwarder.stats().forwarded;
                     self.forwarder.handle_stream(attachment, message, now, &mut self.io);
-                    priority.count_carried(self.forwarder.stats().forwarded.bytes.saturating_sub(before));
+                    priority.count_carried(self.forwarder.stats().forwarded.since(before).bytes);
                 });
             }
         }
@@ -409,9 +422,9 @@ impl PacketLoop {
                     stride: received.stride,
                     class: TrafficClass(received.traffic_class),
                 };
-                let before = self.forwarder.stats().forwarded.bytes;
+                let before = self.forwarder.stats().forwarded;
                 self.forwarder.handle_udp(batch, now, &mut self.io);
-                priority.count_carried(self.forwarder.stats().forwarded.bytes.saturating_sub(before));
+                priority.count_carried(self.forwarder.stats().forwarded.since(before).bytes);
             }
             if !more {
                 break;
