@@ -180,6 +180,7 @@ impl Hub {
                 self.set_state(stream, State::Data(attachment));
                 self.set_data(attachment, stream);
                 self.send_attached(stream, attachment.0, *network, None);
+                self.shorten(attachment, now);
                 Ok(())
             }
             (Role::Join, Proof::Invite { key, signature }) => {

@@ -165,6 +165,21 @@ fn a_path_over_two_hubs_needs_one_as_soon_as_the_receiver_attaches_there() {
 }
 
 #[test]
+fn a_path_over_two_hubs_needs_one_as_soon_as_a_receiver_without_udp_attaches_there() {
+    let (mut world, admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    let to_b = world.open(0, a, admin.id, world.id(1)).unwrap();
+    world.attach(1, 0, admin.id);
+    world.attach_data(1, 0, admin.id);
+    world.run(DELAY * 5);
+    let forwarded = world.hubs[1].forwarder.stats().forwarded.packets;
+    assert!(world.passes(0, 0, to_b, 1));
+    assert_eq!(world.hubs[1].forwarder.stats().forwarded.packets, forwarded, "it goes by the nearer hub");
+}
+
+#[test]
 fn where_udp_between_hubs_is_blocked_their_data_goes_over_the_stream() {
     let all = [0, 1];
     let mut admin = lan(&all, 2);
