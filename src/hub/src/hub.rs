@@ -95,12 +95,14 @@ impl Hub {
                 unsound.extend(restored.err().map(|error| (network, error)));
             }
         }
-        let (key, seed, incarnation) = (config.secret.public(), config.seed, config.incarnation);
+        let (key, incarnation) = (config.secret.public(), config.incarnation);
+        let mut random = Random::new(config.seed);
+        let digests = usize::from(random.next() as u16);
         let mut hub = Self {
             key,
             config,
             clock: Clock { start: now, unix, unix_at: now },
-            random: Random::new(seed),
+            random,
             streams: BTreeMap::new(),
             networks,
             withheld: BTreeSet::new(),
@@ -115,7 +117,7 @@ impl Hub {
             diallers: BTreeMap::new(),
             dials: BTreeMap::new(),
             lsdb: Lsdb::default(),
-            own: neighbour::OwnState::new(incarnation),
+            own: neighbour::OwnState::new(incarnation, digests, now),
             unreachable: BTreeMap::new(),
             held: Held::default(),
             claims_checked: 0,
@@ -250,6 +252,7 @@ impl Hub {
             self.next_second = now + Duration::from_secs(1);
             self.close_silent(now);
             self.tick_transfers(now);
+            self.pull_missed(now);
             self.forget_unreachable(now);
         }
         if now >= self.next_digest {

@@ -19,12 +19,20 @@ pub struct Lsa {
     /// Which of its statements; the greatest holds.
     #[n(1)]
     pub version: LsaVersion,
-    /// Its adjacencies that are up.
+    /// Its adjacencies that are up, sorted by whom they lead to.
     #[n(2)]
     pub links: Vec<LsaLink>,
     /// The networks that it serves, sorted.
     #[n(3)]
     pub serves: Vec<NetworkTag>,
+}
+
+impl Lsa {
+    /// Its adjacency with another hub.
+    pub fn link(&self, to: &HubKey) -> Option<&LsaLink> {
+        let at = self.links.binary_search_by_key(to, |link| link.to).ok()?;
+        self.links.get(at)
+    }
 }
 
 /// One adjacency.

@@ -15,7 +15,10 @@
 //! back to who has been on time for a while; who was taken for late without cause gets twice the time, until it has not
 //! been late for long. Two hubs that dial each other keep the stream that the smaller key dialled.
 //! Up or down, and round trips that changed much, make a new link state, which floods to the hubs that
-//! share a network with its origin. Digests find what a lost message left different.
+//! share a network with its origin. A loss is stated at once, what comes back only so often. Who hands on what a neighbour
+//! said leaves out whom that neighbour reaches itself, as both state: among hubs that all reach each other a word takes as many
+//! messages as there are hubs, not their square. Who loses a neighbour asks others for what it may have said meanwhile.
+//! Digests find what a lost message left different.
 //!
 //! A hub that no roster lists may bring the one that does: it has a place among few, for a while.
 
@@ -30,7 +33,10 @@ use flatlan_relay::{
 };
 use flatlan_types::{Endpoint, HostPort, HubKey, Label, NetworkId, Signature};
 
-use super::{Dialling, Draining, Hub, NeighbourStatus, Owner, State, attach::Refusal, path::Cause, presence::Gone};
+use super::{
+    Dialling, Draining, Hub, NeighbourStatus, Owner, State, attach::Refusal, network::Network, path::Cause,
+    presence::Gone,
+};
 use crate::{
     forward::{AttachmentId, ForwardCommand, QUICK_BURST, QUICK_LATE, StreamId},
     linkstate::News,
@@ -65,6 +71,8 @@ pub(super) struct Neighbour {
     adjacency: Adjacency,
     /// Networks that it says it serves, of those that list it.
     serves: BTreeSet<NetworkId>,
+    /// What we said of that kind.
+    told: BTreeSet<NetworkId>,
     next_hello: Instant,
 }
 
@@ -188,11 +196,26 @@ impl Try {
 #[derive(Debug)]
 pub(super) struct OwnState {
     version: LsaVersion,
+    /// What is no loss is not stated before that.
+    next: Instant,
+    /// Whether something waits for it.
+    waits: Waits,
+    /// Hubs that we lost as neighbours, and when it is looked for what they said last.
+    missed: BTreeMap<HubKey, Instant>,
+    /// Where in the neighbours the next digests begin.
+    digests: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    No,
+    Yes,
 }
 
 impl OwnState {
-    pub(super) fn new(incarnation: u64) -> Self {
-        Self { version: LsaVersion { incarnation, sequence: 0 } }
+    pub(super) fn new(incarnation: u64, digests: usize, now: Instant) -> Self {
+        let version = LsaVersion { incarnation, sequence: 0 };
+        Self { version, next: now, waits: Waits::No, missed: BTreeMap::new(), digests }
     }
 }
 
@@ -365,7 +388,7 @@ impl Hub {
         let Some(gone) = self.neighbours.remove(&hub) else { return };
         if gone.is_up() {
             self.event(HubEvent::NeighbourDown { hub });
-            self.originate();
+            self.neighbour_lost(hub, now);
         }
         self.remove_attachment(gone.attachment, now);
     }
@@ -412,7 +435,7 @@ impl Hub {
             }
             self.judge(hub, now);
         }
-        self.originate_if_changed();
+        self.originate_if_changed(now);
     }
 
     /// When a neighbour or a dial next needs a turn.
@@ -422,7 +445,8 @@ impl Hub {
             [Some(neighbour.next_hello), silent].into_iter().flatten()
         });
         let dials = self.diallers.iter().filter_map(|(hub, dialler)| dialler.attempt(self.wanted_dial(hub)?).next);
-        neighbours.chain(dials).min()
+        let own = (self.own.waits == Waits::Yes).then_some(self.own.next);
+        neighbours.chain(dials).chain(own).min()
     }
 
     /// When a neighbour next is late, if it says nothing until then.
@@ -432,14 +456,48 @@ impl Hub {
     }
 
     pub(super) fn send_digests(&mut self) {
-        let hubs: Vec<_> = self.neighbours.iter().filter(|(_, n)| n.is_up()).map(|(hub, _)| *hub).collect();
-        for hub in hubs {
+        for hub in self.digest_turn() {
             self.send_lsa_digest(hub);
-            self.send_presence_digests(hub);
+            self.send_presence_digests(hub, &self.shared(&hub));
         }
         let networks = &self.networks;
         let me = self.key;
         self.lsdb.retain(|origin| *origin == me || networks.values().any(|network| network.lists_hub(origin)));
+    }
+
+    /// Neighbours whose turn it is to get digests: all where they are few. Where they are many each hub gets as many
+    /// digests in a turn all the same, of others each time.
+    fn digest_turn(&mut self) -> Vec<HubKey> {
+        let up: Vec<_> = self.neighbours.iter().filter(|(_, n)| n.is_up()).map(|(hub, _)| *hub).collect();
+        let begin = self.own.digests.checked_rem(up.len()).unwrap_or(0);
+        self.own.digests = begin + DIGESTS;
+        up.iter().cycle().skip(begin).take(up.len().min(DIGESTS)).copied().collect()
+    }
+
+    /// What a neighbour said last may not have come, and others took it that it had: they hand nothing on that it tells
+    /// by itself. It is asked for as soon as others know, too.
+    fn neighbour_lost(&mut self, hub: HubKey, now: Instant) {
+        self.originate();
+        self.own.missed.insert(hub, now + SETTLED);
+    }
+
+    /// Asks for the link states, and for what hubs hold that we lost as neighbours and others have.
+    pub(super) fn pull_missed(&mut self, now: Instant) {
+        let lost: Vec<_> = self.own.missed.extract_if(.., |_, due| *due <= now).map(|(hub, _)| hub).collect();
+        if !lost.is_empty() {
+            for hub in self.digest_turn() {
+                self.send_lsa_digest(hub);
+            }
+        }
+        for hub in lost {
+            let networks: Vec<_> = self.networks.keys().copied().collect();
+            for network in networks {
+                let next_hop = self.route(network, hub).map(|route| route.next_hop);
+                if let Some(next_hop) = next_hop.filter(|next_hop| *next_hop != hub) {
+                    self.tell_hub(next_hop, Control::PresencePull { network, hub });
+                }
+            }
+        }
     }
 
     /// The hubs that we dial: those in rosters of networks allowed by name, and those configured.
@@ -503,7 +561,7 @@ impl Hub {
             // What came from hubs that no roster listed was not kept.
             self.send_lsa_digest(hub);
         }
-        self.originate_if_changed();
+        self.originate_if_changed(now);
     }
 
     /// The networks that both serve.
@@ -512,15 +570,15 @@ impl Hub {
         neighbour.serves.iter().copied().filter(|network| self.shares(hub, network)).collect()
     }
 
-    /// Sends to the neighbours that serve a network.
-    pub(super) fn tell_hubs(&mut self, network: NetworkId, except: Option<HubKey>, message: &Control) {
+    /// Sends to the neighbours that serve a network, but for those that `from`, whose word it is, tells by itself.
+    pub(super) fn tell_hubs(&mut self, network: NetworkId, from: Option<HubKey>, message: &Control) {
         let Some(state) = self.networks.get(&network) else { return };
+        let from = from.map(|from| (from, self.lsdb.serves(&from, state.tag)));
+        let has = |hub| from.is_some_and(|(from, serves)| from == hub || (serves && self.lsdb.linked(&from, &hub)));
         let told: Vec<_> = self
             .neighbours
             .iter()
-            .filter(|(hub, neighbour)| {
-                Some(**hub) != except && neighbour.serves.contains(&network) && state.lists_hub(hub)
-            })
+            .filter(|(hub, neighbour)| neighbour.serves.contains(&network) && state.lists_hub(hub) && !has(**hub))
             .map(|(_, neighbour)| neighbour.control)
             .collect();
         for stream in told {
@@ -535,8 +593,9 @@ impl Hub {
         }
     }
 
-    /// States our links anew.
+    /// States our links anew, at once.
     pub(super) fn originate(&mut self) {
+        self.own.waits = Waits::No;
         let Lsa { links, serves, .. } = self.own_links();
         self.own.version.sequence += 1;
         let lsa = Lsa { origin: self.key, version: self.own.version, links, serves };
@@ -546,7 +605,18 @@ impl Hub {
         self.flood(self.key, &bytes, None);
     }
 
-    fn originate_if_changed(&mut self) {
+    /// The same where nothing is lost: at once, or where that was so a moment ago, together with what comes until then.
+    /// Where many hubs meet at once each of them would state each neighbour by itself, to all.
+    fn originate_soon(&mut self, now: Instant) {
+        if now >= self.own.next {
+            self.own.next = now + STATED;
+            return self.originate();
+        }
+        self.own.waits = Waits::Yes;
+        self.next_tick = self.next_tick.min(self.own.next);
+    }
+
+    fn originate_if_changed(&mut self, now: Instant) {
         let fresh = self.own_links();
         let same = self.lsdb.get(&self.key).is_some_and(|stated| {
             let stated = stated.lsa();
@@ -555,8 +625,10 @@ impl Hub {
                 && stated.links.len() == fresh.links.len()
                 && stated.links.iter().zip(&fresh.links).all(alike)
         });
-        if !same {
-            self.originate();
+        if same {
+            self.own.waits = Waits::No;
+        } else {
+            self.originate_soon(now);
         }
     }
 
@@ -650,6 +722,7 @@ impl Hub {
             rtt: None,
             adjacency: Adjacency::Down,
             serves: BTreeSet::new(),
+            told: BTreeSet::new(),
             next_hello: now,
         };
         self.neighbours.insert(hub, neighbour);
@@ -692,9 +765,9 @@ impl Hub {
                 neighbour.adjacency = Adjacency::Up;
                 self.event(HubEvent::NeighbourUp { hub });
                 self.send_serves(hub);
-                self.originate();
+                self.originate_soon(now);
                 self.send_lsa_digest(hub);
-                self.send_presence_digests(hub);
+                self.send_presence_digests(hub, &self.shared(&hub));
             }
             (Adjacency::Up, true) if late => {
                 neighbour.adjacency = Adjacency::Late;
@@ -712,7 +785,7 @@ impl Hub {
                 neighbour.adjacency = Adjacency::Down;
                 neighbour.led_around.clear();
                 self.event(HubEvent::NeighbourDown { hub });
-                self.originate();
+                self.neighbour_lost(hub, now);
                 self.leave_neighbour(attachment, Cause::Broken, now);
             }
             (Adjacency::Up, true) => self.trust(hub, now),
@@ -736,10 +809,23 @@ impl Hub {
         }
     }
 
+    /// Says what we serve that the neighbour has a part in, where that is not what we said before.
     fn send_serves(&mut self, hub: HubKey) {
         let networks = self.networks.iter().filter(|(_, network)| network.lists_hub(&hub)).map(|(id, _)| *id);
-        let networks = networks.take(MAX_SERVED).collect();
-        self.tell_hub(hub, Control::Serves { networks });
+        let networks: BTreeSet<_> = networks.take(MAX_SERVED).collect();
+        let Some(neighbour) = self.neighbours.get_mut(&hub).filter(|neighbour| neighbour.told != networks) else {
+            return;
+        };
+        let before = std::mem::replace(&mut neighbour.told, networks.clone());
+        let fresh: Vec<_> = networks.difference(&before).copied().filter(|id| neighbour.serves.contains(id)).collect();
+        self.tell_hub(hub, Control::Serves { networks: networks.into_iter().collect() });
+        self.begin_to_share(hub, &fresh);
+    }
+
+    /// Tells a neighbour what there is of networks.
+    fn begin_to_share(&mut self, hub: HubKey, networks: &[NetworkId]) {
+        self.send_heads(hub, networks);
+        self.send_presence_digests(hub, networks);
     }
 
     fn handle_serves(&mut self, stream: StreamId, hub: HubKey, networks: Vec<NetworkId>, now: Instant) {
@@ -747,14 +833,13 @@ impl Hub {
         let allowed: BTreeSet<_> = allowed.collect();
         let missing = |id: &&NetworkId| self.networks.get(id).is_none_or(|network| network.roster.is_none());
         let missing: Vec<_> = allowed.iter().filter(missing).copied().collect();
-        if let Some(neighbour) = self.neighbours.get_mut(&hub) {
-            neighbour.serves = allowed;
-        }
+        let Some(neighbour) = self.neighbours.get_mut(&hub) else { return };
+        let before = std::mem::replace(&mut neighbour.serves, allowed);
         for network in missing {
             self.ask_for_roster(stream, network, None, now);
         }
-        self.send_heads(hub);
-        self.send_presence_digests(hub);
+        let fresh: Vec<_> = self.shared(&hub).into_iter().filter(|network| !before.contains(network)).collect();
+        self.begin_to_share(hub, &fresh);
     }
 
     fn handle_lsa(&mut self, from: HubKey, bytes: &[u8], now: Instant) {
@@ -816,11 +901,19 @@ impl Hub {
         self.tell_hub(hub, Control::LsaDigest { entries });
     }
 
-    fn flood(&mut self, origin: HubKey, bytes: &[u8], except: Option<HubKey>) {
+    /// Hands on what `from` said to those that it does not tell by itself.
+    fn flood(&mut self, origin: HubKey, bytes: &[u8], from: Option<HubKey>) {
+        let tells = |from: HubKey, hub: &HubKey| {
+            let common = |network: &Network| {
+                self.lsdb.serves(&from, network.tag) && network.lists_hub(&origin) && network.lists_hub(hub)
+            };
+            self.lsdb.linked(&from, hub) && (from == origin || self.networks.values().any(common))
+        };
+        let has = |hub: &HubKey| *hub == origin || from.is_some_and(|from| from == *hub || tells(from, hub));
         let told: Vec<_> = self
             .neighbours
             .iter()
-            .filter(|(hub, _)| Some(**hub) != except && **hub != origin && self.related(&origin, hub))
+            .filter(|(hub, _)| self.related(&origin, hub) && !has(hub))
             .map(|(_, neighbour)| neighbour.control)
             .collect();
         for stream in told {
@@ -909,6 +1002,12 @@ const MAX_NEWCOMERS: usize = 16;
 const NEWCOMER_LIFE: Duration = Duration::from_secs(60);
 /// Networks in one `Serves`.
 const MAX_SERVED: usize = 1_800;
+/// What is no loss is stated at most once in so long.
+const STATED: Duration = Duration::from_millis(200);
+/// Until then all who lost a neighbour have said so.
+const SETTLED: Duration = Duration::from_millis(500);
+/// Neighbours that get digests in one turn.
+const DIGESTS: usize = 8;
 /// Lines in one digest.
 const MAX_DIGEST: usize = 1_000;
 const MAX_UDP: usize = 8;

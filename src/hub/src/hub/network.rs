@@ -286,16 +286,21 @@ impl Hub {
         }
     }
 
-    /// Tells a neighbour the heads of all networks that we share.
-    pub(super) fn send_heads(&mut self, hub: HubKey) {
-        for network in self.shared(&hub) {
-            if let Some(head) = self.networks.get(&network).and_then(Network::head_message) {
+    /// Tells a neighbour the heads of networks that we share.
+    pub(super) fn send_heads(&mut self, hub: HubKey, networks: &[NetworkId]) {
+        for network in networks {
+            if let Some(head) = self.networks.get(network).and_then(Network::head_message) {
                 self.tell_hub(hub, head);
             }
         }
     }
 
     fn handle_head(&mut self, stream: StreamId, network: NetworkId, head: &[u8], claims: ClaimsSummary, now: Instant) {
+        // every neighbour tells each head: the one that is here needs no look at its signatures
+        let here = self.networks.get(&network).and_then(|network| network.roster.as_ref());
+        if here.is_some_and(|roster| roster.signed_head().encode() == head) {
+            return self.compare_claims(stream, network, claims);
+        }
         let Ok(head) = VerifiedHead::decode(head, &network) else { return };
         let version = Some(head.version());
         let Some(state) = self.networks.get(&network) else {
@@ -303,11 +308,7 @@ impl Hub {
         };
         match state.ratchet.compare(&head) {
             Ok(Step::Newer) => self.ask_for_roster(stream, network, version, now),
-            Ok(Step::Same) => {
-                if state.roster.as_ref().is_some_and(|roster| summary(roster) != claims) {
-                    self.send(stream, Control::GetClaims { network, from: 0 });
-                }
-            }
+            Ok(Step::Same) => self.compare_claims(stream, network, claims),
             Err(RatchetError::Rollback { .. }) => {
                 if let Some(ours) = state.head_message() {
                     self.send(stream, ours);
@@ -315,6 +316,13 @@ impl Hub {
             }
             Err(RatchetError::Fork(proof)) => self.keep_fork(network, &proof),
             Err(RatchetError::SerialJump { .. }) => {}
+        }
+    }
+
+    fn compare_claims(&mut self, stream: StreamId, network: NetworkId, theirs: ClaimsSummary) {
+        let roster = self.networks.get(&network).and_then(|network| network.roster.as_ref());
+        if roster.is_some_and(|roster| summary(roster) != theirs) {
+            self.send(stream, Control::GetClaims { network, from: 0 });
         }
     }
 

@@ -112,17 +112,25 @@ impl PresenceTable {
     /// What forbids this presence: one of a greater boot epoch anywhere, or as great an order at the same
     /// hub.
     pub(super) fn blocks(&self, presence: &Presence) -> Option<&Presence> {
-        let held = self.by_member.get(&presence.member())?;
-        let blocking = held.iter().filter(|held| {
-            let order = held.presence.order();
-            order.epoch > presence.order().epoch || (held.presence.hub() == presence.hub() && order >= presence.order())
-        });
-        blocking.map(|held| &held.presence).max_by_key(|presence| presence.order())
+        Some(&self.blocking(&presence.member(), &presence.hub(), presence.order())?.presence)
     }
 
-    fn has_ended(&self, presence: &Presence) -> bool {
-        let held = self.by_member.get(&presence.member()).and_then(|held| held.get(&presence.hub()));
-        held.is_some_and(|held| held.gone.is_some())
+    fn blocking(&self, member: &MemberId, hub: &HubKey, order: PresenceOrder) -> Option<&Held> {
+        let held = self.by_member.get(member)?;
+        let blocking = held.iter().filter(|held| {
+            let there = held.presence.order();
+            there.epoch > order.epoch || (held.presence.hub() == *hub && there >= order)
+        });
+        blocking.max_by_key(|held| held.presence.order())
+    }
+
+    /// Whether as good or better is there. That one ended is said without proof: its own hub, and who carries to it, know
+    /// better.
+    fn is_stale(&self, member: &MemberId, hub: &HubKey, order: PresenceOrder, by: By) -> bool {
+        self.blocking(member, hub, order).is_some_and(|greater| {
+            let same = greater.presence.hub() == *hub && greater.presence.order() == order;
+            !(same && greater.gone.is_some() && by == By::Holder)
+        })
     }
 
     /// The hubs that hold a member.
@@ -161,12 +169,7 @@ impl PresenceTable {
     }
 
     fn add(&mut self, presence: Presence, by: By, now: Instant) -> (Added, Vec<HubKey>) {
-        let blocked = self.blocks(&presence).is_some_and(|greater| {
-            // That it ended is said without proof: its own hub, and who carries to it, know better.
-            let ended = greater.hub() == presence.hub() && greater.order() == presence.order();
-            !(ended && by == By::Holder && self.has_ended(&presence))
-        });
-        if blocked {
+        if self.is_stale(&presence.member(), &presence.hub(), presence.order(), by) {
             return (Added::Stale, Vec::new());
         }
         self.digest = None;
@@ -254,12 +257,8 @@ impl Hub {
     /// Takes a presence that is verified and wanted; tells who watches and the other hubs.
     pub(super) fn add_presence(&mut self, presence: Presence, from: Option<HubKey>, now: Instant) -> Added {
         let (network, member, hub) = (presence.network(), presence.member(), presence.hub());
-        let next_hop = from.and_then(|_| self.route(network, presence.hub())).map(|route| route.next_hop);
+        let by = self.by(network, hub, from);
         let Some(state) = self.networks.get_mut(&network) else { return Added::Stale };
-        let by = match from {
-            Some(hub) if hub == presence.hub() || next_hop == Some(hub) => By::Holder,
-            Some(_) | None => By::Other,
-        };
         let (added, ended) = state.presence.add(presence.clone(), by, now);
         if added == Added::Stale {
             return added;
@@ -282,6 +281,13 @@ impl Hub {
         self.spread_ways(network, member, now);
         self.part_ways(network, member, hub, now);
         added
+    }
+
+    /// In which place `from` is to speak of `holder`.
+    fn by(&mut self, network: NetworkId, holder: HubKey, from: Option<HubKey>) -> By {
+        let Some(from) = from else { return By::Other };
+        let next_hop = self.route(network, holder).map(|route| route.next_hop);
+        if from == holder || next_hop == Some(from) { By::Holder } else { By::Other }
     }
 
     pub(super) fn presence_gone(
@@ -338,12 +344,14 @@ impl Hub {
     /// From a neighbour.
     pub(super) fn handle_presences(&mut self, hub: HubKey, network: NetworkId, presences: &[ByteVec], now: Instant) {
         for bytes in presences {
-            let Some((of, member, at, _)) = Presence::peek(bytes) else { continue };
+            let Some((of, member, at, order)) = Presence::peek(bytes) else { continue };
+            let by = self.by(network, at, Some(hub));
             let Some(state) = self.networks.get(&network) else { return };
             let Some(roster) = &state.roster else { return };
             let wanted =
                 of == network && at != self.key && roster.by_id(&member).is_some() && roster.hub(&at).is_some();
-            if !wanted {
+            // most of what comes twice is told by its order, without a look at the signature
+            if !wanted || state.presence.is_stale(&member, &at, order, by) {
                 continue;
             }
             let Ok(presence) = Presence::verify(bytes) else { continue };
@@ -386,12 +394,12 @@ impl Hub {
         }
     }
 
-    /// The digests of every network shared with a neighbour.
-    pub(super) fn send_presence_digests(&mut self, hub: HubKey) {
-        for network in self.shared(&hub) {
-            let Some(state) = self.networks.get_mut(&network) else { continue };
+    /// The digests of networks shared with a neighbour.
+    pub(super) fn send_presence_digests(&mut self, hub: HubKey, networks: &[NetworkId]) {
+        for network in networks {
+            let Some(state) = self.networks.get_mut(network) else { continue };
             let entries = state.presence.digest();
-            self.tell_hub(hub, Control::PresenceDigest { network, entries });
+            self.tell_hub(hub, Control::PresenceDigest { network: *network, entries });
         }
     }
 

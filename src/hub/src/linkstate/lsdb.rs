@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flatlan_relay::{Lsa, LsaEntry, LsaVersion, SignedLsa};
+use flatlan_relay::{Lsa, LsaEntry, LsaVersion, NetworkTag, SignedLsa};
 use flatlan_types::HubKey;
 
 /// See the module.
@@ -65,6 +65,17 @@ impl Lsdb {
 
     pub(crate) fn version(&self, origin: &HubKey) -> Option<LsaVersion> {
         Some(self.get(origin)?.lsa().version)
+    }
+
+    /// Whether two hubs reach each other, as both state.
+    pub(crate) fn linked(&self, a: &HubKey, b: &HubKey) -> bool {
+        let states = |from, to| self.get(from).is_some_and(|lsa| lsa.lsa().link(to).is_some());
+        states(a, b) && states(b, a)
+    }
+
+    /// Whether a hub states that it serves a network.
+    pub(crate) fn serves(&self, hub: &HubKey, network: NetworkTag) -> bool {
+        self.get(hub).is_some_and(|lsa| lsa.lsa().serves.binary_search(&network).is_ok())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &SignedLsa> {

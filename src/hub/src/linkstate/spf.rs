@@ -52,9 +52,7 @@ pub(crate) fn routes<'a>(
             continue;
         }
         for link in &state.links {
-            let Some(back) = states.get(&link.to).and_then(|(far, _)| far.links.iter().find(|l| l.to == hub)) else {
-                continue;
-            };
+            let Some(back) = states.get(&link.to).and_then(|(far, _)| far.link(&hub)) else { continue };
             if settled.contains(&link.to) {
                 continue;
             }

@@ -779,6 +779,49 @@ fn a_restarted_hub_is_a_neighbour_again_and_holds_nobody() {
 }
 
 #[test]
+fn among_hubs_that_all_reach_each_other_a_word_is_told_to_each_of_them_once() {
+    let (mut world, admin) = hubs(8, 2);
+    let counted = |world: &mut World, lsas, floods, what| {
+        assert_eq!((world.lsas, world.floods), (lsas, floods), "{what}");
+        (world.lsas, world.floods) = (0, 0);
+    };
+    (world.lsas, world.floods) = (0, 0);
+    let control = world.join(0, 3, admin.id);
+    world.run(Duration::from_millis(100));
+    counted(&mut world, 0, 7, "a node is there");
+    world.close(control);
+    world.run(Duration::from_millis(100));
+    counted(&mut world, 0, 7, "it left");
+    world.kill(3);
+    world.run(Duration::from_millis(100));
+    counted(&mut world, 7 * 6, 0, "each other hub says that one is gone");
+}
+
+#[test]
+fn hubs_that_all_meet_at_once_state_their_links_a_few_times_and_not_each_link_to_all() {
+    const HUBS: usize = 12;
+    let (world, _) = hubs(HUBS, 2);
+    assert!((0..HUBS).all(|hub| world.up(hub).len() == HUBS - 1));
+    let statements = world.lsas / (HUBS * (HUBS - 1));
+    assert!(statements < 10, "{} link states: {statements} of each hub to each other", world.lsas);
+}
+
+#[test]
+fn what_a_hub_said_to_one_that_heard_it_no_more_comes_by_another_soon_after_that_is_noticed() {
+    let (mut world, admin) = hubs(3, 2);
+    let (watched, watcher) = (world.id(0), world.join(1, 2, admin.id));
+    world.say(watcher, Control::Watch { peers: vec![watched] });
+    // Hub 1 takes it that hub 2 heard hub 0 itself.
+    world.cut.insert((Who::Hub(0), Who::Hub(2)));
+    world.run(Duration::from_millis(100));
+    world.attach(0, 0, admin.id);
+    world.heard(watcher);
+    world.run(Duration::from_millis(2_500));
+    let told = world.heard(watcher).into_iter().any(|message| matches!(message, Control::Presence { .. }));
+    assert!(told, "hub 2 knows that the node is at hub 0");
+}
+
+#[test]
 fn a_hub_that_serves_any_network_dials_nobody() {
     let mut admin = lan(&[0, 1], 1);
     let mut world = World::new(2, Allow::Any);

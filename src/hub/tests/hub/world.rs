@@ -189,6 +189,10 @@ pub struct World {
     pub udp_cut: BTreeSet<(Who, Who)>,
     /// Of a hundred datagrams so many are lost, by chance.
     pub lost: u64,
+    /// Link states that hubs sent.
+    pub lsas: usize,
+    /// Messages of presences that hubs sent each other.
+    pub floods: usize,
     chance: u64,
     allow: Allow,
     /// Of hubs that start from here on.
@@ -248,6 +252,8 @@ impl World {
             cut: BTreeSet::new(),
             udp_cut: BTreeSet::new(),
             lost: 0,
+            lsas: 0,
+            floods: 0,
             chance: 1,
             allow,
             limits,
@@ -805,6 +811,9 @@ impl World {
         match output {
             Output::Send { stream, message } => {
                 if self.wires.contains_key(&stream) {
+                    self.lsas += usize::from(matches!(message, Control::Lsa { .. }));
+                    let flood = matches!(message, Control::PresenceFlood { .. } | Control::PresenceGone { .. });
+                    self.floods += usize::from(flood);
                     self.say(stream, message);
                 }
             }
