@@ -363,6 +363,7 @@ impl<S: Sessions> PacketLoop<S> {
         for received in batch.received() {
             let udp::Received { from, contents, stride, traffic_class, waited, to: _ } = received;
             let before = self.carried();
+            self.worker.set_waited(waited);
             let told = self.backlog.handle_run(contents.len(), waited, now);
             for (part, ecn) in parts(contents, stride, traffic_class & ECN, told) {
                 self.worker.handle_network(from, part, stride, ecn, now, &mut self.io);

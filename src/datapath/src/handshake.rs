@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use flatlan_path::PathKind;
 use flatlan_types::{BootEpoch, Endpoint, LaneId, LaneKey, PeerSlot};
 use flatlan_wg::{
-    Admission, HANDSHAKE_MAX, OpenError, Sessions,
+    Admission, HANDSHAKE_MAX, OpenError, Sessions, lacks_cookie,
     sealed::{HandshakeVerdict, SEALED_HANDSHAKE_MAX, SealedHandshake, SealedHandshakeHeader, seal_handshake},
 };
 
@@ -181,6 +181,9 @@ impl<S: Sessions> Worker<S> {
     }
 
     /// A plain WireGuard type 1 to 3: only stock peers send them.
+    ///
+    /// Anybody can send what looks like one, and a cookie costs more than the datagram that it answers. So while what comes is
+    /// read late, few are looked at that bring none: what has sessions goes first.
     pub(crate) fn handle_plain_handshake(
         &mut self,
         datagram: &[u8],
@@ -188,12 +191,18 @@ impl<S: Sessions> Worker<S> {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<(), DropReason> {
+        let spare = !self.late || self.strangers.take(now);
+        if !spare && lacks_cookie(datagram) {
+            return Err(DropReason::RateLimited);
+        }
         let mut reply = [0; HANDSHAKE_MAX];
         match self.sessions.stock_lane(datagram, from, now, &mut reply) {
             Admission::Lane(lane) => self.handle_handshake(lane, datagram, PathKind::Direct(from), now, out),
             Admission::Cookie(len) => {
-                let cookie = reply.get(..len).unwrap_or_default();
-                send_now(from, cookie, &mut self.stats.drops, out);
+                if spare {
+                    let cookie = reply.get(..len).unwrap_or_default();
+                    send_now(from, cookie, &mut self.stats.drops, out);
+                }
                 Err(DropReason::RateLimited)
             }
             Admission::Refused => Err(DropReason::PlainHandshake),

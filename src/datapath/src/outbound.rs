@@ -396,15 +396,16 @@ impl std::ops::AddAssign for Sealed {
     }
 }
 
-/// How many errors are written to the TUN: a burst, then so many in a second (RFC 4443 section 2.4 f).
+/// How much is done for nobody in particular, such as errors written to the TUN: a burst, then so many in a second (RFC 4443
+/// section 2.4 f).
 #[derive(Debug, Default)]
-pub(crate) struct ErrorBudget {
-    /// The time up to which errors are paid for.
+pub(crate) struct Budget {
+    /// The time up to which what was done is paid for.
     paid: Option<Instant>,
 }
 
-impl ErrorBudget {
-    fn take(&mut self, now: Instant) -> bool {
+impl Budget {
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
         let paid = self.paid.map_or(now, |paid| paid.max(now));
         if paid >= now + Self::BURST {
             return false;

@@ -22,7 +22,7 @@ use crate::{
     batch::{Batch, send_now},
     hub_leg::Hubs,
     inbound::{Accepted, Evidence},
-    outbound::{ErrorBudget, Sent, send_by},
+    outbound::{Budget, Sent, send_by},
     peer::{Link, Peer},
 };
 
@@ -72,7 +72,11 @@ pub struct Worker<S> {
     pub(crate) opened: Box<[u8]>,
     /// Bytes that wait for a session, over all peers.
     pub(crate) queued: usize,
-    pub(crate) errors: ErrorBudget,
+    pub(crate) errors: Budget,
+    /// What comes is read late.
+    pub(crate) late: bool,
+    /// Plain handshakes without a cookie that are looked at all the same.
+    pub(crate) strangers: Budget,
     /// The last identification given to an IPv6 packet that was fragmented.
     pub(crate) fragments: u32,
     pub(crate) evidence: Option<Evidence>,
@@ -184,7 +188,9 @@ impl<S: Sessions> Worker<S> {
             sealed: vec![0; MAX_PACKET].into_boxed_slice(),
             opened: vec![0; MAX_PACKET].into_boxed_slice(),
             queued: 0,
-            errors: ErrorBudget::default(),
+            errors: Budget::default(),
+            late: false,
+            strangers: Budget::default(),
             fragments: mix(config.seed ^ FRAGMENTS) as u32,
             evidence: None,
             accepted: None,
@@ -215,6 +221,11 @@ impl<S: Sessions> Worker<S> {
     /// Which packets may be joined before they are written to the TUN, from here on.
     pub fn set_gro(&mut self, gro: Gro) {
         self.coalescer.set_gro(gro);
+    }
+
+    /// How long what is handed in next lay in the socket; zero where nobody knows.
+    pub fn set_waited(&mut self, waited: Duration) {
+        self.late = waited >= LATE;
     }
 
     /// The roster changed: who is no member any more loses its sessions at once.
@@ -708,6 +719,9 @@ pub(crate) const MAX_PACKET: usize = 65_535 + 64;
 const FRAGMENTS: u64 = 0x6672_6167;
 /// How long a peer is kept ready after [`Command::KeepWarm`].
 pub const KEPT_WARM: Duration = Duration::from_secs(15);
+/// A wait in the socket from which on those who have sessions go first. Shorter than what makes a bulk flow slow down: a
+/// flood must not do that.
+const LATE: Duration = Duration::from_millis(1);
 /// A peer's timers are looked at no more often than this.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Events that wait for the control machine at the most.

@@ -42,7 +42,7 @@ mod wheel;
 
 pub use boring::Boringtun;
 pub use engine::Engine;
-pub use message::{HANDSHAKE_MAX, MessageKind};
+pub use message::{HANDSHAKE_MAX, MessageKind, lacks_cookie};
 pub use plain::Plain;
 pub use sessions::{Admission, Handshake, OpenError, Opened, PeerSession, SealError, Sessions, Stock, sealed_len};
 pub use tunnel::{Admit, Step, Tunnel, TunnelConfig, TunnelError};

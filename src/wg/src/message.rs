@@ -33,6 +33,14 @@ impl MessageKind {
     }
 }
 
+/// Whether this is a type 1 or 2 without a second MAC: its sender has no cookie of ours (whitepaper section 5.4.7).
+pub fn lacks_cookie(message: &[u8]) -> bool {
+    match MessageKind::of(message) {
+        Some(MessageKind::Initiation | MessageKind::Response) => message.last_chunk() == Some(&[0; MAC_LEN]),
+        Some(MessageKind::Cookie | MessageKind::Data) | None => false,
+    }
+}
+
 /// The sender index of a type 1 or 2.
 pub(crate) fn sender_index(message: &[u8]) -> Option<u32> {
     le_u32(message, 4)
@@ -59,6 +67,8 @@ fn le_u32(message: &[u8], at: usize) -> Option<u32> {
 pub(crate) const INITIATION_LEN: usize = 148;
 pub(crate) const RESPONSE_LEN: usize = 92;
 pub(crate) const COOKIE_LEN: usize = 64;
+/// Each of the two at the end of a type 1 or 2.
+const MAC_LEN: usize = 16;
 /// Header and tag of a type 4.
 pub(crate) const DATA_OVERHEAD: usize = 32;
 /// The header of a type 4.

@@ -35,11 +35,16 @@ impl Device {
         net.captured[before..].iter().filter(|(to, _)| *to == self.at).map(|(_, sent)| sent.clone()).collect()
     }
 
-    /// Speaks first; the answer to its handshake.
-    fn connect(&mut self, net: &mut PlainNet) -> usize {
+    /// Speaks first: the answers.
+    fn initiate(&mut self, net: &mut PlainNet) -> Vec<Vec<u8>> {
         let mut message = [0; flatlan_wg::HANDSHAKE_MAX];
         let len = self.engine.initiate(LANE, net.now, &mut message).unwrap();
-        let answers = self.say(net, &message[..len]);
+        self.say(net, &message[..len])
+    }
+
+    /// Speaks first; the answer to its handshake.
+    fn connect(&mut self, net: &mut PlainNet) -> usize {
+        let answers = self.initiate(net);
         for answer in &answers {
             let mut out = [0; flatlan_wg::HANDSHAKE_MAX];
             let handled = self.engine.handle_handshake(LANE, answer, net.now, &mut out).unwrap();
@@ -94,6 +99,47 @@ fn a_plain_handshake_of_a_node_of_ours_is_refused() {
     assert_eq!(device.connect(&mut net), 0);
     assert_eq!(net.drops(0, DropReason::PlainHandshake), 1);
     assert!(net.nodes[0].events.is_empty());
+}
+
+#[test]
+fn strangers_handshakes_wait_while_the_socket_is_read_late_and_who_brings_a_cookie_is_heard() {
+    let mut net = PlainNet::new(2);
+    net.nodes[0].worker.set_snapshot(snapshot(2, 0, &[0, 1], &[1]), net.now);
+    let stranger = initiation_of_a_stranger(&net);
+    assert_eq!(flood(&mut net, &stranger, 1000), 900, "each is answered by a cookie where there is time for it");
+    let mut device = device(&net);
+    let cookie = device.initiate(&mut net).pop().expect("an answer");
+    device.engine.handle_handshake(LANE, &cookie, net.now, &mut [0; flatlan_wg::HANDSHAKE_MAX]).unwrap();
+
+    net.run_for(Duration::from_secs(6));
+    net.nodes[0].worker.set_waited(Duration::from_millis(2));
+    assert!(flood(&mut net, &stranger, 1000) < 100, "late, most are not looked at");
+    let refused = net.drops(0, DropReason::RateLimited);
+    assert_eq!(device.initiate(&mut net).len(), 1, "a cookie is heard all the same");
+    assert_eq!(net.drops(0, DropReason::RateLimited), refused);
+    net.nodes[0].worker.set_waited(Duration::ZERO);
+    assert!(flood(&mut net, &stranger, 1000) >= 900, "and in time, each is again");
+}
+
+/// How many answers so many copies of a message get, each from an address of its own.
+fn flood(net: &mut PlainNet, message: &[u8], copies: u16) -> usize {
+    let before = net.captured.len();
+    for n in 0..copies {
+        let [high, low] = n.to_be_bytes();
+        let from = Endpoint::new(([198, 19, high, low], 1024).into());
+        net.arrive(0, &Arrival::Udp { from, contents: message.to_vec(), stride: message.len(), ecn: 0 });
+    }
+    net.captured.len() - before
+}
+
+/// What anybody can write who knows the public key of node 0.
+fn initiation_of_a_stranger(net: &PlainNet) -> Vec<u8> {
+    let mut engine = Engine::<Plain>::new(&secret(9), 7);
+    let peer = PeerSession { key: secret(0).public().session, psk: None, stock: Stock::Yes, keepalive: None };
+    engine.open_lane(LANE, peer, net.now);
+    let mut message = [0; flatlan_wg::HANDSHAKE_MAX];
+    let len = engine.initiate(LANE, net.now, &mut message).unwrap();
+    message[..len].to_vec()
 }
 
 #[test]
