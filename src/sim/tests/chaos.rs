@@ -29,6 +29,11 @@ fn whatever_breaks_nothing_forbidden_happens_and_after_it_all_is_well_in_the_fou
     chaos(91..121);
 }
 
+#[test]
+fn whatever_breaks_nothing_forbidden_happens_and_after_it_all_is_well_in_the_fifth_thirty() {
+    chaos(121..151);
+}
+
 /// In this seed two nodes have no other way than by a label that was told by a lie.
 #[test]
 fn a_label_that_a_hub_told_by_a_lie_is_not_kept_when_it_is_honest_again() {
