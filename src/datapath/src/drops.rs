@@ -40,7 +40,8 @@ pub enum DropReason {
     QueueFull,
     /// A receiver index, label or sender hint that names nobody.
     Unknown,
-    /// No more handshakes or control messages are taken from this source for now.
+    /// No more handshakes or control messages are taken from this source for now, or from strangers while the socket is read
+    /// late.
     RateLimited,
 }
 

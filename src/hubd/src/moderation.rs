@@ -149,6 +149,15 @@ mod tests {
             }
             wakes
         }
+
+        /// The share of five seconds that is slept where each wake, so long after the last read, brings the same.
+        fn lost(&mut self, after: Duration, brought: Carried) -> f64 {
+            let begun = self.now;
+            while self.now < begun + Duration::from_secs(5) {
+                self.wake(after, |_| brought);
+            }
+            self.slept.as_secs_f64() / 5.0
+        }
     }
 
     fn of(packets: u64, each: u64) -> Carried {
@@ -188,11 +197,7 @@ mod tests {
     #[test]
     fn where_each_datagram_answers_the_one_before_little_time_is_lost() {
         let mut world = World::new();
-        let begun = world.now;
-        while world.now < begun + Duration::from_secs(5) {
-            world.wake(50 * US, |_| of(1, 100));
-        }
-        let lost = world.slept.as_secs_f64() / 5.0;
+        let lost = world.lost(50 * US, of(1, 100));
         assert!(world.put_off > 0 && lost < 0.02, "{lost}");
     }
 
@@ -205,12 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_dropped_slows_nobody_down_for_long() {
-        let mut world = World::new();
-        let begun = world.now;
-        while world.now < begun + Duration::from_secs(5) {
-            world.wake(5 * US, |_| of(0, 0));
-        }
-        let lost = world.slept.as_secs_f64() / 5.0;
+        let lost = World::new().lost(5 * US, of(0, 0));
         assert!(lost < 0.03, "{lost}");
     }
 }
