@@ -417,6 +417,7 @@ impl Hub {
             owner,
             control,
             data: None,
+            reached: Reached::No,
             upstream: BTreeSet::new(),
             downstream: BTreeSet::new(),
             requests: 0,
@@ -652,6 +653,7 @@ struct Attachment {
     owner: Owner,
     control: StreamId,
     data: Option<StreamId>,
+    reached: Reached,
     /// Our labels that its frames come with.
     upstream: BTreeSet<Label>,
     /// The labels that it gave, and ours that lead to them.
@@ -659,6 +661,13 @@ struct Attachment {
     /// Requests of its own that wait for an answer.
     requests: usize,
     watches: BTreeSet<MemberId>,
+}
+
+/// Whether a node has had a leg by which frames reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    No,
+    Yes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

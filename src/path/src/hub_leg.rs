@@ -106,7 +106,7 @@ impl HubLeg {
         if self.key == Key::Missing {
             return;
         }
-        self.rtt.update(rtt);
+        self.rtt.update(rtt, now);
         (self.missed, self.deadline) = (0, None);
         let pause = self.pause(now);
         self.due = Some(self.asked.map_or(now, |asked| asked + pause).max(now));

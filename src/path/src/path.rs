@@ -49,6 +49,8 @@ pub(crate) struct Path {
     rtt: Rtt,
     /// Samples came from replies by this same path; others are taken only as long as there are none.
     rtt_origin: Option<Reverse>,
+    /// Answers by other paths since the last one by this.
+    others: u32,
     loss: f32,
     deaths: Strikes,
     blackouts: Strikes,
@@ -99,6 +101,7 @@ impl Path {
             answers: 0,
             rtt: Rtt::default(),
             rtt_origin: None,
+            others: 0,
             loss: 0.0,
             deaths: Strikes::default(),
             blackouts: Strikes::default(),
@@ -124,17 +127,25 @@ impl Path {
         let sent = self.sent.iter_mut().rev().find(|sent| sent.seq == seq)?;
         let first = sent.fate != Fate::Answered(Reverse::Same) && sent.fate != Fate::Answered(Reverse::Other);
         let sample = now.saturating_duration_since(sent.at);
+        self.others = match reverse {
+            Reverse::Same => 0,
+            Reverse::Other => self.others.saturating_add(u32::from(first)),
+        };
+        // the way back by this path is gone: what it once was says nothing any more
+        if self.others >= OTHERS && self.rtt.age(now) > OTHERS_FOR {
+            (self.rtt, self.rtt_origin) = (Rtt::default(), None);
+        }
         match (reverse, self.rtt_origin) {
             (Reverse::Same, Some(Reverse::Same)) if sent.fate != Fate::Answered(Reverse::Same) => {
-                self.rtt.update(sample);
+                self.rtt.update(sample, now);
             }
             (Reverse::Same, Some(Reverse::Other) | None) => {
                 self.rtt = Rtt::default();
-                self.rtt.update(sample);
+                self.rtt.update(sample, now);
                 self.rtt_origin = Some(Reverse::Same);
             }
             (Reverse::Other, Some(Reverse::Other) | None) if first => {
-                self.rtt.update(sample);
+                self.rtt.update(sample, now);
                 self.rtt_origin = Some(Reverse::Other);
             }
             (Reverse::Same | Reverse::Other, _) => {}
@@ -378,6 +389,9 @@ impl Strikes {
 /// Probes remembered per path, and for how long: a longer round trip than any.
 const MAX_SENT: usize = 128;
 const REMEMBER: Duration = Duration::from_secs(8);
+/// So many answers by other paths alone, for so long, are the only ones there are.
+const OTHERS: u32 = 5;
+const OTHERS_FOR: Duration = Duration::from_secs(5);
 /// After a death, no graceful return before. The longest is far above what a hub takes to flap, and short enough that a
 /// live one is not missed for long.
 const HOLD: Duration = Duration::from_secs(2);

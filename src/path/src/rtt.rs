@@ -1,23 +1,35 @@
-//! Round-trip time as TCP estimates it (RFC 6298).
+//! Round-trip time as TCP estimates it (RFC 6298), for paths that are asked many times a second or once in a while.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Smoothed round trip and its variation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rtt {
     smoothed: Option<Duration>,
     variation: Duration,
+    /// When the last sample came.
+    updated: Option<Instant>,
 }
 
 impl Rtt {
-    /// RFC 6298 section 2 with its usual gains.
-    pub(crate) fn update(&mut self, sample: Duration) {
+    /// RFC 6298 section 2 with its usual gains. Its samples come once in a round trip; where they come seldom the old ones
+    /// say less, and a new one counts for up to half.
+    pub(crate) fn update(&mut self, sample: Duration, now: Instant) {
+        let apart = self.age(now);
+        self.updated = Some(now);
         let Some(smoothed) = self.smoothed else {
             (self.smoothed, self.variation) = (Some(sample), sample / 2);
             return;
         };
-        self.variation = (self.variation * 3 + smoothed.abs_diff(sample)) / 4;
-        self.smoothed = Some((smoothed * 7 + sample) / 8);
+        let eighths = u32::try_from(apart.as_millis() / OFTEN.as_millis()).map_or(4, |apart| apart.clamp(1, 4));
+        let quarters = eighths.min(2);
+        self.variation = (self.variation * (4 - quarters) + smoothed.abs_diff(sample) * quarters) / 4;
+        self.smoothed = Some((smoothed * (8 - eighths) + sample * eighths) / 8);
+    }
+
+    /// Since the last sample.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        self.updated.map_or(Duration::ZERO, |updated| now.saturating_duration_since(updated))
     }
 
     /// After this long a reply is late.
@@ -30,6 +42,8 @@ impl Rtt {
     }
 }
 
+/// Samples no further apart than this have the usual gains; further apart, the gain grows with the time between.
+const OFTEN: Duration = Duration::from_millis(250);
 /// The deadline before the first sample.
 const UNKNOWN: Duration = Duration::from_millis(250);
 
@@ -41,8 +55,9 @@ mod tests {
     fn a_steady_round_trip_tightens_the_deadline() {
         let mut rtt = Rtt::default();
         assert_eq!(rtt.deadline(Duration::ZERO), UNKNOWN);
-        for _ in 0..100 {
-            rtt.update(Duration::from_millis(30));
+        let start = Instant::now();
+        for n in 0..100 {
+            rtt.update(Duration::from_millis(30), start + OFTEN * n);
         }
         assert_eq!(rtt.smoothed(), Some(Duration::from_millis(30)));
         assert!(rtt.deadline(Duration::ZERO) < Duration::from_millis(31));
@@ -52,9 +67,19 @@ mod tests {
     #[test]
     fn a_round_trip_that_grows_loosens_the_deadline_before_the_mean_follows() {
         let mut rtt = Rtt::default();
-        (0..100).for_each(|_| rtt.update(Duration::from_millis(10)));
-        (0..3).for_each(|_| rtt.update(Duration::from_millis(100)));
+        let start = Instant::now();
+        (0..100).for_each(|n| rtt.update(Duration::from_millis(10), start + OFTEN * n));
+        (100..103).for_each(|n| rtt.update(Duration::from_millis(100), start + OFTEN * n));
         assert!(rtt.smoothed() < Some(Duration::from_millis(50)));
         assert!(rtt.deadline(Duration::ZERO) > Duration::from_millis(150));
+    }
+
+    #[test]
+    fn where_samples_come_once_a_second_a_queue_of_seconds_is_forgotten_in_fifteen() {
+        let mut rtt = Rtt::default();
+        let start = Instant::now();
+        rtt.update(Duration::from_secs(5), start);
+        (1..15).for_each(|n| rtt.update(Duration::from_millis(40), start + Duration::from_secs(1) * n));
+        assert!(rtt.smoothed() < Some(Duration::from_millis(42)), "{rtt:?}");
     }
 }

@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flatlan_datapath::PeerReport;
 use flatlan_link::{Bursts, Chance, Quality};
-use flatlan_path::Spread;
+use flatlan_path::{PathStatus, Spread};
 
 use crate::{
     admin::hub_secret,
@@ -191,7 +192,8 @@ pub(crate) fn all_well(sim: &mut Sim) -> Option<Duration> {
             .map(|flow| format!("n{} -> n{}", flow.from, flow.to))
             .collect();
         let heads = heads_differ(sim).unwrap_or_default();
-        let alone = shared.iter().find(|shared| shared.hubs(sim) < 2).map(Shared::to_string).unwrap_or_default();
+        let alone = shared.iter().find(|shared| shared.hubs(sim) < 2);
+        let alone = alone.map(|shared| format!("{shared}: {}", ways(sim, shared.pair.0))).unwrap_or_default();
         sim.violate(format!("{BOUND:?} after the mending not all is well: {} {heads}{alone}", silent.join(", ")));
         return None;
     }
@@ -235,6 +237,19 @@ impl fmt::Display for Shared {
         let Self { pair: (from, to), near, flows } = self;
         write!(f, "n{from} -> n{to}: {} flows go over one hub, and {near:?} are near", flows.len())
     }
+}
+
+/// What a node thinks of its paths, by peer.
+fn ways(sim: &Sim, node: usize) -> String {
+    let reports = sim.nodes[node].run.as_ref().map(|run| run.worker.report(sim.now())).unwrap_or_default();
+    let way = |path: &PathStatus| {
+        let PathStatus { kind, state, lane: _, rtt, loss, mtu } = path;
+        format!("{kind} {state:?} {rtt:.1?} {:.0} % {mtu} B", loss * 100.0)
+    };
+    let peer = |report: PeerReport| {
+        format!("peer {} [{}]", report.peer.0, report.paths.iter().map(way).collect::<Vec<_>>().join(", "))
+    };
+    reports.into_iter().map(peer).collect::<Vec<_>>().join(", ")
 }
 
 /// Many flows of the first pairs that have more than one hub for them.

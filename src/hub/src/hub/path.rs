@@ -21,7 +21,7 @@ use std::{
 use flatlan_relay::{Control, MAX_HOPS, PathOpen, PathReason};
 use flatlan_types::{HubKey, Label, MemberId, NetworkId};
 
-use super::{Hub, Owner};
+use super::{Hub, Owner, Reached};
 use crate::{
     forward::{AttachmentId, ForwardCommand, StreamId},
     linkstate::{Carry, Route, routes},
@@ -148,7 +148,7 @@ impl Hub {
             Origin::Asked(request) => {
                 self.request_ended(upstream);
                 let rtt_us = rtt_us.saturating_add(link);
-                self.give_label(upstream, downstream, (request, out, via, rtt_us), open);
+                self.give_label(upstream, downstream, (request, out, via, rtt_us), open, now);
             }
             Origin::Repair(label, _) => self.redirect(label, downstream, (out, &via), now),
         }
@@ -309,14 +309,24 @@ impl Hub {
 
     /// A node can be reached here: what leads to it over other hubs need not, and must not end with them.
     pub(super) fn shorten(&mut self, attachment: AttachmentId, now: Instant) {
-        let Some(Owner::Node { network, member }) = self.attachments.get(attachment.0).map(|state| state.owner) else {
-            return;
-        };
+        let Some(state) = self.attachments.get_mut(attachment.0) else { return };
+        let Owner::Node { network, member } = state.owner else { return };
+        state.reached = Reached::Yes;
         let abroad = self.neighbours.values().filter_map(|neighbour| self.attachments.get(neighbour.attachment.0));
         let labels = abroad.flat_map(|state| state.downstream.iter().map(|(_, label)| *label)).filter(|label| {
             self.labels.get(label.0).is_some_and(|state| (state.network, state.to) == (network, member))
         });
         for label in labels.collect::<Vec<_>>() {
+            self.repair(label, None, Cause::Leaving, now);
+        }
+    }
+
+    /// The receiver may have come here while another hub was asked for the way to it.
+    fn lead_straight(&mut self, label: Label, now: Instant) {
+        let Some(LabelState { network, to, downstream, .. }) = self.labels.get(label.0) else { return };
+        let here = self.networks.get(network).and_then(|state| state.attached.get(to));
+        let Some(here) = here.filter(|here| *here != downstream) else { return };
+        if self.attachments.get(here.0).is_some_and(|state| state.reached == Reached::Yes) {
             self.repair(label, None, Cause::Leaving, now);
         }
     }
@@ -535,6 +545,7 @@ impl Hub {
         downstream: AttachmentId,
         (request, out, mut via, rtt_us): (u32, Label, Vec<HubKey>, u32),
         open: PathOpen,
+        now: Instant,
     ) {
         let PathOpen { network, from, to, via: before, avoid, .. } = open;
         let (ahead, repair) = (via.clone(), Repair::No);
@@ -565,6 +576,7 @@ impl Hub {
         self.forward(ForwardCommand::AddLabel { label, network, upstream, downstream, out });
         via.insert(0, self.key);
         self.tell(upstream, Control::PathOpened { request, label, via, rtt_us });
+        self.lead_straight(label, now);
     }
 
     /// Another way works: move the label onto it, and let the old way drain.
@@ -583,6 +595,7 @@ impl Hub {
             attachment.downstream.insert((out, label));
         }
         self.forward(ForwardCommand::RedirectLabel { label, downstream, out });
+        self.lead_straight(label, now);
     }
 
     /// The hubs after this one on a label's way. The sender is told where they are others than before.

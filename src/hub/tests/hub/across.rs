@@ -175,6 +175,35 @@ fn a_path_over_two_hubs_needs_one_as_soon_as_a_receiver_without_udp_attaches_the
     assert_passes_hub_0_alone(&mut world, to_b);
 }
 
+#[test]
+fn a_path_that_was_asked_for_before_the_receiver_attached_here_needs_one_hub_too() {
+    let (mut world, admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    world.hold_answers();
+    let open = PathOpen {
+        request: 77,
+        network: admin.id,
+        from: world.id(0),
+        to: world.id(1),
+        hops: 8,
+        via: Vec::new(),
+        avoid: Vec::new(),
+    };
+    world.say(a, Control::PathOpen(open));
+    world.run(DELAY * 5);
+    world.attach(1, 0, admin.id);
+    world.attach_data(1, 0, admin.id);
+    assert_eq!(world.release_answers(), 1, "the other hub was asked");
+    world.run(DELAY * 8);
+    let opened = world.heard(a).into_iter().find_map(|message| match message {
+        Control::PathOpened { request: 77, label, .. } => Some(label),
+        _ => None,
+    });
+    assert_passes_hub_0_alone(&mut world, opened.expect("the path was opened"));
+}
+
 /// What node 0 sends node 1 by this label of hub 0 crosses hub 0 and not hub 1.
 fn assert_passes_hub_0_alone(world: &mut World, label: Label) {
     let forwarded = world.hubs[1].forwarder.stats().forwarded.packets;

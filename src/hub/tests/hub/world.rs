@@ -201,6 +201,8 @@ pub struct World {
     events: BTreeMap<(Instant, u64), Event>,
     next: u64,
     held: Option<Vec<Event>>,
+    /// What nodes would answer to path requests, while they do not.
+    unanswered: Option<Vec<(StreamId, Control)>>,
 }
 
 /// Hubs, nodes, and a network that no hub has heard of.
@@ -261,6 +263,7 @@ impl World {
             events: BTreeMap::new(),
             next: 1,
             held: None,
+            unanswered: None,
         };
         for at in 0..hubs {
             let site = world.site(at, BTreeMap::new());
@@ -565,6 +568,19 @@ impl World {
         panic!("no answer to a path request");
     }
 
+    /// From here on nodes keep their answers to path requests to themselves.
+    pub fn hold_answers(&mut self) {
+        self.unanswered = Some(Vec::new());
+    }
+
+    /// They give them, and all later ones at once; how many there were.
+    pub fn release_answers(&mut self) -> usize {
+        let unanswered = self.unanswered.take().unwrap_or_default();
+        let count = unanswered.len();
+        unanswered.into_iter().for_each(|(stream, answer)| self.say(stream, answer));
+        count
+    }
+
     pub fn send(&mut self, node: usize, hub: usize, label: Label, payload: &[u8]) {
         let bytes = [&frame::Header::new(label).to_bytes()[..], payload].concat();
         let from = self.nodes[node].endpoint;
@@ -753,8 +769,11 @@ impl World {
             let label = Label::new(node.next_label, at as u16);
             node.next_label += 1;
             node.given.insert(label, open.from);
-            let request = open.request;
-            self.say(stream, Control::PathOpened { request, label, via: vec![], rtt_us: 0 });
+            let answer = Control::PathOpened { request: open.request, label, via: vec![], rtt_us: 0 };
+            match &mut self.unanswered {
+                Some(unanswered) => unanswered.push((stream, answer)),
+                None => self.say(stream, answer),
+            }
         }
         self.nodes[at].log.push((stream, message));
     }

@@ -438,6 +438,19 @@ fn a_clearly_nearer_relay_is_taken_after_some_time_and_a_slightly_nearer_one_nev
 }
 
 #[test]
+fn the_round_trip_of_a_path_whose_answers_come_by_another_is_not_what_it_was_before() {
+    let mut net = busy(17);
+    net.set_delay(relay(1), ms(500));
+    net.run(secs(20));
+    let rtt = |net: &Net| net.end(A).paths.paths().find(|path| path.kind == relay(1)).and_then(|path| path.rtt);
+    assert!(rtt(&net) > Some(ms(900)), "{:?}", rtt(&net));
+    net.fault(B, relay(1), Fault::Cut);
+    net.set_delay(relay(1), ms(2));
+    net.run(secs(20));
+    assert!(rtt(&net) < Some(ms(20)), "{:?}", rtt(&net));
+}
+
+#[test]
 fn delay_that_follows_the_load_does_not_make_flows_oscillate() {
     let mut net = busy(16);
     for _ in 0..600 {
