@@ -52,6 +52,7 @@ pub fn run(size: Size, seed: u64, start: Instant, mut told: impl FnMut(&Part)) {
     };
     (0..size.hubs).for_each(|hub| sim.start_stocked_hub(hub));
     part(&mut sim, "all hubs know all hubs", &mut |sim: &Sim| hubs_know_all(sim, size.hubs));
+    part(&mut sim, "and have stated all links", &mut after(STATED));
     (0..sim.nodes.len()).for_each(|node| sim.start_node(node));
     part(&mut sim, "all nodes are up", &mut |sim: &Sim| {
         sim.nodes.iter().all(|site| site.run.as_ref().is_some_and(|run| run.up))
@@ -62,10 +63,7 @@ pub fn run(size: Size, seed: u64, start: Instant, mut told: impl FnMut(&Part)) {
         };
         sim.hubs.iter().all(present)
     });
-    let before = sim.counters();
-    sim.run(IDLE);
-    part(&mut sim, "idle", &mut |_: &Sim| true);
-    let idle = sim.counters().since(before);
+    part(&mut sim, "ten seconds of doing nothing", &mut after(IDLE));
     sim.fault(Fault::PowerOff(Party::Hub(0)));
     part(&mut sim, "a hub is gone: the others know", &mut |sim: &Sim| hubs_know_all(sim, size.hubs - 1));
     part(&mut sim, "and its nodes have others", &mut |sim: &Sim| {
@@ -77,7 +75,6 @@ pub fn run(size: Size, seed: u64, start: Instant, mut told: impl FnMut(&Part)) {
         let of = sim.nodes.iter().filter(|site| site.network == 0);
         of.filter_map(|site| site.run.as_ref()).all(|run| run.serial == 2)
     });
-    told(&Part { name: "ten seconds of doing nothing", took: Some(IDLE), sent: idle });
 }
 
 /// Looks now and then: a look at everybody costs more than what happens in between.
@@ -90,6 +87,12 @@ fn until(sim: &mut Sim, holds: &mut dyn FnMut(&Sim) -> bool) -> Option<Duration>
         sim.run(LOOK);
     }
     Some(sim.now() - begin)
+}
+
+/// Holds once so much time has passed.
+fn after(span: Duration) -> impl FnMut(&Sim) -> bool {
+    let mut begin = None;
+    move |sim| sim.now() - *begin.get_or_insert_with(|| sim.now()) >= span
 }
 
 fn hubs_know_all(sim: &Sim, count: usize) -> bool {
@@ -118,4 +121,6 @@ impl Counters {
 
 const LOOK: Duration = Duration::from_millis(50);
 const MOST: Duration = Duration::from_secs(120);
+/// Links are stated at most every 200 ms, and flooding needs them.
+const STATED: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(10);
