@@ -1,6 +1,9 @@
 //! Several hubs.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use flatlan_hub::{Allow, ForwardDrop, HubEvent};
 use flatlan_relay::{Control, PathOpen, PathReason, Presence, Proof, RefusedCode, Role};
@@ -473,21 +476,35 @@ fn a_hub_that_was_late_without_cause_gets_twice_the_time_until_it_was_on_time_fo
     assert_eq!(late(&mut world, label), 1);
 }
 
-#[test]
-fn what_was_led_around_a_hub_that_was_late_without_cause_is_led_back_when_it_is_on_time_again() {
-    // 0 - 1 - 2, and the longer way 0 - 3 - 4 - 2
+/// Hubs 0 - 1 - 2, and the longer way 0 - 3 - 4 - 2.
+fn part_near_and_far(world: &mut World) {
+    for (a, b) in [(0, 2), (0, 4), (1, 3), (1, 4), (2, 3)] {
+        world.cut(Who::Hub(a), Who::Hub(b));
+    }
+}
+
+fn near_and_far() -> (World, Admin) {
     let mut admin = lan(&[0, 1, 2, 3, 4], 2);
     let mut world = World::new(5, allow(&[admin.id]));
-    let part = |world: &mut World| {
-        for (a, b) in [(0, 2), (0, 4), (1, 3), (1, 4), (2, 3)] {
-            world.cut(Who::Hub(a), Who::Hub(b));
-        }
-    };
-    part(&mut world);
+    part_near_and_far(&mut world);
     world.node(1);
     world.node(2);
     world.publish(0, &mut admin);
     world.run(Duration::from_secs(6));
+    (world, admin)
+}
+
+/// Hub 1 says nothing to hub 0 for so long that it is late, and is on time again.
+fn make_late(world: &mut World, label: Label) {
+    world.cut(Who::Hub(0), Who::Hub(1));
+    world.stream(0, 0, label, Duration::from_millis(190));
+    world.heal();
+    part_near_and_far(world);
+}
+
+#[test]
+fn what_was_led_around_a_hub_that_was_late_without_cause_is_led_back_when_it_is_on_time_again() {
+    let (mut world, admin) = near_and_far();
     let a = world.join(0, 0, admin.id);
     let b = world.join(1, 2, admin.id);
     world.run(DELAY * 5);
@@ -495,10 +512,7 @@ fn what_was_led_around_a_hub_that_was_late_without_cause_is_led_back_when_it_is_
     assert_eq!(via, [0, 1, 2].map(hub_key));
     world.stream(0, 0, label, Duration::from_secs(1));
     world.heard(a);
-    world.cut(Who::Hub(0), Who::Hub(1));
-    world.stream(0, 0, label, Duration::from_millis(190));
-    world.heal();
-    part(&mut world);
+    make_late(&mut world, label);
     let moved = |via: &[usize]| Control::PathMoved { label, via: via.iter().map(|hub| hub_key(*hub)).collect() };
     world.stream(0, 0, label, Duration::from_secs(2));
     assert!(world.hubs[0].events.contains(&HubEvent::NeighbourLate { hub: hub_key(1) }));
@@ -512,6 +526,37 @@ fn what_was_led_around_a_hub_that_was_late_without_cause_is_led_back_when_it_is_
     let heard = world.heard(a);
     assert!(heard.contains(&moved(&[0, 1, 2])), "{heard:?}");
     assert!(world.passes(0, 0, label, 1));
+}
+
+#[test]
+fn of_thousands_of_ways_that_were_led_around_a_late_hub_every_one_is_led_back() {
+    let (mut world, admin) = near_and_far();
+    let a = world.join(0, 0, admin.id);
+    let b = world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let labels: BTreeSet<Label> = (0..2500).map(|_| world.open(0, a, admin.id, world.id(1)).unwrap()).collect();
+    let last = labels.last().copied().unwrap();
+    world.stream(0, 0, last, Duration::from_secs(1));
+    world.heard(a);
+    make_late(&mut world, last);
+    let mut ways = BTreeMap::new();
+    for _ in 0..6 {
+        [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
+        world.stream(0, 0, last, Duration::from_secs(1));
+        for message in world.heard(a) {
+            if let Control::PathMoved { label, via } = message {
+                ways.entry(label).or_insert_with(Vec::new).push(via);
+            }
+        }
+    }
+    assert_eq!(ways.len(), labels.len());
+    for (label, ways) in ways {
+        assert_eq!(
+            ways,
+            [&[0, 3, 4, 2][..], &[0, 1, 2]].map(|way| way.iter().map(|hub| hub_key(*hub)).collect::<Vec<_>>()),
+            "{label:?}"
+        );
+    }
 }
 
 #[test]
