@@ -12,8 +12,8 @@ pub(crate) struct Rtt {
 }
 
 impl Rtt {
-    /// RFC 6298 section 2 with its usual gains. Its samples come once in a round trip; where they come seldom the old ones
-    /// say less, and a new one counts for up to half.
+    /// RFC 6298 section 2 with its usual gains, which are for samples that come once in a round trip. Where they come
+    /// seldom, one of less than half counts for up to half: a queue of seconds is gone, and jitter is not followed.
     pub(crate) fn update(&mut self, sample: Duration, now: Instant) {
         let apart = self.age(now);
         self.updated = Some(now);
@@ -21,7 +21,11 @@ impl Rtt {
             (self.smoothed, self.variation) = (Some(sample), sample / 2);
             return;
         };
-        let eighths = u32::try_from(apart.as_millis() / OFTEN.as_millis()).map_or(4, |apart| apart.clamp(1, 4));
+        let eighths = match u32::try_from(apart.as_millis() / OFTEN.as_millis()) {
+            _ if sample >= smoothed / 2 => 1,
+            Ok(apart) => apart.clamp(1, 4),
+            Err(_) => 4,
+        };
         let quarters = eighths.min(2);
         self.variation = (self.variation * (4 - quarters) + smoothed.abs_diff(sample) * quarters) / 4;
         self.smoothed = Some((smoothed * (8 - eighths) + sample * eighths) / 8);
@@ -42,7 +46,7 @@ impl Rtt {
     }
 }
 
-/// Samples no further apart than this have the usual gains; further apart, the gain grows with the time between.
+/// Samples no further apart than this always have the usual gains.
 const OFTEN: Duration = Duration::from_millis(250);
 /// The deadline before the first sample.
 const UNKNOWN: Duration = Duration::from_millis(250);
@@ -76,10 +80,19 @@ mod tests {
 
     #[test]
     fn where_samples_come_once_a_second_a_queue_of_seconds_is_forgotten_in_fifteen() {
-        let mut rtt = Rtt::default();
-        let start = Instant::now();
+        let (mut rtt, start) = (Rtt::default(), Instant::now());
         rtt.update(Duration::from_secs(5), start);
         (1..15).for_each(|n| rtt.update(Duration::from_millis(40), start + Duration::from_secs(1) * n));
-        assert!(rtt.smoothed() < Some(Duration::from_millis(42)), "{rtt:?}");
+        assert!(rtt.smoothed() < Some(Duration::from_millis(60)), "{rtt:?}");
+    }
+
+    #[test]
+    fn where_samples_come_once_a_second_jitter_is_smoothed_as_where_they_come_often() {
+        let [seldom, often] = [Duration::from_secs(1), OFTEN].map(|apart| {
+            let (mut rtt, start) = (Rtt::default(), Instant::now());
+            (0..99).for_each(|n| rtt.update(Duration::from_millis(60 + u64::from(n % 3) * 20), start + apart * n));
+            rtt.smoothed()
+        });
+        assert_eq!(seldom, often);
     }
 }
