@@ -28,7 +28,7 @@ use flatlan_roster::{ClaimError, DecodeError, HeadError, HistoryError, RatchetDe
 use flatlan_types::{Endpoint, HubKey, Label, MemberId, NetworkId, UnixTime};
 
 use self::{
-    neighbour::{Dialler, Neighbour},
+    neighbour::{Dialler, LegState, Neighbour},
     network::Network,
     path::{Closing, LabelState, Pending},
     transfer::{Held, Incoming},
@@ -224,11 +224,11 @@ impl Hub {
                 }
             }
             ForwardEvent::LegUp { attachment, .. } | ForwardEvent::Bound { attachment, .. } => {
-                self.set_leg(attachment, neighbour::LegState::Up, now);
+                self.set_leg(attachment, LegState::Up, now);
                 self.shorten(attachment, now);
             }
             ForwardEvent::LegDown { attachment } | ForwardEvent::Unbound { attachment } => {
-                self.set_leg(attachment, neighbour::LegState::Down, now);
+                self.set_leg(attachment, LegState::Down, now);
             }
         }
     }
@@ -328,6 +328,7 @@ impl Hub {
             requests: self.pending.len(),
             neighbours: self.neighbours.values().filter(|neighbour| neighbour.is_up()).count(),
             hubs: self.lsdb.iter().count(),
+            links: self.lsdb.links(),
             claims_checked: self.claims_checked,
             refused: self.refused,
         }
@@ -417,7 +418,7 @@ impl Hub {
             owner,
             control,
             data: None,
-            reached: Reached::No,
+            leg: LegState::Down,
             upstream: BTreeSet::new(),
             downstream: BTreeSet::new(),
             requests: 0,
@@ -554,6 +555,8 @@ pub struct HubStats {
     pub neighbours: usize,
     /// Hubs whose link state is known.
     pub hubs: usize,
+    /// Links between two hubs that both state.
+    pub links: usize,
     /// Claims of others whose signatures were checked.
     pub claims_checked: u64,
     /// Streams refused.
@@ -653,7 +656,8 @@ struct Attachment {
     owner: Owner,
     control: StreamId,
     data: Option<StreamId>,
-    reached: Reached,
+    /// By UDP.
+    leg: LegState,
     /// Our labels that its frames come with.
     upstream: BTreeSet<Label>,
     /// The labels that it gave, and ours that lead to them.
@@ -663,11 +667,11 @@ struct Attachment {
     watches: BTreeSet<MemberId>,
 }
 
-/// Whether a node has had a leg by which frames reach it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reached {
-    No,
-    Yes,
+impl Attachment {
+    /// Whether frames can be sent to it.
+    fn is_reached(&self) -> bool {
+        self.data.is_some() || self.leg == LegState::Up
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

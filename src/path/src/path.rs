@@ -128,12 +128,13 @@ impl Path {
         let first = sent.fate != Fate::Answered(Reverse::Same) && sent.fate != Fate::Answered(Reverse::Other);
         let sample = now.saturating_duration_since(sent.at);
         self.others = match reverse {
+            Reverse::Other if first && self.rtt_origin == Some(Reverse::Same) => self.others.saturating_add(1),
+            Reverse::Other => self.others,
             Reverse::Same => 0,
-            Reverse::Other => self.others.saturating_add(u32::from(first)),
         };
         // the way back by this path is gone: what it once was says nothing any more
         if self.others >= OTHERS && self.rtt.age(now) > OTHERS_FOR {
-            (self.rtt, self.rtt_origin) = (Rtt::default(), None);
+            (self.rtt, self.rtt_origin, self.others) = (Rtt::default(), None, 0);
         }
         match (reverse, self.rtt_origin) {
             (Reverse::Same, Some(Reverse::Same)) if sent.fate != Fate::Answered(Reverse::Same) => {
@@ -390,8 +391,8 @@ impl Strikes {
 const MAX_SENT: usize = 128;
 const REMEMBER: Duration = Duration::from_secs(8);
 /// So many answers by other paths alone, for so long, are the only ones there are.
-const OTHERS: u32 = 5;
-const OTHERS_FOR: Duration = Duration::from_secs(5);
+const OTHERS: u32 = 10;
+const OTHERS_FOR: Duration = Duration::from_secs(10);
 /// After a death, no graceful return before. The longest is far above what a hub takes to flap, and short enough that a
 /// live one is not missed for long.
 const HOLD: Duration = Duration::from_secs(2);

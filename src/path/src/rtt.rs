@@ -1,4 +1,4 @@
-//! Round-trip time as TCP estimates it (RFC 6298), for paths that are asked many times a second or once in a while.
+//! Round-trip time as TCP estimates it (RFC 6298), for paths that are asked often or once in a while.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ pub(crate) struct Rtt {
 
 impl Rtt {
     /// RFC 6298 section 2 with its usual gains, which are for samples that come once in a round trip. Where they come
-    /// seldom, one of less than half counts for up to half: a queue of seconds is gone, and jitter is not followed.
+    /// seldom, one of less than half counts for half: a queue of seconds is gone, and jitter is not followed.
     pub(crate) fn update(&mut self, sample: Duration, now: Instant) {
         let apart = self.age(now);
         self.updated = Some(now);
@@ -21,14 +21,12 @@ impl Rtt {
             (self.smoothed, self.variation) = (Some(sample), sample / 2);
             return;
         };
-        let eighths = match u32::try_from(apart.as_millis() / OFTEN.as_millis()) {
-            _ if sample >= smoothed / 2 => 1,
-            Ok(apart) => apart.clamp(1, 4),
-            Err(_) => 4,
-        };
-        let quarters = eighths.min(2);
-        self.variation = (self.variation * (4 - quarters) + smoothed.abs_diff(sample) * quarters) / 4;
-        self.smoothed = Some((smoothed * (8 - eighths) + sample * eighths) / 8);
+        self.variation = (self.variation * 3 + smoothed.abs_diff(sample)) / 4;
+        self.smoothed = Some(if apart > OFTEN && sample < smoothed / 2 {
+            (smoothed + sample) / 2
+        } else {
+            (smoothed * 7 + sample) / 8
+        });
     }
 
     /// Since the last sample.
@@ -46,7 +44,7 @@ impl Rtt {
     }
 }
 
-/// Samples no further apart than this always have the usual gains.
+/// Samples no further apart than this have the usual gains.
 const OFTEN: Duration = Duration::from_millis(250);
 /// The deadline before the first sample.
 const UNKNOWN: Duration = Duration::from_millis(250);

@@ -244,7 +244,7 @@ fn ways(sim: &Sim, node: usize) -> String {
     let reports = sim.nodes[node].run.as_ref().map(|run| run.worker.report(sim.now())).unwrap_or_default();
     let way = |path: &PathStatus| {
         let PathStatus { kind, state, lane: _, rtt, loss, mtu } = path;
-        format!("{kind} {state:?} {rtt:.1?} {:.0} % {mtu} B", loss * 100.0)
+        format!("{kind} {state:?} {:.1?} {:.0} % {mtu} B", rtt.unwrap_or_default(), loss * 100.0)
     };
     let peer = |report: PeerReport| {
         format!("peer {} [{}]", report.peer.0, report.paths.iter().map(way).collect::<Vec<_>>().join(", "))

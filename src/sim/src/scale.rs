@@ -52,7 +52,10 @@ pub fn run(size: Size, seed: u64, start: Instant, mut told: impl FnMut(&Part)) {
     };
     (0..size.hubs).for_each(|hub| sim.start_stocked_hub(hub));
     part(&mut sim, "all hubs know all hubs", &mut |sim: &Sim| hubs_know_all(sim, size.hubs));
-    part(&mut sim, "and have stated all links", &mut after(STATED));
+    part(&mut sim, "and of all links between them", &mut |sim: &Sim| {
+        let links = size.hubs * (size.hubs - 1) / 2;
+        sim.hubs.iter().filter_map(|site| site.run.as_ref()).all(|run| run.hub.stats().links == links)
+    });
     (0..sim.nodes.len()).for_each(|node| sim.start_node(node));
     part(&mut sim, "all nodes are up", &mut |sim: &Sim| {
         sim.nodes.iter().all(|site| site.run.as_ref().is_some_and(|run| run.up))
@@ -121,6 +124,4 @@ impl Counters {
 
 const LOOK: Duration = Duration::from_millis(50);
 const MOST: Duration = Duration::from_secs(120);
-/// Links are stated at most every 200 ms, and flooding needs them.
-const STATED: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(10);

@@ -395,9 +395,9 @@ impl Hub {
 
     /// The data plane says whether UDP to an attachment works.
     pub(super) fn set_leg(&mut self, attachment: AttachmentId, leg: LegState, now: Instant) {
-        let Some(Owner::Hub(hub)) = self.attachments.get(attachment.0).map(|attachment| attachment.owner) else {
-            return;
-        };
+        let Some(state) = self.attachments.get_mut(attachment.0) else { return };
+        state.leg = leg;
+        let Owner::Hub(hub) = state.owner else { return };
         if let Some(neighbour) = self.neighbours.get_mut(&hub) {
             neighbour.leg = leg;
             neighbour.pace = Pace::default();

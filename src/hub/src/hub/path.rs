@@ -21,7 +21,7 @@ use std::{
 use flatlan_relay::{Control, MAX_HOPS, PathOpen, PathReason};
 use flatlan_types::{HubKey, Label, MemberId, NetworkId};
 
-use super::{Hub, Owner, Reached};
+use super::{Attachment, Hub, Owner};
 use crate::{
     forward::{AttachmentId, ForwardCommand, StreamId},
     linkstate::{Carry, Route, routes},
@@ -309,9 +309,9 @@ impl Hub {
 
     /// A node can be reached here: what leads to it over other hubs need not, and must not end with them.
     pub(super) fn shorten(&mut self, attachment: AttachmentId, now: Instant) {
-        let Some(state) = self.attachments.get_mut(attachment.0) else { return };
-        let Owner::Node { network, member } = state.owner else { return };
-        state.reached = Reached::Yes;
+        let Some(Owner::Node { network, member }) = self.attachments.get(attachment.0).map(|state| state.owner) else {
+            return;
+        };
         let abroad = self.neighbours.values().filter_map(|neighbour| self.attachments.get(neighbour.attachment.0));
         let labels = abroad.flat_map(|state| state.downstream.iter().map(|(_, label)| *label)).filter(|label| {
             self.labels.get(label.0).is_some_and(|state| (state.network, state.to) == (network, member))
@@ -321,12 +321,13 @@ impl Hub {
         }
     }
 
-    /// The receiver may have come here while another hub was asked for the way to it.
+    /// The receiver may have come here while another hub was asked for the way to it: no label led there yet that
+    /// [`shorten`](Self::shorten) would have seen, or it was to be led another way.
     fn lead_straight(&mut self, label: Label, now: Instant) {
         let Some(LabelState { network, to, downstream, .. }) = self.labels.get(label.0) else { return };
         let here = self.networks.get(network).and_then(|state| state.attached.get(to));
         let Some(here) = here.filter(|here| *here != downstream) else { return };
-        if self.attachments.get(here.0).is_some_and(|state| state.reached == Reached::Yes) {
+        if self.attachments.get(here.0).is_some_and(Attachment::is_reached) {
             self.repair(label, None, Cause::Leaving, now);
         }
     }
@@ -665,13 +666,19 @@ impl Hub {
     }
 
     fn fail(&mut self, request: u32, reason: PathReason, now: Instant) {
-        let Some(Pending { origin, upstream, .. }) = self.pending.remove(&request) else { return };
+        let Some(Pending { origin, upstream, holder, .. }) = self.pending.remove(&request) else { return };
         match origin {
             Origin::Asked(request) => {
                 self.request_ended(upstream);
                 self.tell(upstream, Control::PathFailed { request, reason });
             }
-            Origin::Repair(label, cause) => self.unrepaired(label, cause, reason, now),
+            Origin::Repair(label, cause) => {
+                self.unrepaired(label, cause, reason, now);
+                // one that asked the receiver itself is not asked again
+                if holder.is_some() {
+                    self.lead_straight(label, now);
+                }
+            }
         }
     }
 

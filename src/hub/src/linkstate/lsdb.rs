@@ -73,6 +73,14 @@ impl Lsdb {
         states(a, b) && states(b, a)
     }
 
+    /// How many links there are that both ends state.
+    pub(crate) fn links(&self) -> usize {
+        let of = |lsa: &Lsa| {
+            lsa.links.iter().filter(|link| link.to > lsa.origin && self.linked(&lsa.origin, &link.to)).count()
+        };
+        self.states().map(of).sum()
+    }
+
     /// Whether a hub states that it serves a network.
     pub(crate) fn serves(&self, hub: &HubKey, network: NetworkTag) -> bool {
         self.get(hub).is_some_and(|lsa| lsa.lsa().serves.binary_search(&network).is_ok())

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use flatlan_hub::{Allow, ForwardDrop, HubEvent};
+use flatlan_hub::{Allow, ForwardDrop, HubEvent, StreamId};
 use flatlan_relay::{Control, PathOpen, PathReason, Presence, Proof, RefusedCode, Role};
 use flatlan_types::{BootEpoch, InviteSecret, Label};
 
@@ -185,33 +185,88 @@ fn a_path_that_was_asked_for_before_the_receiver_attached_here_needs_one_hub_too
     world.join(1, 1, admin.id);
     world.run(DELAY * 5);
     world.hold_answers();
-    let open = PathOpen {
-        request: 77,
-        network: admin.id,
-        from: world.id(0),
-        to: world.id(1),
-        hops: 8,
-        via: Vec::new(),
-        avoid: Vec::new(),
-    };
-    world.say(a, Control::PathOpen(open));
-    world.run(DELAY * 5);
+    ask_for_node_1(&mut world, a, &admin);
     world.attach(1, 0, admin.id);
     world.attach_data(1, 0, admin.id);
-    assert_eq!(world.release_answers(), 1, "the other hub was asked");
+    let label = answered(&mut world, a);
+    assert_passes_hub_0_alone(&mut world, label);
+}
+
+#[test]
+fn a_path_stays_over_two_hubs_until_the_receiver_can_be_sent_to_here() {
+    let (mut world, admin) = hubs(2, 2);
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 1, admin.id);
+    world.run(DELAY * 5);
+    ask_for_node_1(&mut world, a, &admin);
+    world.attach(1, 0, admin.id);
+    let label = answered(&mut world, a);
+    let forwarded = world.hubs[1].forwarder.stats().forwarded.packets;
+    assert!(world.passes(0, 0, label, 1));
+    assert!(world.hubs[1].forwarder.stats().forwarded.packets > forwarded, "there is no other way yet");
+    world.attach_data(1, 0, admin.id);
+    world.run(DELAY * 5);
+    assert_passes_hub_0_alone(&mut world, label);
+}
+
+/// Node 0 asks its hub for the way to node 1, which does not answer yet.
+fn ask_for_node_1(world: &mut World, control: StreamId, admin: &Admin) {
+    world.hold_answers();
+    let (from, to) = (world.id(0), world.id(1));
+    let (via, avoid) = (Vec::new(), Vec::new());
+    world.say(control, Control::PathOpen(PathOpen { request: 77, network: admin.id, from, to, hops: 8, via, avoid }));
+    world.run(DELAY * 5);
+}
+
+/// It does: the label.
+fn answered(world: &mut World, control: StreamId) -> Label {
+    assert_eq!(world.release_answers(), 1, "another hub was asked");
     world.run(DELAY * 8);
-    let opened = world.heard(a).into_iter().find_map(|message| match message {
+    let opened = world.heard(control).into_iter().find_map(|message| match message {
         Control::PathOpened { request: 77, label, .. } => Some(label),
         _ => None,
     });
-    assert_passes_hub_0_alone(&mut world, opened.expect("the path was opened"));
+    opened.expect("the path was opened")
 }
 
-/// What node 0 sends node 1 by this label of hub 0 crosses hub 0 and not hub 1.
+/// The way from hub 0 to node 1 by hub 2 is being led around a hub that drains when the node attaches to hub 0.
+fn attached_amid_a_repair(before: impl Fn(&mut World)) -> (World, Label) {
+    let (mut world, admin) = two_ways();
+    let a = world.join(0, 0, admin.id);
+    world.join(1, 2, admin.id);
+    world.run(DELAY * 5);
+    let (label, via) = world.open_around(0, a, admin.id, world.id(1), &[]).unwrap();
+    before(&mut world);
+    let left = if via[1] == hub_key(1) { 1 } else { 3 };
+    world.hubs[left].hub.drain();
+    world.run(DELAY * 10);
+    world.attach(1, 0, admin.id);
+    world.attach_data(1, 0, admin.id);
+    (world, label)
+}
+
+#[test]
+fn a_path_that_is_led_elsewhere_while_the_receiver_attaches_here_needs_one_hub_then() {
+    let (mut world, label) = attached_amid_a_repair(World::hold_answers);
+    assert_eq!(world.release_answers(), 1, "another way was asked for");
+    world.run(DELAY * 20);
+    assert_passes_hub_0_alone(&mut world, label);
+}
+
+#[test]
+fn a_path_that_could_not_be_led_elsewhere_while_the_receiver_attached_here_needs_one_hub_then() {
+    let (mut world, label) = attached_amid_a_repair(|world| world.cut(Who::Node(1), Who::Hub(2)));
+    world.run(Duration::from_secs(4));
+    assert_passes_hub_0_alone(&mut world, label);
+}
+
+/// What node 0 sends node 1 by this label of hub 0 crosses hub 0 and no other.
 fn assert_passes_hub_0_alone(world: &mut World, label: Label) {
-    let forwarded = world.hubs[1].forwarder.stats().forwarded.packets;
+    let elsewhere =
+        |world: &World| -> u64 { world.hubs.iter().skip(1).map(|site| site.forwarder.stats().forwarded.packets).sum() };
+    let before = elsewhere(world);
     assert!(world.passes(0, 0, label, 1));
-    assert_eq!(world.hubs[1].forwarder.stats().forwarded.packets, forwarded, "it goes by the nearer hub");
+    assert_eq!(elsewhere(world), before, "it goes by the nearer hub");
 }
 
 #[test]
@@ -534,6 +589,7 @@ fn of_thousands_of_ways_that_were_led_around_a_late_hub_every_one_is_led_back() 
     let a = world.join(0, 0, admin.id);
     let b = world.join(1, 2, admin.id);
     world.run(DELAY * 5);
+    // far more than are led back in one turn
     let labels: BTreeSet<Label> = (0..2500).map(|_| world.open(0, a, admin.id, world.id(1)).unwrap()).collect();
     let last = labels.last().copied().unwrap();
     world.stream(0, 0, last, Duration::from_secs(1));
@@ -541,6 +597,7 @@ fn of_thousands_of_ways_that_were_led_around_a_late_hub_every_one_is_led_back() 
     make_late(&mut world, last);
     let mut ways = BTreeMap::new();
     for _ in 0..6 {
+        // so that the nodes are not taken for dead
         [a, b].into_iter().for_each(|stream| world.say(stream, Control::Ping { time: 1 }));
         world.stream(0, 0, last, Duration::from_secs(1));
         for message in world.heard(a) {
