@@ -978,13 +978,7 @@ fn an_adjacency_lives_on_udp_alone_while_its_stream_is_late() {
     assert_eq!(world.dropped(0, ForwardDrop::BindForged), 0);
 }
 
-fn rejoin(
-    world: &mut World,
-    node: usize,
-    hub: usize,
-    stream: flatlan_hub::StreamId,
-    admin: &Admin,
-) -> flatlan_hub::StreamId {
+fn rejoin(world: &mut World, node: usize, hub: usize, stream: StreamId, admin: &Admin) -> StreamId {
     // A node that said nothing for long was let go.
     if world.refusal(node, stream).is_some() { world.join(node, hub, admin.id) } else { stream }
 }
