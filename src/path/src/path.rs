@@ -114,7 +114,9 @@ impl Path {
         self.sent.push_back(Sent { seq, at: now, deadline, size, about, asked, fate: Fate::Open });
         let forgotten = |sent: &Sent| now.saturating_duration_since(sent.at) > REMEMBER;
         while self.sent.len() > MAX_SENT || self.sent.front().is_some_and(forgotten) {
-            self.sent.pop_front();
+            if let Some(Sent { at, size, fate: Fate::Open, .. }) = self.sent.pop_front() {
+                self.miss(at, size);
+            }
         }
         self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
         self.last_sent = Some(now);
@@ -208,21 +210,31 @@ impl Path {
         if self.deadline.is_none_or(|deadline| deadline > now) {
             return expired;
         }
-        let mut lost = 0;
+        let mut late = Vec::new();
         for sent in self.sent.iter_mut().filter(|sent| sent.fate == Fate::Open && sent.deadline <= now) {
             sent.fate = Fate::Missed;
-            self.size.miss(sent.size, sent.at);
-            lost += 1;
-            if self.alive < Some(sent.at) {
+            late.push((sent.at, sent.size));
+        }
+        for (at, size) in late {
+            if self.miss(at, size) == Expired::Yes {
                 expired = Expired::Yes;
-                self.answers = 0;
-                self.missed = self.missed.saturating_add(1);
-                self.missed_since.get_or_insert(sent.at);
             }
         }
-        (0..lost).for_each(|_| self.note_loss(1.0));
         self.find_deadline();
         expired
+    }
+
+    /// A probe was not answered.
+    fn miss(&mut self, at: Instant, size: usize) -> Expired {
+        self.size.miss(size, at);
+        self.note_loss(1.0);
+        if self.alive >= Some(at) {
+            return Expired::No;
+        }
+        self.answers = 0;
+        self.missed = self.missed.saturating_add(1);
+        self.missed_since.get_or_insert(at);
+        Expired::Yes
     }
 
     /// The next deadline.
@@ -402,3 +414,25 @@ const GREY: Duration = Duration::from_secs(10);
 const MAX_GREY: Duration = Duration::from_secs(300);
 /// Good behaviour for so long clears the record.
 const FORGET: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use flatlan_types::HubSlot;
+
+    use super::*;
+    use crate::kind::Leg;
+
+    #[test]
+    fn probes_that_leave_faster_than_they_are_given_up_are_missed_all_the_same() {
+        let kind = PathKind::Relay { hub: HubSlot(0), leg: Leg::Udp };
+        let (id, mut now) = (PathId(0), Instant::now());
+        let mut path = Path::new(id, kind, Duration::ZERO, 1440, now);
+        path.rtt.update(Duration::from_secs(5), now);
+        for seq in 0..2 * MAX_SENT as u32 {
+            now += Duration::from_millis(5);
+            path.probe(seq, 100, id, Tally::default(), now, Duration::ZERO);
+            path.expire(now);
+        }
+        assert_eq!(path.missed() as usize, MAX_SENT);
+    }
+}

@@ -36,7 +36,7 @@ impl Rtt {
 
     /// After this long a reply is late.
     pub(crate) fn deadline(&self, min: Duration) -> Duration {
-        self.smoothed.map_or(UNKNOWN, |smoothed| smoothed + self.variation * 4).max(min)
+        self.smoothed.map_or(UNKNOWN, |smoothed| smoothed + self.variation * 4).min(LATEST).max(min)
     }
 
     pub(crate) fn smoothed(&self) -> Option<Duration> {
@@ -46,6 +46,8 @@ impl Rtt {
 
 /// Samples no further apart than this have the usual gains.
 const OFTEN: Duration = Duration::from_millis(250);
+/// No reply is waited for longer: a path on which packets once stood in a queue for seconds may die like any other.
+const LATEST: Duration = Duration::from_secs(3);
 /// The deadline before the first sample.
 const UNKNOWN: Duration = Duration::from_millis(250);
 

@@ -451,6 +451,22 @@ fn the_round_trip_of_a_path_whose_answers_come_by_another_is_not_what_it_was_bef
 }
 
 #[test]
+fn a_path_whose_round_trip_took_seconds_dies_like_any_other() {
+    let mut net = busy(18);
+    for _ in 0..10 {
+        for delay in [ms(3500), ms(2000)] {
+            net.set_delay(relay(2), delay);
+            net.run(secs(8));
+        }
+    }
+    let state = |net: &Net| net.end(A).paths.paths().find(|path| path.kind == relay(2)).map(|path| path.state);
+    assert!(matches!(state(&net), Some(PathState::Valid | PathState::Suspect)), "{:?}", state(&net));
+    net.fault(A, relay(2), Fault::Cut);
+    net.run(secs(12));
+    assert_eq!(state(&net), Some(PathState::Dead));
+}
+
+#[test]
 fn delay_that_follows_the_load_does_not_make_flows_oscillate() {
     let mut net = busy(16);
     for _ in 0..600 {
