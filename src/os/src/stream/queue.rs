@@ -104,18 +104,28 @@ impl SendQueueEnd {
     ) -> Result<Sent, StreamError> {
         tokio::pin!(until);
         loop {
-            let message = tokio::select! {
+            tokio::select! {
                 biased;
-                message = self.next() => message,
-                () = &mut until => return Ok(Sent::Until),
-            };
-            let Some(message) = message else { return Ok(Sent::All) };
-            self.feed(sender, message).await?;
-            while let Some(message) = self.take() {
-                self.feed(sender, message).await?;
+                message = self.next() => {
+                    let Some(message) = message else { return Ok(Sent::All) };
+                    self.feed(sender, message).await?;
+                    self.feed_waiting(sender).await?;
+                }
+                () = &mut until => {
+                    // what was put in before it was time may have come since the queue was looked at
+                    self.feed_waiting(sender).await?;
+                    return Ok(Sent::Until);
+                }
             }
-            sender.flush().await?;
         }
+    }
+
+    /// All that waits, and out with it.
+    async fn feed_waiting(&self, sender: &mut StreamSender) -> Result<(), StreamError> {
+        while let Some(message) = self.take() {
+            self.feed(sender, message).await?;
+        }
+        sender.flush().await
     }
 
     async fn feed(&self, sender: &mut StreamSender, message: Bytes) -> Result<(), StreamError> {
@@ -185,7 +195,7 @@ mod tests {
 
     use tokio::time::timeout;
 
-    use super::*;
+    use super::{super::tests::pair, *};
 
     const WAIT: Duration = Duration::from_secs(4);
 
@@ -233,6 +243,20 @@ mod tests {
         (8..10).for_each(|length| queue.put(message(length)).unwrap());
         drop(queue);
         assert_eq!(timeout(WAIT, reader).await.unwrap().unwrap(), [7, 8, 9]);
+    }
+
+    #[tokio::test]
+    async fn what_was_put_in_before_it_was_time_to_stop_leaves_although_the_queue_was_empty_when_looked_at() {
+        let (mut here, mut there) = pair().await;
+        let (queue, mut end) = send_queue(3, 1000);
+        // another thread's doing, between two looks
+        let until = poll_fn(|_| {
+            queue.put(message(7)).unwrap();
+            Poll::Ready(())
+        });
+        assert_eq!(timeout(WAIT, end.send_to(&mut here.sender, until)).await.unwrap().unwrap(), Sent::Until);
+        let received = timeout(WAIT, there.receiver.recv()).await.unwrap().unwrap();
+        assert_eq!(received.map(|message| message.len()), Some(7));
     }
 
     #[test]
