@@ -28,8 +28,8 @@
 //!
 //! # Order of a failover
 //!
-//! 1. A probe on the primary's path misses its deadline (round trip + 4 variations). Ten more follow in quick
-//!    succession, there and on the standby.
+//! 1. A probe on the primary's path misses its deadline (round trip + 4 variations, three seconds at the most). Ten more
+//!    follow in quick succession, there and on the standby.
 //! 2. Eight are missed, nothing arrived since, and another path delivered in the same span: the path is dead.
 //!    If nothing else delivers, nothing is better: the lane stays, and every path is asked with back-off.
 //! 3. The lane itself moves to the best path that delivered in that span. Its session is untouched.
