@@ -656,7 +656,7 @@ struct Attachment {
     owner: Owner,
     control: StreamId,
     data: Option<StreamId>,
-    /// By UDP.
+    /// A node's, by UDP; a neighbour has its own.
     leg: LegState,
     /// Our labels that its frames come with.
     upstream: BTreeSet<Label>,

@@ -47,7 +47,7 @@ pub(crate) struct Path {
     missed_since: Option<Instant>,
     answers: u32,
     rtt: Rtt,
-    /// Samples came from replies by this same path; others are taken only as long as there are none.
+    /// Samples came from replies by this same path; others are taken only as long as there are none, or none any more.
     rtt_origin: Option<Reverse>,
     /// Answers by other paths since the last one by this.
     others: u32,

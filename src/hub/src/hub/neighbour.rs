@@ -396,8 +396,10 @@ impl Hub {
     /// The data plane says whether UDP to an attachment works.
     pub(super) fn set_leg(&mut self, attachment: AttachmentId, leg: LegState, now: Instant) {
         let Some(state) = self.attachments.get_mut(attachment.0) else { return };
-        state.leg = leg;
-        let Owner::Hub(hub) = state.owner else { return };
+        let Owner::Hub(hub) = state.owner else {
+            state.leg = leg;
+            return;
+        };
         if let Some(neighbour) = self.neighbours.get_mut(&hub) {
             neighbour.leg = leg;
             neighbour.pace = Pace::default();

@@ -148,12 +148,18 @@ fn nodes_on_two_hubs_are_relayed_over_both() {
     assert!(world.hubs[1].forwarder.stats().forwarded.packets >= 2);
 }
 
-#[test]
-fn a_path_over_two_hubs_needs_one_as_soon_as_the_receiver_attaches_there() {
+/// Node 0 at hub 0, with its control stream, and node 1 at hub 1.
+fn one_node_each() -> (World, Admin, StreamId) {
     let (mut world, admin) = hubs(2, 2);
     let a = world.join(0, 0, admin.id);
     world.join(1, 1, admin.id);
     world.run(DELAY * 5);
+    (world, admin, a)
+}
+
+#[test]
+fn a_path_over_two_hubs_needs_one_as_soon_as_the_receiver_attaches_there() {
+    let (mut world, admin, a) = one_node_each();
     let to_b = world.open(0, a, admin.id, world.id(1)).unwrap();
     world.join(1, 0, admin.id);
     world.run(DELAY * 5);
@@ -167,10 +173,7 @@ fn a_path_over_two_hubs_needs_one_as_soon_as_the_receiver_attaches_there() {
 
 #[test]
 fn a_path_over_two_hubs_needs_one_as_soon_as_a_receiver_without_udp_attaches_there() {
-    let (mut world, admin) = hubs(2, 2);
-    let a = world.join(0, 0, admin.id);
-    world.join(1, 1, admin.id);
-    world.run(DELAY * 5);
+    let (mut world, admin, a) = one_node_each();
     let to_b = world.open(0, a, admin.id, world.id(1)).unwrap();
     world.attach(1, 0, admin.id);
     world.attach_data(1, 0, admin.id);
@@ -180,11 +183,7 @@ fn a_path_over_two_hubs_needs_one_as_soon_as_a_receiver_without_udp_attaches_the
 
 #[test]
 fn a_path_that_was_asked_for_before_the_receiver_attached_here_needs_one_hub_too() {
-    let (mut world, admin) = hubs(2, 2);
-    let a = world.join(0, 0, admin.id);
-    world.join(1, 1, admin.id);
-    world.run(DELAY * 5);
-    world.hold_answers();
+    let (mut world, admin, a) = one_node_each();
     ask_for_node_1(&mut world, a, &admin);
     world.attach(1, 0, admin.id);
     world.attach_data(1, 0, admin.id);
@@ -194,10 +193,7 @@ fn a_path_that_was_asked_for_before_the_receiver_attached_here_needs_one_hub_too
 
 #[test]
 fn a_path_stays_over_two_hubs_until_the_receiver_can_be_sent_to_here() {
-    let (mut world, admin) = hubs(2, 2);
-    let a = world.join(0, 0, admin.id);
-    world.join(1, 1, admin.id);
-    world.run(DELAY * 5);
+    let (mut world, admin, a) = one_node_each();
     ask_for_node_1(&mut world, a, &admin);
     world.attach(1, 0, admin.id);
     let label = answered(&mut world, a);
