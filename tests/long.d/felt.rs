@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use flatlan_lab::{Gap, Lab, Probe, Report, RunOptions, TrafficLog, Transfer, TransferReport};
+use flatlan_lab::{Gap, Lab, Probe, Report, RunOptions, StallWatch, TrafficLog, Transfer, TransferReport};
 use serde_json::Value;
 
 use crate::support::{PATIENCE, gateway, path, wait_status};
@@ -16,6 +16,7 @@ use crate::support::{PATIENCE, gateway, path, wait_status};
 pub(crate) struct Flows<'a> {
     lab: &'a Lab,
     wires: TrafficLog,
+    machine: Option<StallWatch>,
     ping: Probe,
     echo: Probe,
     datagrams: [Probe; 2],
@@ -30,6 +31,7 @@ impl<'a> Flows<'a> {
         Self {
             lab,
             wires: lab.watch_traffic(SAMPLE).unwrap(),
+            machine: StallWatch::start(),
             ping: Probe::ping(a, to_b, EACH).unwrap(),
             echo: Probe::tcp_echo(a, b, to_b, EACH).unwrap(),
             datagrams: [
@@ -96,10 +98,13 @@ impl<'a> Flows<'a> {
         let [there, back] = self.datagrams.map(|probe| probe.finish(UNDER_WAY));
         let (ping, echo) = (self.ping.finish(UNDER_WAY), self.echo.finish(UNDER_WAY));
         let bulk = self.bulk.stop(PATIENCE);
+        let away = |from, to| self.machine.as_ref().map(|machine| machine.away(from, to)).unwrap_or_default();
+        let without = |report: &Report| report.longest_gap_without(at, end, away);
         let whole = echo.broken().is_none() && bulk.broken.is_none() && bulk.equal;
         Felt {
             ping: longest(&ping),
             echo: longest(&echo),
+            without: without(&ping).max(without(&echo)),
             bulk: since(bulk.longest_gap, at),
             datagrams: [&there, &back].map(longest),
             lost: [&there, &back].map(|report| report.sent() - report.answered()),
@@ -123,6 +128,8 @@ pub(crate) struct Carried<'a> {
 pub(crate) struct Felt {
     pub(crate) ping: Duration,
     pub(crate) echo: Duration,
+    /// The worse of both without the time in which the machine itself stood still.
+    pub(crate) without: Duration,
     pub(crate) bulk: Duration,
     /// From a to b, and back.
     pub(crate) datagrams: [Duration; 2],

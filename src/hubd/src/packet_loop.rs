@@ -315,14 +315,7 @@ impl PacketLoop {
         // the socket and the data streams: not asked in vain where the kernel has just told which of them has something
         let mut readable: Option<[bool; 2]> = None;
         loop {
-            let mut now = clock::now();
-            if let Some([true, _]) = readable {
-                let moment = moderation.handle_wake(now);
-                if !moment.is_zero() {
-                    poller.pause(moment);
-                    now = clock::now();
-                }
-            }
+            let now = clock::now();
             priority.update(now);
             self.io.now = now;
             let [udp, streams] = readable.take().unwrap_or([true; 2]);
@@ -372,7 +365,12 @@ impl PacketLoop {
             self.io.streams.flush(now);
             self.io.doors.iter_mut().for_each(Door::knock);
             let told_all = self.tell_events();
-            if !busy {
+            if busy {
+                continue;
+            }
+            if let Some(moment) = moderation.pause(clock::now()) {
+                poller.pause(moment);
+            } else {
                 let deadline = self.forwarder.poll_timeout();
                 let deadline = if told_all { deadline } else { deadline.min(now + EVENT_RETRY) };
                 readable = Some(poller.wait(Some(deadline))?.readable);

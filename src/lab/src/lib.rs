@@ -18,7 +18,8 @@
 //! * [`Lab::bring_up`] and its parts run the binary by the commands of its command line.
 //! * [`Lab::emulate`] makes a wire a bad one: delay, jitter, loss, bursts, duplicates, reordering, damage, a rate.
 //! * [`Lab::cut`], [`Lab::lose`], [`Lab::kill`], [`Lab::freeze`] and the like break things; [`Lab::heal`] mends wires.
-//! * [`Probe`], [`Transfer`], [`sockets`], [`Capture`], [`Lab::watch_traffic`] measure what is felt, seen and carried.
+//! * [`Probe`], [`Transfer`], [`sockets`], [`Capture`], [`Lab::watch_traffic`] measure what is felt, seen and carried;
+//!   [`StallWatch`] tells whether the machine itself stood still meanwhile.
 //! * Dropping the lab removes it. So does a panic, Ctrl-C, SIGTERM; what SIGKILL leaves is removed when the next lab starts.
 //!
 //! ```no_run
@@ -59,6 +60,7 @@ mod process;
 mod proxy;
 mod reaper;
 mod run_dir;
+mod stall;
 mod topology;
 mod wire;
 
@@ -78,5 +80,6 @@ pub use probe::{Gap, Payload, Probe, Report, Transfer, TransferReport};
 pub use process::{LogLine, Outcome, Process};
 pub use proxy::Proxy;
 pub use run_dir::sweep;
+pub use stall::StallWatch;
 pub use topology::{HubSpec, ProxySpec, SiteSpec, Underlay};
 pub use wire::{Counters, Traffic, TrafficLog};

@@ -81,6 +81,9 @@ async fn load(words: impl Iterator<Item = String>) -> Result<()> {
     let all = parts.is_empty();
     let wants = |part: &str| all || parts.iter().any(|word| word == part);
     let mut paper = Paper::new("load", "Many nodes on one hub");
+    if !all {
+        paper.is_part();
+    }
     paper.say("One `flatlan-hub` process and its nodes on loopback; the nodes' own work is on the same cores.\n");
     if wants("crowd") {
         crowd::run(&mut paper, nodes, files).await?;

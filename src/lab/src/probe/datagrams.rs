@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{POLL, Shared};
+use super::{POLL, Shared, come_ahead};
 use crate::error::LabError;
 use crate::namespace::Namespace;
 
@@ -39,6 +39,7 @@ pub(super) fn start(
 }
 
 fn send(socket: &UdpSocket, interval: Duration, shared: &Shared) {
+    come_ahead();
     let mut next = Instant::now();
     while let Some(number) = shared.ask() {
         let mut datagram = [0; LENGTH];
@@ -51,6 +52,7 @@ fn send(socket: &UdpSocket, interval: Duration, shared: &Shared) {
 }
 
 fn receive(socket: &UdpSocket, shared: &Shared) {
+    come_ahead();
     let mut datagram = [0; LENGTH];
     let mut came: Vec<bool> = Vec::new();
     while !shared.stopped() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{POLL, Shared, is_pause};
+use super::{POLL, Shared, come_ahead, is_pause};
 use crate::error::LabError;
 use crate::namespace::Namespace;
 
@@ -53,6 +53,7 @@ pub(super) fn connection(
 }
 
 fn ask(mut stream: TcpStream, interval: Duration, shared: &Shared) {
+    come_ahead();
     let mut next = Instant::now();
     while let Some(number) = shared.ask() {
         if let Err(error) = stream.write_all(&u64::from(number).to_be_bytes()) {
@@ -63,6 +64,7 @@ fn ask(mut stream: TcpStream, interval: Duration, shared: &Shared) {
 }
 
 fn listen(mut stream: TcpStream, shared: &Shared) {
+    come_ahead();
     let mut bytes = [0; 8];
     while !shared.stopped() {
         match read_exact(&mut stream, &mut bytes, shared) {
@@ -74,6 +76,7 @@ fn listen(mut stream: TcpStream, shared: &Shared) {
 }
 
 fn echo(mut stream: TcpStream, shared: &Shared) {
+    come_ahead();
     let mut bytes = [0; 8];
     while !shared.stopped() {
         let answered = match read_exact(&mut stream, &mut bytes, shared) {

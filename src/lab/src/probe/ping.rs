@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto, socket_with};
 
-use super::{POLL, Shared};
+use super::{POLL, Shared, come_ahead};
 use crate::error::LabError;
 use crate::namespace::Namespace;
 
@@ -40,6 +40,7 @@ fn open(to: IpAddr) -> io::Result<OwnedFd> {
 }
 
 fn ask(socket: &OwnedFd, to: IpAddr, interval: Duration, shared: &Shared) {
+    come_ahead();
     let kind = if to.is_ipv4() { ECHO_V4 } else { ECHO_V6 };
     let mut next = Instant::now();
     while let Some(number) = shared.ask() {
@@ -56,6 +57,7 @@ fn ask(socket: &OwnedFd, to: IpAddr, interval: Duration, shared: &Shared) {
 }
 
 fn listen(socket: &OwnedFd, shared: &Shared) {
+    come_ahead();
     let mut packet = [0; 256];
     let mut last = None;
     while !shared.stopped() {

@@ -79,6 +79,18 @@ impl Report {
         touching.fold(none, |longest, gap| if gap.length > longest.length { gap } else { longest })
     }
 
+    /// The longest of the gaps that touch this span, each shorter by what `away` says of the time that it lasted.
+    #[must_use]
+    pub fn longest_gap_without(
+        &self,
+        from: Instant,
+        to: Instant,
+        away: impl Fn(Instant, Instant) -> Duration,
+    ) -> Duration {
+        let touching = self.gaps().filter(|gap| gap.from < to && gap.from + gap.length > from);
+        touching.map(|gap| gap.length.saturating_sub(away(gap.from, gap.from + gap.length))).max().unwrap_or_default()
+    }
+
     /// The gap that this share of all gaps does not exceed: 0.999 of a control run tells the machine's own noise.
     #[must_use]
     pub fn gap_quantile(&self, share: f64) -> Duration {
@@ -137,6 +149,16 @@ mod tests {
     fn the_longest_gap_lies_between_two_answers() {
         let (start, report) = report(&[10, 20, 300, 310], 320);
         assert_eq!(report.longest_gap(), Gap { from: start + MS * 20, length: MS * 280 });
+    }
+
+    #[test]
+    fn without_the_time_that_the_machine_was_away_another_gap_may_be_the_longest() {
+        let (start, report) = report(&[10, 20, 300, 310, 450, 460], 470);
+        let (from, to) = (start + MS * 25, start + MS * 460);
+        let away = |from: Instant, _| if from < start + MS * 300 { MS * 200 } else { MS * 5 };
+        assert_eq!(report.longest_gap_between(from, to).length, MS * 280);
+        assert_eq!(report.longest_gap_without(from, to, away), MS * 135);
+        assert_eq!(report.longest_gap_without(start + MS * 455, to, away), MS * 5);
     }
 
     #[test]
