@@ -61,8 +61,8 @@ fn measure_table(table: Table, flags: &Flags) {
         felt::RATE / 1_000_000
     ));
     paper.say("second each way. Gaps in ms: the worse of ping and echo; of the bulk flow, for information.\n");
-    let columns = "fault | runs | median | least | longest | without the machine's own: median, longest | goal | bulk: median, longest | datagrams lost of a run: \
-                   median, most | TCP alive and equal | repeated";
+    let columns = "fault | runs | median | least | longest | without the machine's own: median, longest | goal | \
+                   bulk: median, longest | datagrams lost of a run: median, most | TCP alive and equal | repeated";
     paper.head(&columns.split(" | ").collect::<Vec<_>>());
     let mut every = Vec::new();
     for fault in Fault::ALL {
@@ -87,13 +87,14 @@ fn measure_table(table: Table, flags: &Flags) {
                     in_a_row = 0;
                     let ms = |gap: Duration| gap.as_millis();
                     println!(
-                        "  {} of {runs}: {} {hub}: ping {} ms, echo {} ms, without the machine's own {} ms, bulk {} ms, datagrams {:?} ms, lost {:?}, \
-                         alive: {}",
+                        "  {} of {runs}: {} {hub}: ping {} ms, echo {} ms, without the machine's own {} ms (one core's {} ms), \
+                         bulk {} ms, datagrams {:?} ms, lost {:?}, alive: {}",
                         felt.len() + 1,
                         fault.name(),
                         ms(this.ping),
                         ms(this.echo),
                         ms(this.without),
+                        ms(this.without_one),
                         ms(this.bulk),
                         this.datagrams.map(ms),
                         this.lost,

@@ -98,12 +98,16 @@ impl<'a> Flows<'a> {
         let [there, back] = self.datagrams.map(|probe| probe.finish(UNDER_WAY));
         let (ping, echo) = (self.ping.finish(UNDER_WAY), self.echo.finish(UNDER_WAY));
         let bulk = self.bulk.stop(PATIENCE);
-        let away = |from, to| self.machine.as_ref().map(|machine| machine.away(from, to)).unwrap_or_default();
+        let machine = self.machine.as_ref();
+        let away = |from, to| machine.map(|machine| machine.away(from, to)).unwrap_or_default();
+        let away_of_one = |from, to| machine.map(|machine| machine.away_of_one(from, to)).unwrap_or_default();
         let without = |report: &Report| report.longest_gap_without(at, end, away);
+        let without_one = |report: &Report| report.longest_gap_without(at, end, away_of_one);
         let whole = echo.broken().is_none() && bulk.broken.is_none() && bulk.equal;
         Felt {
             ping: longest(&ping),
             echo: longest(&echo),
+            without_one: without_one(&ping).max(without_one(&echo)),
             without: without(&ping).max(without(&echo)),
             bulk: since(bulk.longest_gap, at),
             datagrams: [&there, &back].map(longest),
@@ -128,8 +132,10 @@ pub(crate) struct Carried<'a> {
 pub(crate) struct Felt {
     pub(crate) ping: Duration,
     pub(crate) echo: Duration,
-    /// The worse of both without the time in which the machine itself stood still.
+    /// The worse of both without the time in which the machine itself stood still, all of it.
     pub(crate) without: Duration,
+    /// And without the time in which one core did, for information: what ran there waited, the other core went on.
+    pub(crate) without_one: Duration,
     pub(crate) bulk: Duration,
     /// From a to b, and back.
     pub(crate) datagrams: [Duration; 2],

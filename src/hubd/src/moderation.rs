@@ -103,7 +103,7 @@ impl Moderation {
 }
 
 /// How close reads may be to each other.
-const GAP: Duration = Duration::from_micros(100);
+const GAP: Duration = Duration::from_micros(200);
 /// How often it is judged anew.
 const WINDOW: Duration = Duration::from_millis(10);
 /// So many reads in a window that follow another closely are many: 2,000 a second.
@@ -175,7 +175,7 @@ mod tests {
         for apart in [20, 40, 60] {
             let mut world = World::new();
             world.stream(apart * US, Duration::from_secs(1));
-            assert!((8_000..11_000).contains(&world.reads), "{apart}: {}", world.reads);
+            assert!((4_500..5_500).contains(&world.reads), "{apart}: {}", world.reads);
             assert!(world.waited <= GAP, "{:?}", world.waited);
         }
     }
@@ -196,7 +196,7 @@ mod tests {
         for ms in 0..10 {
             let mut world = World::new();
             world.stream(20 * US, Duration::from_millis(100 + ms));
-            assert!(world.pauses > 500, "{}", world.pauses);
+            assert!(world.pauses > 400, "{}", world.pauses);
             world.now += 3 * WINDOW;
             let before = world.pauses;
             world.stream(20 * US, Duration::from_millis(5));
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn where_a_pause_brings_hardly_more_than_one_little_time_is_lost() {
         let mut world = World::new();
-        world.stream(90 * US, Duration::from_secs(10));
+        world.stream(180 * US, Duration::from_secs(10));
         assert!(world.pauses > 0 && world.slept < Duration::from_millis(60), "{:?}", world.slept);
     }
 }

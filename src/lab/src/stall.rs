@@ -55,8 +55,20 @@ impl StallWatch {
     /// The part of this span in which no core ran; of each time that it happened up to a millisecond is not seen.
     #[must_use]
     pub fn away(&self, from: Instant, to: Instant) -> Duration {
-        let seen = self.cores.iter().map(|core| core.seen.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        in_all(seen, (from, to))
+        in_all(self.cores.iter().map(Core::seen), (from, to))
+    }
+
+    /// The part of this span in which one core did not run, of that which was away for longest.
+    #[must_use]
+    pub fn away_of_one(&self, from: Instant, to: Instant) -> Duration {
+        let of = |core: &Core| in_all(std::iter::once(core.seen()), (from, to));
+        self.cores.iter().map(of).max().unwrap_or_default()
+    }
+}
+
+impl Core {
+    fn seen(&self) -> Vec<Span> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -150,6 +162,7 @@ mod tests {
             assert!(Instant::now() < deadline, "{:?}", watch.away(begun, deadline));
             std::thread::yield_now();
         }
+        assert!(watch.away_of_one(begun, deadline) >= watch.away(begun, deadline));
         assert_eq!(watch.away(begun - 2 * taken, begun - taken), Duration::ZERO);
     }
 }
