@@ -31,7 +31,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use felt::{Felt, Flows, wait_settled};
-use flatlan_lab::{Emulator, Lab, Nat, Quality};
+use flatlan_lab::{Emulator, Lab, Nat, Quality, StallWatch};
 use measure::{Flags, Paper};
 use support::PATIENCE;
 
@@ -60,7 +60,15 @@ fn measure_table(table: Table, flags: &Flags) {
         "3 hubs. Flows: ping and TCP echo each 10 ms, TCP at {} Mbit/s compared by SHA-256, 1,000 datagrams a",
         felt::RATE / 1_000_000
     ));
-    paper.say("second each way. Gaps in ms: the worse of ping and echo; of the bulk flow, for information.\n");
+    paper.say(
+        "second each way. Gaps in ms: the worse of ping and echo; of the bulk flow, for information. Goals are for the",
+    );
+    paper.say("gaps without the time in which no core of the machine ran, a lower bound of what one felt on a machine of one's");
+    paper.say(if StallWatch::start().is_some() {
+        "own.\n"
+    } else {
+        "own. **That time is not seen here: no real-time priority.**\n"
+    });
     let columns = "fault | runs | median | least | longest | without the machine's own: median, longest | goal | \
                    bulk: median, longest | datagrams lost of a run: median, most | TCP alive and equal | repeated";
     paper.head(&columns.split(" | ").collect::<Vec<_>>());

@@ -4,16 +4,17 @@
 //! it; those that are read together also leave together. A network card with much to do interrupts its machine not
 //! more often than every so many microseconds (interrupt moderation, `ethtool -C`). This is the same, one floor up:
 //!
-//! 1. Wakes that follow a read by less than [`GAP`] are counted. Who sends seldom is never among them, nor the first of
-//!    a burst: they are read at once.
+//! 1. Reads that follow another of the same thread by less than [`GAP`] are counted. Where all that the thread carries
+//!    comes seldom there are none, and few where it comes in bursts: then everything is read at once.
 //! 2. After a window with [`MANY`] of them, the thread sleeps after a read that brought something, until [`GAP`] after
 //!    it, and reads again without asking whether there is anything. What brings nothing is followed by a wait.
-//! 3. That goes on as long as it pays: while such reads bring three datagrams for every two of them. Where each is the
-//!    answer to the one before, as in a flow of questions and answers, nothing is won and time is lost: then it is left
-//!    alone for [`REST`].
+//! 3. That goes on as long as it pays: while such reads bring three datagrams for every two of them, and as many in a
+//!    time as came before. Where a flow waits for its own answers, one by one or some at once, it would be slower for it:
+//!    then it is left alone for [`REST`].
 //! 4. Who moves bulk reads much at once as it is ([`LARGE`]), and is left alone too.
 //!
-//! What is dropped counts as nothing: whoever sends it slows nobody down.
+//! The price: on a thread that does this, everything that it carries waits for up to [`GAP`], also what comes seldom.
+//! What is dropped counts as nothing: whoever sends only that slows nobody down.
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,10 @@ pub(crate) struct Moderation {
     brought: bool,
     /// The next read is behind a pause.
     paused: bool,
-    window_ends: Instant,
+    window_begun: Instant,
     window: Window,
+    /// Datagrams a second in the last window without pauses.
+    rate: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,59 +48,75 @@ enum Mode {
 /// What there was since it began.
 #[derive(Debug, Default)]
 struct Window {
+    /// Reads that brought something, and what.
     reads: u64,
     carried: Carried,
-    /// Reads that brought something shortly after another.
+    /// Those of them shortly after another.
     close: u64,
-    /// Pauses, and the datagrams that the reads behind them carried on.
     pauses: u64,
-    paid: u64,
+    /// Datagrams that the reads behind pauses carried on.
+    behind_pauses: u64,
 }
 
 impl Moderation {
     pub(crate) fn new(now: Instant) -> Self {
-        let (window_ends, window) = (now + WINDOW, Window::default());
-        Self { mode: Mode::Off, brought_at: now, brought: false, paused: false, window_ends, window }
+        let window = Window::default();
+        Self { mode: Mode::Off, brought_at: now, brought: false, paused: false, window_begun: now, window, rate: 0 }
     }
 
     /// What was there was read at that time, and so much of it was carried on.
     pub(crate) fn handle_read(&mut self, carried: Carried, now: Instant) {
-        if now >= self.window_ends {
+        if now >= self.window_begun + WINDOW {
             self.judge(now);
         }
         let paused = std::mem::take(&mut self.paused);
-        self.window.reads += 1;
-        self.window.carried += carried;
         self.brought = carried.packets > 0;
         if self.brought {
+            self.window.reads += 1;
+            self.window.carried += carried;
             self.window.close += u64::from(paused || now < self.brought_at + GAP);
-            self.window.paid += if paused { carried.packets } else { 0 };
+            self.window.behind_pauses += if paused { carried.packets } else { 0 };
             self.brought_at = now;
         }
     }
 
-    /// There was nothing more to read. How long to sleep before the next read; `None`: wait for something to come.
-    pub(crate) fn pause(&mut self, now: Instant) -> Option<Duration> {
+    /// There was nothing more to read. How long to sleep before the next read; `None`: wait for something to come. The
+    /// clock is read only where it matters.
+    pub(crate) fn pause(&mut self, clock: impl FnOnce() -> Instant) -> Option<Duration> {
         if self.mode != Mode::On || !self.brought {
             return None;
         }
-        let left = (self.brought_at + GAP).checked_duration_since(now).filter(|left| !left.is_zero())?;
+        let left = (self.brought_at + GAP).checked_duration_since(clock()).filter(|left| !left.is_zero())?;
         self.window.pauses += 1;
         self.paused = true;
         Some(left)
     }
 
     fn judge(&mut self, now: Instant) {
-        // of a thread that slept meanwhile nothing is known
         let window = std::mem::take(&mut self.window);
-        let stale = now >= self.window_ends + WINDOW;
-        self.window_ends = now + WINDOW;
-        let many = !stale && window.close >= MANY && window.carried.bytes < window.reads * LARGE;
+        let time = now - self.window_begun;
+        self.window_begun = now;
+        // of a thread that slept meanwhile nothing is known
+        if time >= 2 * WINDOW {
+            self.mode = match self.mode {
+                Mode::Rests { .. } => self.mode,
+                Mode::Off | Mode::On => Mode::Off,
+            };
+            return;
+        }
+        let rate = window.carried.packets * 1_000_000 / u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
         self.mode = match self.mode {
             Mode::Rests { until } if now < until => self.mode,
-            Mode::On if !stale && 2 * window.paid < 3 * window.pauses => Mode::Rests { until: now + REST },
-            Mode::Off | Mode::On | Mode::Rests { .. } if many => Mode::On,
-            Mode::Off | Mode::On | Mode::Rests { .. } => Mode::Off,
+            Mode::On if window.carried.bytes >= window.reads.max(1) * VAST => Mode::Off,
+            Mode::On if 2 * window.behind_pauses < 3 * window.pauses || 4 * rate < 3 * self.rate => {
+                Mode::Rests { until: now + REST }
+            }
+            Mode::On => Mode::On,
+            Mode::Off | Mode::Rests { .. } => {
+                self.rate = rate;
+                let many = window.close >= MANY && window.carried.bytes < window.reads * LARGE;
+                if many { Mode::On } else { Mode::Off }
+            }
         };
     }
 }
@@ -110,6 +129,8 @@ const WINDOW: Duration = Duration::from_millis(10);
 const MANY: u64 = 20;
 /// So many bytes for each read are bulk.
 const LARGE: u64 = 16 << 10;
+/// And so many where pauses make reads larger than they would be: what is no bulk without them must not become it.
+const VAST: u64 = 64 << 10;
 /// How long it is not tried again where it did not pay: what it costs others is less than a hundredth of the time.
 const REST: Duration = Duration::from_secs(2);
 
@@ -141,7 +162,8 @@ mod tests {
         fn run(&mut self, time: Duration, what: Carried, next: impl Fn(Instant, Instant) -> Instant) {
             let (end, mut comes) = (self.now + time, next(self.now, self.now));
             while self.now < end {
-                match self.moderation.pause(self.now) {
+                let now = self.now;
+                match self.moderation.pause(|| now) {
                     Some(pause) => {
                         self.now += pause;
                         self.slept += pause;
@@ -209,6 +231,35 @@ mod tests {
         let mut world = World::new();
         world.run(Duration::from_secs(10), of(1, 100), |_, read| read + 50 * US);
         assert!(world.pauses > 0 && world.slept < Duration::from_millis(60), "{:?}", world.slept);
+    }
+
+    #[test]
+    fn a_flow_that_waits_for_several_answers_at_a_time_is_not_slowed_down_for_long() {
+        for at_once in [2, 4, 8, 64] {
+            let mut world = World::new();
+            world.run(Duration::from_secs(10), of(at_once, 100), |_, read| read + 50 * US);
+            assert!(world.pauses > 0 && world.slept < Duration::from_millis(60), "{at_once}: {:?}", world.slept);
+        }
+    }
+
+    #[test]
+    fn a_fast_stream_is_not_taken_for_bulk_because_it_is_read_together() {
+        for apart in [10, 15] {
+            let mut world = World::new();
+            world.run(Duration::from_secs(1), of(1, 1_400), |came, _| came + apart * US);
+            assert!((4_500..6_500).contains(&world.reads), "{apart}: {}", world.reads);
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_beside_bulk_does_not_slow_it_down() {
+        let mut world = World::new();
+        let end = world.now + Duration::from_secs(1);
+        while world.now < end {
+            world.run(100 * US, of(40, 1_400), |came, _| came + 50 * US);
+            world.run(100 * US, of(0, 0), |came, _| came + 5 * US);
+        }
+        assert_eq!(world.pauses, 0);
     }
 
     #[test]

@@ -368,7 +368,7 @@ impl PacketLoop {
             if busy {
                 continue;
             }
-            if let Some(moment) = moderation.pause(clock::now()) {
+            if let Some(moment) = moderation.pause(clock::now) {
                 poller.pause(moment);
             } else {
                 let deadline = self.forwarder.poll_timeout();

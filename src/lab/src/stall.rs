@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
 /// Watches every core: on each a thread wakes every millisecond, and notes when it woke late. These threads come before
-/// every ordinary one (SCHED_FIFO), so that they are late together where nothing at all could have run. Stops when it is
-/// dropped.
+/// every ordinary one (SCHED_FIFO): where they are late together, no ordinary thread could have run. Interrupts come before
+/// them too, as rarely for as long as a millisecond. Stops when it is dropped.
 #[derive(Debug)]
 pub struct StallWatch {
     stop: Arc<AtomicBool>,
@@ -52,7 +52,7 @@ impl StallWatch {
         Some(watch)
     }
 
-    /// The part of this span in which no core ran; of each time that it happened up to a millisecond is not seen.
+    /// The part of this span in which no core ran; of each time that it happened up to two milliseconds are not seen.
     #[must_use]
     pub fn away(&self, from: Instant, to: Instant) -> Duration {
         in_all(self.cores.iter().map(Core::seen), (from, to))
@@ -139,7 +139,7 @@ mod tests {
     fn cores_that_nothing_else_gets_are_seen_to_be_away() {
         let given = sched_getaffinity(None).unwrap();
         let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| given.is_set(*core)).collect();
-        let taken = 30 * MS;
+        let taken = 12 * MS;
         let watch = StallWatch::start();
         let begun = Instant::now();
         let all = Arc::new(std::sync::Barrier::new(cores.len()));
@@ -158,11 +158,10 @@ mod tests {
         }
         let Some(watch) = watch else { return };
         let deadline = Instant::now() + Duration::from_secs(5);
-        while watch.away(begun, deadline) < taken / 2 {
+        while watch.away(begun, deadline) < taken / 3 {
             assert!(Instant::now() < deadline, "{:?}", watch.away(begun, deadline));
             std::thread::yield_now();
         }
         assert!(watch.away_of_one(begun, deadline) >= watch.away(begun, deadline));
-        assert_eq!(watch.away(begun - 2 * taken, begun - taken), Duration::ZERO);
     }
 }

@@ -75,8 +75,7 @@ impl Report {
     #[must_use]
     pub fn longest_gap_between(&self, from: Instant, to: Instant) -> Gap {
         let none = Gap { from, length: Duration::ZERO };
-        let touching = self.gaps().filter(|gap| gap.from < to && gap.from + gap.length > from);
-        touching.fold(none, |longest, gap| if gap.length > longest.length { gap } else { longest })
+        self.touching(from, to).fold(none, |longest, gap| if gap.length > longest.length { gap } else { longest })
     }
 
     /// The longest of the gaps that touch this span, each shorter by what `away` says of the time that it lasted.
@@ -87,8 +86,8 @@ impl Report {
         to: Instant,
         away: impl Fn(Instant, Instant) -> Duration,
     ) -> Duration {
-        let touching = self.gaps().filter(|gap| gap.from < to && gap.from + gap.length > from);
-        touching.map(|gap| gap.length.saturating_sub(away(gap.from, gap.from + gap.length))).max().unwrap_or_default()
+        let without = |gap: Gap| gap.length.saturating_sub(away(gap.from, gap.from + gap.length));
+        self.touching(from, to).map(without).max().unwrap_or_default()
     }
 
     /// The gap that this share of all gaps does not exceed: 0.999 of a control run tells the machine's own noise.
@@ -101,6 +100,10 @@ impl Report {
     #[must_use]
     pub fn round_trip_quantile(&self, share: f64) -> Duration {
         quantile(self.answers.iter().map(|answer| answer.1).collect(), share)
+    }
+
+    fn touching(&self, from: Instant, to: Instant) -> impl Iterator<Item = Gap> {
+        self.gaps().filter(move |gap| gap.from < to && gap.from + gap.length > from)
     }
 
     /// From the start to the first answer, from answer to answer, from the last to the end.
