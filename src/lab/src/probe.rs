@@ -4,7 +4,8 @@
 //! as the probe does, to a server that it starts on the far machine; [`Probe::datagrams`] sends numbered datagrams one
 //! way. All run as threads inside the right namespaces and note when each question left and when its answer came.
 //! They come ahead of ordinary threads where they may (nice -20, which takes root): a probe is not to wait for what it
-//! measures. [`Transfer`] stays where it is. [`Report`] answers what is asked about that, above all: what was the longest time without an answer.
+//! measures. [`Transfer`] stays where it is. [`Report`] answers what is asked about that, above all: what was the
+//! longest time without an answer.
 
 mod bulk;
 mod datagrams;
