@@ -12,9 +12,9 @@
 //!    time as came before. Where a flow waits for its own answers, one by one or some at once, it would be slower for it:
 //!    then it is left alone for [`REST`].
 //! 4. Who moves bulk reads much at once as it is ([`LARGE`]), and is left alone too.
+//! 5. While more is dropped than is carried on, nothing waits: whoever floods slows nobody else down.
 //!
 //! The price: on a thread that does this, everything that it carries waits for up to [`GAP`], also what comes seldom.
-//! What is dropped counts as nothing: whoever sends only that slows nobody down.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,9 @@ enum Mode {
 /// What there was since it began.
 #[derive(Debug, Default)]
 struct Window {
-    /// Reads that brought something, and what.
+    /// Datagrams that came, whatever became of them.
+    came: u64,
+    /// Reads that brought something that was carried on, and what.
     reads: u64,
     carried: Carried,
     /// Those of them shortly after another.
@@ -64,11 +66,12 @@ impl Moderation {
         Self { mode: Mode::Off, brought_at: now, brought: false, paused: false, window_begun: now, window, rate: 0 }
     }
 
-    /// What was there was read at that time, and so much of it was carried on.
-    pub(crate) fn handle_read(&mut self, carried: Carried, now: Instant) {
+    /// What was there was read at that time: so many datagrams, and so much of it was carried on.
+    pub(crate) fn handle_read(&mut self, came: u64, carried: Carried, now: Instant) {
         if now >= self.window_begun + WINDOW {
             self.judge(now);
         }
+        self.window.came += came;
         let paused = std::mem::take(&mut self.paused);
         self.brought = carried.packets > 0;
         if self.brought {
@@ -105,8 +108,10 @@ impl Moderation {
             return;
         }
         let rate = window.carried.packets * 1_000_000 / u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        let flooded = window.came > 2 * window.carried.packets;
         self.mode = match self.mode {
             Mode::Rests { until } if now < until => self.mode,
+            Mode::On if flooded => Mode::Off,
             Mode::On if window.carried.bytes >= window.reads.max(1) * VAST => Mode::Off,
             Mode::On if 2 * window.behind_pauses < 3 * window.pauses || 4 * rate < 3 * self.rate => {
                 Mode::Rests { until: now + REST }
@@ -115,7 +120,7 @@ impl Moderation {
             Mode::Off | Mode::Rests { .. } => {
                 self.rate = rate;
                 let many = window.close >= MANY && window.carried.bytes < window.reads * LARGE;
-                if many { Mode::On } else { Mode::Off }
+                if many && !flooded { Mode::On } else { Mode::Off }
             }
         };
     }
@@ -171,14 +176,15 @@ mod tests {
                     }
                     None => self.now = self.now.max(comes),
                 }
-                let mut carried = Carried::default();
+                let (mut came, mut carried) = (0, Carried::default());
                 while comes <= self.now {
+                    came += what.packets.max(1);
                     carried += what;
                     self.waited = self.waited.max(self.now - comes);
                     comes = next(comes, self.now);
                 }
                 self.reads += 1;
-                self.moderation.handle_read(carried, self.now);
+                self.moderation.handle_read(came, carried, self.now);
             }
         }
 
@@ -274,6 +280,26 @@ mod tests {
         let mut world = World::new();
         world.run(Duration::from_secs(1), of(0, 0), |came, _| came + 5 * US);
         assert_eq!((world.pauses, world.waited), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn while_more_is_dropped_than_carried_on_nothing_waits() {
+        // four of five are above a quota; what is below it is as much as there is without the rest
+        let flood = |world: &mut World| {
+            let end = world.now + Duration::from_secs(1);
+            while world.now < end {
+                world.stream(20 * US, 80 * US);
+                world.run(80 * US, of(0, 0), |came, _| came + 5 * US);
+            }
+        };
+        let mut world = World::new();
+        flood(&mut world);
+        assert_eq!((world.pauses, world.waited), (0, Duration::ZERO));
+        world.stream(40 * US, Duration::from_secs(1));
+        let before = world.pauses;
+        assert!(before > 4_000, "{before}");
+        flood(&mut world);
+        assert!(world.pauses - before < 120, "{}", world.pauses - before);
     }
 
     #[test]

@@ -354,9 +354,10 @@ impl PacketLoop {
                 busy |= self.receive_streams(&mut inbox, &mut priority, now);
             }
             if udp {
-                let before = self.forwarder.stats().forwarded;
+                let before = (self.forwarder.stats().received, self.forwarder.stats().forwarded);
                 busy |= self.receive(&mut received, &mut priority, now);
-                moderation.handle_read(self.forwarder.stats().forwarded.since(before), now);
+                let after = self.forwarder.stats();
+                moderation.handle_read(after.received - before.0, after.forwarded.since(before.1), now);
             }
             if self.forwarder.poll_timeout() <= now {
                 self.forwarder.handle_timeout(now, &mut self.io);
