@@ -1000,6 +1000,11 @@ impl ForwardDrops {
         self.0.get(reason as usize).copied().unwrap_or(0)
     }
 
+    /// How many a quota refused, the attachment's or the network's.
+    pub fn by_quotas(&self) -> u64 {
+        self.of(ForwardDrop::Quota) + self.of(ForwardDrop::NetworkQuota)
+    }
+
     /// All counters.
     pub fn iter(&self) -> impl Iterator<Item = (ForwardDrop, u64)> {
         ForwardDrop::ALL.iter().map(|reason| (*reason, self.of(*reason)))
