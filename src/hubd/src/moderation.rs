@@ -8,11 +8,11 @@
 //!    comes seldom there are none, and few where it comes in bursts: then everything is read at once.
 //! 2. After a window with [`MANY`] of them, the thread sleeps after a read that brought something, until [`GAP`] after
 //!    it, and reads again without asking whether there is anything. What brings nothing is followed by a wait.
-//! 3. That goes on as long as it pays: while such reads bring three datagrams for every two of them, and as many in a
-//!    time as came before. Where a flow waits for its own answers, one by one or some at once, it would be slower for it:
-//!    then it is left alone for [`REST`].
+//! 3. That goes on as long as it pays: while such reads bring three datagrams for every two of them, and three quarters
+//!    of what came in a time before. Where a flow waits for its own answers, one by one or some at once, it would be
+//!    slower for it: then it is left alone for [`REST`].
 //! 4. Who moves bulk reads much at once as it is ([`LARGE`]), and is left alone too.
-//! 5. While quotas refuse as many, nothing waits: what one network sends above its own slows no other down.
+//! 5. While quotas refuse [`MANY`] in a window, nothing waits: what one network sends above its own slows no other down.
 //!
 //! The price: on a thread that does this, everything that it carries waits for up to [`GAP`], also what comes seldom; and
 //! a network above its quota costs it a wake-up for each datagram. What is dropped for another reason counts as nothing.
@@ -52,13 +52,13 @@ struct Window {
     /// Reads that brought something that was carried on, and what.
     reads: u64,
     carried: Carried,
-    /// What quotas refused.
-    refused: u64,
     /// Those of them shortly after another.
     close: u64,
     pauses: u64,
     /// Datagrams that the reads behind pauses carried on.
     behind_pauses: u64,
+    /// Datagrams that a quota refused.
+    refused: u64,
 }
 
 impl Moderation {
@@ -299,6 +299,22 @@ mod tests {
         assert!(before > 4_000, "{before}");
         world.refused_each = Some(10);
         world.stream(40 * US, Duration::from_secs(1));
+        assert!(world.pauses - before < 120, "{}", world.pauses - before);
+    }
+
+    #[test]
+    fn what_quotas_refuse_counts_also_where_it_is_read_alone() {
+        let mut world = World::new();
+        world.stream(40 * US, Duration::from_secs(1));
+        let before = world.pauses;
+        assert!(before > 4_000, "{before}");
+        let end = world.now + Duration::from_secs(1);
+        while world.now < end {
+            world.refused_each = None;
+            world.stream(20 * US, 80 * US);
+            world.refused_each = Some(1);
+            world.run(80 * US, of(0, 0), |came, _| came + 5 * US);
+        }
         assert!(world.pauses - before < 120, "{}", world.pauses - before);
     }
 
