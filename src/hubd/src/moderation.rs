@@ -116,6 +116,7 @@ impl Moderation {
             Mode::On if 2 * window.behind_pauses < 3 * window.pauses || 4 * rate < 3 * self.rate => {
                 Mode::Rests { until: now + REST }
             }
+            // behind what does not pay: else a flood that comes and goes would have it tried again each time
             Mode::On if flooded => Mode::Off,
             Mode::On => Mode::On,
             Mode::Off | Mode::Rests { .. } => {

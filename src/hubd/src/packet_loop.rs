@@ -354,10 +354,11 @@ impl PacketLoop {
                 busy |= self.receive_streams(&mut inbox, &mut priority, now);
             }
             if udp {
-                let before = (self.forwarder.stats().forwarded, self.forwarder.stats().dropped.by_quotas());
+                let stats = self.forwarder.stats();
+                let (forwarded, refused) = (stats.forwarded, stats.dropped.by_quotas());
                 busy |= self.receive(&mut received, &mut priority, now);
-                let after = self.forwarder.stats();
-                moderation.handle_read(after.forwarded.since(before.0), after.dropped.by_quotas() - before.1, now);
+                let stats = self.forwarder.stats();
+                moderation.handle_read(stats.forwarded.since(forwarded), stats.dropped.by_quotas() - refused, now);
             }
             if self.forwarder.poll_timeout() <= now {
                 self.forwarder.handle_timeout(now, &mut self.io);

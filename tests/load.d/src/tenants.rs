@@ -103,9 +103,10 @@ pub(crate) async fn run(paper: &mut Paper) -> Result<()> {
         kept,
         &format!("beside A's flood {passed:.0} a second were forwarded, not {least:.0} to 1.15 times that"),
     );
-    let alike = (offered[3] / offered[4] - 1.0).abs() < 0.05;
-    paper.must(alike, &format!("the control was {:.0} packets a second, the flood {:.0}", offered[3], offered[4]));
-    for (times, offered) in [(2.0, offered[2]), (10.0, offered[4])] {
+    let [_, _, to_twice, aside, to_ten] = offered;
+    let alike = (aside / to_ten - 1.0).abs() < 0.05;
+    paper.must(alike, &format!("the control was {aside:.0} packets a second, the flood {to_ten:.0}"));
+    for (times, offered) in [(2.0, to_twice), (10.0, to_ten)] {
         let least = 0.8 * times * QUOTA as f64;
         paper.must(offered >= least, &format!("only {offered:.0} packets a second were offered, not {least:.0}"));
     }
